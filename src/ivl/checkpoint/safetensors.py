@@ -1,0 +1,147 @@
+"""A directory of safetensors files, one or many, as one set of named tensors.
+
+The headers are read and checked first, so that a damaged download is found before any memory is
+taken. Source of the layout: the format section of the safetensors README.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+from torch import Tensor
+
+from ivl.errors import CheckpointError
+
+# Bytes per element of the types that weights are stored in.
+DTYPE_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I8": 1, "U8": 1}
+MAX_HEADER_BYTES = 100_000_000
+INDEX_NAME = "model.safetensors.index.json"
+REPAIR = "Download the file again, and compare its size with the hub's."
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorInfo:
+    """What a header says of one tensor. `dtype` is the format's name, for example BF16."""
+
+    file: Path
+    dtype: str
+    shape: tuple[int, ...]
+
+
+class SafetensorsDirectory:
+    """All tensors of a model directory; read-only, nothing is loaded until `read`."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.tensors: dict[str, TensorInfo] = {}
+        for file in _files(directory):
+            for name, info in read_header(file).items():
+                if name in self.tensors:
+                    raise CheckpointError(
+                        f"The tensor {name} is both in {self.tensors[name].file.name} "
+                        f"and in {file.name}.",
+                        "The directory mixes two downloads; keep the files of one.",
+                    )
+                self.tensors[name] = info
+        self._open: tuple[Path, Any] | None = None
+
+    def read(self, name: str) -> Tensor:
+        """The tensor on the CPU, in the type that it is stored in."""
+        file = self.tensors[name].file
+        if self._open is None or self._open[0] != file:
+            self._open = (file, safe_open(file, framework="pt"))
+        return self._open[1].get_tensor(name)
+
+
+def read_header(file: Path) -> dict[str, TensorInfo]:
+    """What the file holds; CheckpointError when it is truncated or no safetensors file."""
+    try:
+        size = file.stat().st_size
+        with file.open("rb") as stream:
+            prefix = stream.read(8)
+            length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else None
+            if length is None or length > min(MAX_HEADER_BYTES, size - 8):
+                raise CheckpointError(f"{file} is truncated, or no safetensors file.", REPAIR)
+            header = json.loads(stream.read(length))
+    except OSError as error:
+        raise CheckpointError(f"{file} cannot be read: {error.strerror}.") from None
+    except ValueError:
+        raise CheckpointError(f"{file} is no safetensors file: its header is no JSON.") from None
+    if not isinstance(header, dict):
+        raise CheckpointError(f"{file} is no safetensors file: its header is no JSON object.")
+    header.pop("__metadata__", None)
+    tensors = {name: _tensor_info(file, name, entry) for name, entry in header.items()}
+    _check_extent(file, header, size - 8 - length)
+    return tensors
+
+
+def _tensor_info(file: Path, name: str, entry: Any) -> TensorInfo:
+    try:
+        dtype, shape = str(entry["dtype"]), tuple(int(n) for n in entry["shape"])
+        begin, end = (int(n) for n in entry["data_offsets"])
+    except (TypeError, KeyError, ValueError):
+        raise CheckpointError(f"{file}: the header's entry for {name} is damaged.", REPAIR) from None
+    if dtype not in DTYPE_BYTES:
+        raise CheckpointError(
+            f"{file}: the tensor {name} is of type {dtype}.",
+            f"Types that can be read: {', '.join(DTYPE_BYTES)}.",
+        )
+    if min(shape, default=1) < 0 or end - begin != math.prod(shape) * DTYPE_BYTES[dtype]:
+        raise CheckpointError(f"{file}: the extent of {name} does not fit its shape.", REPAIR)
+    return TensorInfo(file=file, dtype=dtype, shape=shape)
+
+
+def _check_extent(file: Path, header: dict[str, Any], data_bytes: int) -> None:
+    needed = max((entry["data_offsets"][1] for entry in header.values()), default=0)
+    if needed > data_bytes:
+        raise CheckpointError(
+            f"{file} is truncated: {needed - data_bytes} of {needed} bytes are missing.", REPAIR
+        )
+
+
+def _files(directory: Path) -> list[Path]:
+    index = directory / INDEX_NAME
+    if index.exists():
+        return _indexed_files(index)
+    single = directory / "model.safetensors"
+    files = [single] if single.exists() else sorted(directory.glob("*.safetensors"))
+    if not files:
+        pickles = sorted([*directory.glob("*.bin"), *directory.glob("*.pt*")])
+        if pickles:
+            raise CheckpointError(
+                f"{directory} holds its weights as pickle ({pickles[0].name}).",
+                "Pickle files can run code, so ivl never opens them. "
+                "Take a repository with *.safetensors.",
+            )
+        raise CheckpointError(
+            f"{directory} has no *.safetensors file.",
+            "A model directory holds config.json, tokenizer files and *.safetensors.",
+        )
+    return files
+
+
+def _indexed_files(index: Path) -> list[Path]:
+    try:
+        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        names = sorted(set(weight_map.values()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise CheckpointError(f"{index} is no index of safetensors files.", REPAIR) from None
+    for name in names:
+        if Path(name).name != name:
+            raise CheckpointError(f"{index} names {name!r}, which is not a plain file name.")
+    missing = [name for name in names if not (index.parent / name).exists()]
+    if missing:
+        raise CheckpointError(
+            f"{index.parent} lacks {len(missing)} of its {len(names)} files of weights: "
+            f"{', '.join(missing[:3])}{' ...' if len(missing) > 3 else ''}.",
+            "Download them into the same directory.",
+        )
+    return [index.parent / name for name in names]
+
+

@@ -1,0 +1,327 @@
+"""A model's configuration, read once from a checkpoint's `config.json`.
+
+Two layouts are read: the official one (`internvl_chat`) and that of transformers (`internvl`).
+Every key is used, known to be harmless, or refused: a setting that would change what the model
+computes never passes unseen. The keys are in `ivl.config_keys`.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from ivl.config_keys import Section, check_keys
+from ivl.errors import CheckpointError, ConfigError, UnsupportedError
+
+Architecture = Literal["qwen2", "internlm2", "llama"]
+Norm = Literal["layer_norm", "rms_norm"]
+Layout = Literal["official", "huggingface"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VisionConfig:
+    """An InternViT. Sizes are in channels unless the name says otherwise."""
+
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    image_px: int
+    patch_px: int
+    norm: Norm
+    norm_eps: float
+    qk_norm: bool
+    qkv_bias: bool
+    num_channels: int = 3
+
+    def __post_init__(self) -> None:
+        _positive(self, "hidden_size", "intermediate_size", "num_layers", "num_heads", "patch_px")
+        _divides("vision hidden_size", self.hidden_size, "the number of heads", self.num_heads)
+        _divides("image_size", self.image_px, "patch_size", self.patch_px)
+
+    @property
+    def patches_per_side(self) -> int:
+        return self.image_px // self.patch_px
+
+    @property
+    def num_patches(self) -> int:
+        return self.patches_per_side**2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecoderConfig:
+    """A Qwen2, InternLM2 or Llama decoder."""
+
+    architecture: Architecture
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    vocab_size: int
+    norm_eps: float
+    rope_theta: float
+    max_positions: int
+    qkv_bias: bool
+    rope_factor: float | None = None
+    """Factor of dynamic NTK scaling beyond `max_positions`; None: no scaling."""
+    tied_embeddings: bool = False
+
+    def __post_init__(self) -> None:
+        _positive(self, "hidden_size", "intermediate_size", "num_layers", "num_heads")
+        _positive(self, "num_kv_heads", "head_dim", "vocab_size", "max_positions")
+        _divides("num_attention_heads", self.num_heads, "num_key_value_heads", self.num_kv_heads)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelConfig:
+    """A whole model. `vision` is None for a text-only one."""
+
+    decoder: DecoderConfig
+    vision: VisionConfig | None
+    layout: Layout
+    template: str
+    dtype: str
+    max_tiles: int = 12
+    min_tiles: int = 1
+    use_thumbnail: bool = True
+    downsample_ratio: float = 0.5
+    ps_version: Literal["v1", "v2"] = "v2"
+    projector_norm_eps: float = 1e-5
+
+    def __post_init__(self) -> None:
+        if self.vision is None:
+            return
+        if not 1 <= self.min_tiles <= self.max_tiles:
+            raise ConfigError(
+                f"min_dynamic_patch {self.min_tiles} and max_dynamic_patch {self.max_tiles} "
+                "are not a range of tile counts."
+            )
+        inverse = 1 / self.downsample_ratio if self.downsample_ratio > 0 else 0.0
+        if not inverse.is_integer() or self.vision.patches_per_side % inverse:
+            raise ConfigError(
+                f"downsample_ratio {self.downsample_ratio} does not fold "
+                f"{self.vision.patches_per_side} patches a side."
+            )
+
+    @property
+    def tile_px(self) -> int:
+        return self._vision.image_px
+
+    @property
+    def tokens_per_tile(self) -> int:
+        return int(self._vision.num_patches * self.downsample_ratio**2)
+
+    @property
+    def shuffled_size(self) -> int:
+        """Channels of one image token after pixel shuffle."""
+        return round(self._vision.hidden_size / self.downsample_ratio**2)
+
+    @property
+    def _vision(self) -> VisionConfig:
+        if self.vision is None:
+            raise UnsupportedError("This is a text-only model: it cannot look at images.")
+        return self.vision
+
+
+def read_config(directory: Path) -> ModelConfig:
+    """Reads `config.json` of a directory, and `preprocessor_config.json` where it matters.
+
+    Raises CheckpointError when there is none or it is no JSON, ConfigError for impossible values,
+    UnsupportedError for models that ivl does not run.
+    """
+    raw = read_json(directory / "config.json")
+    preprocessor = directory / "preprocessor_config.json"
+    return parse_config(raw, read_json(preprocessor) if preprocessor.exists() else {})
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file; CheckpointError when it is missing or something else."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(
+            f"{path.parent} has no {path.name}.",
+            "A model directory holds config.json, tokenizer files and *.safetensors.",
+        ) from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"{path} cannot be read as JSON: {error}.") from None
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path} does not hold a JSON object.")
+    return value
+
+
+def parse_config(raw: dict[str, Any], preprocessor: dict[str, Any] | None = None) -> ModelConfig:
+    """The configuration from the contents of `config.json`, in either layout."""
+    kind = raw.get("model_type")
+    if kind == "internvl_chat":
+        return _parse_official(raw)
+    if kind == "internvl":
+        return _parse_huggingface(raw, preprocessor or {})
+    if kind in ("qwen2", "llama", "internlm2"):
+        return ModelConfig(
+            decoder=_parse_decoder(raw),
+            vision=None,
+            layout="official" if kind == "internlm2" else "huggingface",
+            template="internvl2_5",
+            dtype=_dtype(raw),
+        )
+    raise UnsupportedError(
+        f"The configuration is of a {kind!r} model.",
+        "ivl runs InternVL 2.5 (model_type internvl_chat, or internvl as transformers writes it).",
+    )
+
+
+def _parse_official(raw: dict[str, Any]) -> ModelConfig:
+    check_keys(raw, Section.OFFICIAL)
+    vision = _subsection(raw, "vision_config")
+    check_keys(vision, Section.OFFICIAL_VISION)
+    image_px = _square(_required(vision, "image_size"))
+    if raw.get("force_image_size") not in (None, image_px):
+        raise UnsupportedError(
+            f"force_image_size {raw['force_image_size']} differs from the vision tower's "
+            f"image_size {image_px}.",
+            "Official checkpoints of InternVL 2.5 have 448 for both.",
+        )
+    return ModelConfig(
+        decoder=_parse_decoder(_subsection(raw, "llm_config")),
+        vision=VisionConfig(
+            hidden_size=_required(vision, "hidden_size"),
+            intermediate_size=_required(vision, "intermediate_size"),
+            num_layers=_all_layers(vision, raw.get("select_layer", -1)),
+            num_heads=_required(vision, "num_attention_heads"),
+            image_px=image_px,
+            patch_px=_square(_required(vision, "patch_size")),
+            norm=vision.get("norm_type", "rms_norm"),
+            norm_eps=vision.get("layer_norm_eps", 1e-6),
+            qk_norm=bool(vision.get("qk_normalization", True)),
+            qkv_bias=bool(vision.get("qkv_bias", False)),
+        ),
+        layout="official",
+        template=_required(raw, "template"),
+        dtype=_dtype(raw),
+        max_tiles=raw.get("max_dynamic_patch", 6) if raw.get("dynamic_image_size", False) else 1,
+        min_tiles=raw.get("min_dynamic_patch", 1) if raw.get("dynamic_image_size", False) else 1,
+        use_thumbnail=bool(raw.get("use_thumbnail", False)),
+        downsample_ratio=raw.get("downsample_ratio", 0.5),
+        ps_version=raw.get("ps_version", "v1"),
+    )
+
+
+def _parse_huggingface(raw: dict[str, Any], preprocessor: dict[str, Any]) -> ModelConfig:
+    check_keys(raw, Section.HUGGINGFACE)
+    vision = _subsection(raw, "vision_config")
+    check_keys(vision, Section.HUGGINGFACE_VISION)
+    return ModelConfig(
+        decoder=_parse_decoder(_subsection(raw, "text_config")),
+        vision=VisionConfig(
+            hidden_size=_required(vision, "hidden_size"),
+            intermediate_size=_required(vision, "intermediate_size"),
+            num_layers=_all_layers(vision, raw.get("vision_feature_layer", -1)),
+            num_heads=_required(vision, "num_attention_heads"),
+            image_px=_square(vision.get("image_size", 448)),
+            patch_px=_square(vision.get("patch_size", 14)),
+            norm=vision.get("norm_type", "layer_norm"),
+            norm_eps=vision.get("layer_norm_eps", 1e-6),
+            qk_norm=bool(vision.get("use_qk_norm", False)),
+            qkv_bias=bool(vision.get("attention_bias", False)),
+        ),
+        layout="huggingface",
+        template="internvl2_5",
+        dtype=_dtype(raw),
+        max_tiles=preprocessor.get("max_patches", 12),
+        min_tiles=preprocessor.get("min_patches", 1),
+        use_thumbnail=True,
+        downsample_ratio=raw.get("downsample_ratio", 0.5),
+    )
+
+
+def _parse_decoder(raw: dict[str, Any]) -> DecoderConfig:
+    check_keys(raw, Section.DECODER)
+    kind = _required(raw, "model_type")
+    if kind not in ("qwen2", "internlm2", "llama"):
+        raise UnsupportedError(
+            f"The language model is a {kind!r}.", "ivl runs Qwen2, InternLM2 and Llama decoders."
+        )
+    hidden_size, num_heads = _required(raw, "hidden_size"), _required(raw, "num_attention_heads")
+    rope = raw.get("rope_parameters") or {}
+    scaling = raw.get("rope_scaling") or rope
+    return DecoderConfig(
+        architecture=kind,
+        hidden_size=hidden_size,
+        intermediate_size=_required(raw, "intermediate_size"),
+        num_layers=_required(raw, "num_hidden_layers"),
+        num_heads=num_heads,
+        num_kv_heads=raw.get("num_key_value_heads") or num_heads,
+        head_dim=raw.get("head_dim") or hidden_size // num_heads,
+        vocab_size=_required(raw, "vocab_size"),
+        norm_eps=raw.get("rms_norm_eps", 1e-6),
+        rope_theta=float(raw.get("rope_theta") or rope.get("rope_theta") or 10000.0),
+        rope_factor=_rope_factor(scaling),
+        max_positions=raw.get("max_position_embeddings", 32768),
+        qkv_bias=kind == "qwen2",
+        tied_embeddings=bool(raw.get("tie_word_embeddings", False)),
+    )
+
+
+def _rope_factor(scaling: dict[str, Any]) -> float | None:
+    kind = scaling.get("rope_type", scaling.get("type", "default"))
+    if kind == "default":
+        return None
+    if kind == "dynamic":
+        return float(_required(scaling, "factor"))
+    raise UnsupportedError(
+        f"Rotary scaling of type {kind!r} is not supported.",
+        "InternVL 2.5 uses none (Qwen2) or 'dynamic' (InternLM2).",
+    )
+
+
+def _all_layers(vision: dict[str, Any], select_layer: int) -> int:
+    """The number of layers, all of which run: the features are those of the last one."""
+    num_layers = _required(vision, "num_hidden_layers")
+    if select_layer not in (-1, num_layers):
+        raise UnsupportedError(
+            f"The vision features are taken from layer {select_layer}.",
+            "InternVL 2.5 takes them from the last one (select_layer -1).",
+        )
+    return num_layers
+
+
+def _dtype(raw: dict[str, Any]) -> str:
+    """The type that the weights were trained in; newer files say `dtype`, older `torch_dtype`."""
+    return raw.get("dtype") or raw.get("torch_dtype") or "bfloat16"
+
+
+def _square(value: Any) -> int:
+    sides = list(value) if isinstance(value, list | tuple) else [value, value]
+    if len(sides) != 2 or sides[0] != sides[1]:
+        raise UnsupportedError(f"Tiles and patches must be square, not {value}.")
+    return sides[0]
+
+
+def _subsection(raw: dict[str, Any], key: str) -> dict[str, Any]:
+    value = raw.get(key)
+    if not isinstance(value, dict):
+        raise ConfigError(f"The configuration has no {key!r} section.")
+    return value
+
+
+def _required(raw: dict[str, Any], key: str) -> Any:
+    if raw.get(key) is None:
+        raise ConfigError(f"The configuration does not say {key!r}.")
+    return raw[key]
+
+
+def _positive(config: object, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        if not isinstance(value, int) or value < 1:
+            raise ConfigError(f"{name} must be a positive integer, not {value!r}.")
+
+
+def _divides(what: str, whole: int, by_what: str, part: int) -> None:
+    if whole % part:
+        raise ConfigError(f"{what} {whole} is no multiple of {by_what} {part}.")

@@ -1,0 +1,1 @@
+"""The network: vision tower, projector, decoder, and their assembly."""

@@ -1,0 +1,149 @@
+"""Builds a model from a directory: strictly, and one tensor at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ivl.checkpoint.names import IGNORED_SUFFIXES, Source, canonical, sources
+from ivl.checkpoint.safetensors import SafetensorsDirectory
+from ivl.config import DecoderConfig, ModelConfig
+from ivl.errors import CheckpointError
+from ivl.model.internvl import InternVL
+
+Progress = Callable[[int, int], None]
+"""Called with the bytes loaded so far and the bytes in all."""
+
+
+def build_model(
+    config: ModelConfig,
+    directory: Path,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.bfloat16,
+    progress: Progress | None = None,
+) -> InternVL:
+    """Loads the weights of `directory` into a new model.
+
+    Names and shapes are compared from the files' headers first: a missing, an unexpected or a
+    wrongly shaped tensor raises CheckpointError before memory is taken. Then tensors are read,
+    cast and moved one by one, so that the peak is the model plus one tensor.
+    """
+    files = SafetensorsDirectory(directory)
+    available = {canonical(name, config): name for name in files.tensors}
+    model = empty_model(config)
+    table = sources(config)
+    parameters = dict(model.named_parameters())
+    _check_names(table, available, directory)
+    _check_shapes(table, parameters, available, files, config)
+
+    total = sum(p.numel() for p in parameters.values()) * dtype.itemsize
+    done = 0
+    for ours, source in table.items():
+        parts = [files.read(available[name]) for name in source.names]
+        tensor = combine(source, parts, config.decoder)
+        # A view of a mapped file must not become the parameter: the file may change or vanish.
+        tensor = tensor.to(device=device, dtype=dtype, copy=True).contiguous()
+        _assign(model, ours, tensor)
+        done += tensor.numel() * dtype.itemsize
+        if progress:
+            progress(done, total)
+    if config.decoder.tied_embeddings:
+        model.decoder.lm_head.weight = model.decoder.embed.weight
+    return model.eval().requires_grad_(False)
+
+
+def empty_model(config: ModelConfig) -> InternVL:
+    """The model without memory for its weights (on torch's meta device)."""
+    with torch.device("meta"):
+        return InternVL(config)
+
+
+def random_model(
+    config: ModelConfig, *, dtype: torch.dtype = torch.bfloat16, device: str = "cpu", seed: int = 0
+) -> InternVL:
+    """A model with random weights of the configuration's shapes, for measurements and tests.
+
+    The weights are scaled by 1 / sqrt(inputs), so that activations stay finite through any depth.
+    """
+    model = empty_model(config).to_empty(device=device).to(dtype)
+    generator = torch.Generator(device=device).manual_seed(seed)
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if p.ndim == 1 and name.endswith("weight"):
+                p.fill_(1.0)
+            elif p.ndim == 1:
+                p.normal_(std=0.02, generator=generator)
+            else:
+                p.normal_(std=(p[0].numel()) ** -0.5, generator=generator)
+    return model.eval().requires_grad_(False)
+
+
+def combine(source: Source, parts: list[Tensor], config: DecoderConfig) -> Tensor:
+    """One tensor of ours from the tensors of a checkpoint."""
+    if source.combine == "stack":
+        return torch.cat(parts)
+    if source.combine == "squeeze":
+        return parts[0].reshape([n for n in parts[0].shape if n != 1])
+    if source.combine == "copy":
+        return parts[0]
+    # InternLM2: for each kv head its query heads, then k, then v, each of head_dim rows.
+    group = config.num_heads // config.num_kv_heads
+    packed = parts[0].unflatten(0, (config.num_kv_heads, group + 2, config.head_dim))
+    rows = {"wqkv_q": slice(0, group), "wqkv_k": slice(group, group + 1), "wqkv_v": slice(-1, None)}
+    return packed[:, rows[source.combine]].flatten(0, 2)
+
+
+def _assign(model: nn.Module, name: str, tensor: Tensor) -> None:
+    path, _, leaf = name.rpartition(".")
+    setattr(model.get_submodule(path), leaf, nn.Parameter(tensor, requires_grad=False))
+
+
+def _check_names(table: dict[str, Source], available: dict[str, str], directory: Path) -> None:
+    wanted = {name for source in table.values() for name in source.names}
+    missing = sorted(wanted - available.keys())
+    if missing:
+        raise CheckpointError(
+            f"{directory} lacks {len(missing)} of {len(wanted)} tensors: {_some(missing)}.",
+            "The weights are incomplete, or not those of this config.json.",
+        )
+    unexpected = sorted(n for n in available.keys() - wanted if not n.endswith(IGNORED_SUFFIXES))
+    if unexpected:
+        raise CheckpointError(
+            f"{directory} holds {len(unexpected)} tensors that its config.json does not explain: "
+            f"{_some(unexpected)}.",
+            "The weights are of another model, or the config.json is.",
+        )
+
+
+def _check_shapes(
+    table: dict[str, Source],
+    parameters: dict[str, nn.Parameter],
+    available: dict[str, str],
+    files: SafetensorsDirectory,
+    config: ModelConfig,
+) -> None:
+    wrong = []
+    for ours, source in table.items():
+        shapes = [files.tensors[available[name]].shape for name in source.names]
+        try:
+            parts = [torch.empty(shape, device="meta") for shape in shapes]
+            found = tuple(combine(source, parts, config.decoder).shape)
+        except RuntimeError:
+            found = None
+        if found != tuple(parameters[ours].shape):
+            given = " + ".join(str(list(shape)) for shape in shapes)
+            wrong.append(f"{source.names[0]} is {given}, for {list(parameters[ours].shape)} here")
+    if wrong:
+        raise CheckpointError(
+            f"{len(wrong)} tensors have other shapes than config.json says: {wrong[0]}.",
+            "The weights are of another size of the model, or the config.json is.",
+        )
+
+
+def _some(names: Iterable[str], count: int = 3) -> str:
+    names = list(names)
+    return ", ".join(names[:count]) + (" ..." if len(names) > count else "")

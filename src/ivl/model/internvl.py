@@ -1,0 +1,104 @@
+"""InternVL: the vision tower, the projector and the decoder as one model."""
+
+import torch
+from torch import Tensor, nn
+
+from ivl.config import ModelConfig
+from ivl.errors import RequestError, UnsupportedError
+from ivl.model.cache import KVCache
+from ivl.model.decoder import Decoder
+from ivl.model.projector import Projector
+from ivl.model.vision import VisionTower
+from ivl.prompt.pixels import IMAGENET_MEAN, IMAGENET_STD
+
+
+class InternVL(nn.Module):
+    """A model without a vision part (`config.vision` is None) has neither tower nor projector."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.vision = VisionTower(config.vision) if config.vision else None
+        self.projector = Projector(config) if config.vision else None
+        self.decoder = Decoder(config.decoder)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.decoder.norm.weight.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.decoder.norm.weight.device
+
+    def encode_tiles(self, tiles_u8: Tensor, vision_batch: int = 4) -> Tensor:
+        """uint8 (n, tile_px, tile_px, 3) -> (n, tokens_per_tile, hidden), in the model's dtype.
+
+        At most `vision_batch` tiles are in flight at once, which bounds the activations' memory.
+        """
+        if self.vision is None or self.projector is None:
+            raise UnsupportedError("This is a text-only model: it cannot look at images.")
+        px = self.config.tile_px
+        if tiles_u8.dtype != torch.uint8 or tuple(tiles_u8.shape[1:]) != (px, px, 3):
+            raise RequestError(
+                f"Tiles must be uint8 of shape (n, {px}, {px}, 3), "
+                f"not {tiles_u8.dtype} of shape {tuple(tiles_u8.shape)}."
+            )
+        chunks = [
+            self.projector(self.vision(self.normalize(chunk)))
+            for chunk in tiles_u8.split(vision_batch)
+        ]
+        if not chunks:
+            return torch.empty(
+                0, self.config.tokens_per_tile, self.config.decoder.hidden_size,
+                dtype=self.dtype, device=self.device,
+            )
+        return torch.cat(chunks)
+
+    def normalize(self, tiles_u8: Tensor) -> Tensor:
+        """uint8 (n, px, px, 3) -> (n, 3, px, px) by ImageNet's mean and deviation, as PyTorch's
+        ToTensor and Normalize do it: in float32, cast at the end."""
+        mean = torch.tensor(IMAGENET_MEAN, device=self.device)
+        std = torch.tensor(IMAGENET_STD, device=self.device)
+        pixels = (tiles_u8.to(self.device).float() / 255 - mean) / std
+        return pixels.permute(0, 3, 1, 2).contiguous().to(self.dtype)
+
+    def embed(self, input_ids: Tensor, is_image: Tensor, features: Tensor | None) -> Tensor:
+        """Token embeddings with image features in their places.
+
+        input_ids (tokens,) int64, is_image (tokens,) bool, features (n, tokens_per_tile, hidden)
+        -> (1, tokens, hidden). The number of image positions must be that of the features.
+        """
+        x = self.decoder.embed(input_ids)
+        num_places = int(is_image.sum())
+        num_features = 0 if features is None else features.shape[0] * features.shape[1]
+        if num_places != num_features:
+            raise RequestError(
+                f"The prompt has {num_places} places for image features, "
+                f"and there are {num_features} features."
+            )
+        if features is not None and num_places:
+            x[is_image] = features.flatten(0, 1).to(x.dtype)
+        return x[None]
+
+    def prefill(
+        self, x: Tensor, cache: KVCache, *, chunk_tokens: int = 512, all_logits: bool = False
+    ) -> Tensor:
+        """Reads embeddings (1, tokens, hidden) into the cache, `chunk_tokens` at a time.
+
+        Returns float32 logits: (vocab,) of the last position, or (tokens, vocab) of all.
+        """
+        total = cache.length + x.shape[1]
+        hidden = [self.decoder(chunk, cache, total) for chunk in x.split(chunk_tokens, dim=1)]
+        last = torch.cat(hidden, dim=1)[0] if all_logits else hidden[-1][0, -1]
+        return self.decoder.lm_head(last).float()
+
+    def step(self, token: int, cache: KVCache) -> Tensor:
+        """Appends one token; returns float32 logits (vocab,) for the next."""
+        ids = torch.tensor([[token]], device=self.device)
+        hidden = self.decoder(self.decoder.embed(ids), cache)
+        return self.decoder.lm_head(hidden[0, -1]).float()
+
+    def logits(self, input_ids: Tensor, is_image: Tensor, features: Tensor | None) -> Tensor:
+        """(tokens,), (tokens,) bool, (n, tokens_per_tile, hidden) -> (tokens, vocab) float32."""
+        x = self.embed(input_ids, is_image, features)
+        return self.decoder.lm_head(self.decoder(x, None)[0]).float()

@@ -1,0 +1,102 @@
+"""InternViT, the vision tower: 448 px tiles to patch features.
+
+Two variants share this file: InternViT-300M (LayerNorm, biased qkv) and InternViT-6B (RMSNorm,
+RMSNorm over the whole width of queries and keys, unbiased qkv). Source: `modeling_intern_vit.py`
+of the official repository, OpenGVLab/InternVL.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ivl.config import VisionConfig
+from ivl.model.norm import RMSNorm
+
+
+def make_norm(config: VisionConfig) -> nn.Module:
+    if config.norm == "rms_norm":
+        return RMSNorm(config.hidden_size, config.norm_eps)
+    return nn.LayerNorm(config.hidden_size, config.norm_eps)
+
+
+class PatchEmbedding(nn.Module):
+    """Cuts tiles into patches, prepends the class token and adds learned positions."""
+
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        self.patch_px = config.patch_px
+        width = config.hidden_size
+        self.patch = nn.Conv2d(config.num_channels, width, config.patch_px, config.patch_px)
+        self.class_token = nn.Parameter(torch.zeros(width))
+        self.position = nn.Parameter(torch.zeros(1 + config.num_patches, width))
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """(n, 3, tile_px, tile_px) -> (n, 1 + patches, hidden)."""
+        # A convolution whose stride is its kernel is one matrix product over the patches.
+        patches = F.pixel_unshuffle(pixels, self.patch_px).flatten(2).transpose(1, 2)
+        x = F.linear(patches, self.patch.weight.flatten(1), self.patch.bias)
+        x = torch.cat([self.class_token.expand(len(x), 1, -1), x], dim=1)
+        return x + self.position
+
+
+class VisionAttention(nn.Module):
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        width = config.hidden_size
+        self.num_heads = config.num_heads
+        self.qkv = nn.Linear(width, 3 * width, bias=config.qkv_bias)
+        self.q_norm = RMSNorm(width, config.norm_eps) if config.qk_norm else nn.Identity()
+        self.k_norm = RMSNorm(width, config.norm_eps) if config.qk_norm else nn.Identity()
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(n, positions, hidden) -> the same shape."""
+        q, k, v = self.qkv(x).chunk(3, dim=-1)
+        q, k = self.q_norm(q), self.k_norm(k)
+        # (n, positions, hidden) -> (n, heads, positions, head_dim)
+        q, k, v = (t.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for t in (q, k, v))
+        out = F.scaled_dot_product_attention(q, k, v)
+        return self.proj(out.transpose(1, 2).flatten(2))
+
+
+class VisionMLP(nn.Module):
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
+class VisionLayer(nn.Module):
+    """Pre-norm attention and MLP, each scaled per channel before it joins the residual."""
+
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        self.norm1 = make_norm(config)
+        self.attn = VisionAttention(config)
+        self.scale1 = nn.Parameter(torch.ones(config.hidden_size))
+        self.norm2 = make_norm(config)
+        self.mlp = VisionMLP(config)
+        self.scale2 = nn.Parameter(torch.ones(config.hidden_size))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.scale1 * self.attn(self.norm1(x))
+        return x + self.scale2 * self.mlp(self.norm2(x))
+
+
+class VisionTower(nn.Module):
+    """The layers up to the selected one; there is no final norm."""
+
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        self.embed = PatchEmbedding(config)
+        self.layers = nn.ModuleList(VisionLayer(config) for _ in range(config.num_layers))
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """(n, 3, tile_px, tile_px), normalised -> (n, patches, hidden); the class token is dropped."""
+        x = self.embed(pixels)
+        for layer in self.layers:
+            x = layer(x)
+        return x[:, 1:]
