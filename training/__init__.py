@@ -1,0 +1,1 @@
+"""How the bundled model `demo` is made: pages, tokenizer, network, trainer, evaluation."""
