@@ -7,7 +7,8 @@ import argparse
 import numpy as np
 from PIL import Image, ImageDraw
 
-from training.pages import TILE_PX, Page, make_page
+from training.pages import Page, make_page
+from training.printing import TILE_PX
 
 
 def contact_sheet(pages: list[Page], *, columns: int, boxes: bool, stretch: bool) -> Image.Image:

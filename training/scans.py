@@ -9,55 +9,55 @@ import math
 import numpy as np
 from PIL import Image, ImageChops, ImageFilter
 
-NOISE_SIDE_PX = 1536
+NOISE_SIDE_PX = 1600
 MAX_TURN_DEGREES = 2.0
 
 
-def weather(
-    rng: np.random.Generator,
-    image: Image.Image,
-    boxes: np.ndarray,
-    *,
-    paper: tuple[int, int, int],
-    strength: float,
+def distort(
+    rng: np.random.Generator, coverage: Image.Image, boxes: np.ndarray, *, strength: float
 ) -> tuple[Image.Image, np.ndarray]:
-    """The page as a scan of it, and the boxes moved along (float32 (n, 4)).
+    """Turns, fades and blurs the ink (mode L, 255 = full ink); boxes float32 (n, 4) move along.
 
-    With strength 0 only a trace of noise now and then. Otherwise every effect comes with
-    probability `strength` and grows with it.
+    Every effect comes with probability `strength` and grows with it.
     """
+    if rng.random() < strength:
+        degrees = float(rng.uniform(-1, 1)) * MAX_TURN_DEGREES * strength
+        coverage, boxes = turn(coverage, boxes, degrees)
+    if rng.random() < strength:
+        left = 1 - float(rng.uniform(0.1, 0.5)) * strength
+        coverage = coverage.point([int(level * left) for level in range(256)])
+    if rng.random() < strength:
+        radius = float(rng.uniform(0.2, 0.9)) * strength
+        coverage = coverage.filter(ImageFilter.GaussianBlur(radius))
+    return coverage, boxes
+
+
+def soil(rng: np.random.Generator, image: Image.Image, *, strength: float) -> Image.Image:
+    """Uneven light, grain and JPEG on an RGB page; with strength 0 a trace of grain at most."""
     if strength <= 0:
-        return (add_noise(rng, image, 3.0), boxes) if rng.random() < 0.1 else (image, boxes)
-    if rng.random() < strength:
-        image, boxes = turn(
-            image, boxes, paper, float(rng.uniform(-1, 1)) * MAX_TURN_DEGREES * strength
-        )
-    if rng.random() < strength:
-        image = _fade(image, paper, float(rng.uniform(0.1, 0.45)) * strength)
+        return add_noise(rng, image, 3.0) if rng.random() < 0.1 else image
     if rng.random() < strength:
         image = _uneven_light(rng, image, strength)
-    if rng.random() < strength:
-        image = image.filter(ImageFilter.GaussianBlur(float(rng.uniform(0.2, 0.9)) * strength))
     if rng.random() < strength:
         image = add_noise(rng, image, float(rng.uniform(3, 16)) * strength)
     if rng.random() < strength:
         image = _through_jpeg(image, int(rng.integers(90 - int(55 * strength), 92)))
-    return image, boxes
+    return image
 
 
 def turn(
-    image: Image.Image, boxes: np.ndarray, paper: tuple[int, int, int], degrees: float
+    coverage: Image.Image, boxes: np.ndarray, degrees: float
 ) -> tuple[Image.Image, np.ndarray]:
-    """Rotated about its centre, less far where a character would leave the page."""
+    """Rotated about the centre, less far where a character would leave the page."""
     for angle in (degrees, degrees / 2, degrees / 4):
-        moved = _turned_boxes(boxes, image.width, image.height, angle)
-        if len(boxes) == 0 or not (
-            np.nanmin(moved) < 1
-            or np.nanmax(moved[:, 2]) > image.width - 1
-            or np.nanmax(moved[:, 3]) > image.height - 1
+        moved = _turned_boxes(boxes, coverage.width, coverage.height, angle)
+        if len(boxes) == 0 or (
+            np.nanmin(moved) >= 1
+            and np.nanmax(moved[:, 2]) <= coverage.width - 1
+            and np.nanmax(moved[:, 3]) <= coverage.height - 1
         ):
-            return image.rotate(angle, Image.Resampling.BICUBIC, fillcolor=paper), moved
-    return image, boxes
+            return coverage.rotate(angle, Image.Resampling.BILINEAR), moved
+    return coverage, boxes
 
 
 def _turned_boxes(boxes: np.ndarray, width: int, height: int, degrees: float) -> np.ndarray:
@@ -71,32 +71,31 @@ def _turned_boxes(boxes: np.ndarray, width: int, height: int, degrees: float) ->
     return np.concatenate([centre - half, centre + half], axis=1).astype(np.float32)
 
 
-def _fade(image: Image.Image, paper: tuple[int, int, int], amount: float) -> Image.Image:
-    return Image.blend(image, Image.new("RGB", image.size, paper), amount)
-
-
 def _uneven_light(rng: np.random.Generator, image: Image.Image, strength: float) -> Image.Image:
     lowest = 255 - int(90 * strength)
     coarse = rng.integers(lowest, 256, size=(3, 3), dtype=np.uint8)
-    light = Image.fromarray(coarse, "L").resize(image.size, Image.Resampling.BICUBIC)
+    light = Image.fromarray(coarse).resize(image.size, Image.Resampling.BILINEAR)
     return ImageChops.multiply(image, Image.merge("RGB", (light, light, light)))
 
 
 @functools.cache
-def _noise() -> np.ndarray:
-    """One fixed sheet of grain, float16-free: int8 (side, side) of standard deviation 32."""
+def _grain() -> np.ndarray:
+    """One fixed sheet of grain: int8 (side, side) of standard deviation 32."""
     grain = np.random.default_rng(0).standard_normal((NOISE_SIDE_PX, NOISE_SIDE_PX)) * 32
     return np.clip(grain, -127, 127).astype(np.int8)
 
 
 def add_noise(rng: np.random.Generator, image: Image.Image, sigma: float) -> Image.Image:
-    """Grey grain of standard deviation `sigma` (levels of 255)."""
+    """Grey grain of standard deviation `sigma` (levels of 255); sides up to `NOISE_SIDE_PX`."""
     top = int(rng.integers(0, max(1, NOISE_SIDE_PX - image.height)))
     left = int(rng.integers(0, max(1, NOISE_SIDE_PX - image.width)))
-    grain = _noise()[top : top + image.height, left : left + image.width]
-    scaled = (grain * np.float32(sigma / 32)).astype(np.int16)
-    bright = Image.fromarray(np.clip(scaled, 0, 255).astype(np.uint8), "L")
-    dark = Image.fromarray(np.clip(-scaled, 0, 255).astype(np.uint8), "L")
+    sheet = Image.fromarray(
+        _grain()[top : top + image.height, left : left + image.width].view(np.uint8)
+    )
+    # The levels of `sheet` are int8 seen as uint8: 128 and more are negative.
+    levels = np.arange(256, dtype=np.uint8).view(np.int8) * (sigma / 32)
+    bright = sheet.point(np.clip(levels, 0, 255).astype(int).tolist())
+    dark = sheet.point(np.clip(-levels, 0, 255).astype(int).tolist())
     image = ImageChops.add(image, Image.merge("RGB", (bright,) * 3))
     return ImageChops.subtract(image, Image.merge("RGB", (dark,) * 3))
 

@@ -1,0 +1,246 @@
+"""Sets the lines of a page: sizes, places, ink, and the box of every character.
+
+A page is read as one tile of `TILE_PX` squared that the whole page is stretched to. So the
+geometry is chosen there first (line pitch, width of a character), and the size of the page in
+pixels follows from it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from training.fonts import Face, faces
+from training.lines import Content, Line
+from training.typesetting import ink_height_em, typeface, usual_size, width_em
+from training.words import pick
+
+TILE_PX = 448
+MIN_PITCH_PX, MAX_PITCH_PX, MAX_TAG_PITCH_PX = 16.0, 40.0, 60.0
+LEAST_CHAR_PX, GOOD_CHAR_PX, MAX_CHAR_PX = 6.4, 7.2, 30.0
+MIN_SIDE_PX, MAX_SIDE_PX, MAX_HEIGHT_PX, MIN_FONT_PX = 200, 900, 1100, 11
+FACE_TRIES = 8
+
+
+class FaceTable:
+    """The faces of one side, drawn by weight."""
+
+    def __init__(self, split: str) -> None:
+        self._faces = faces(split)
+        self._sums = np.cumsum([face.weight for face in self._faces])
+        self._bold = {face.family: face for face in self._faces if face.style == "bold"}
+
+    def draw(self, rng: np.random.Generator) -> Face:
+        return self._faces[int(np.searchsorted(self._sums, rng.random() * self._sums[-1]))]
+
+    def bold(self, face: Face) -> Face:
+        """The bold face of the same family, or `face` itself."""
+        return self._bold.get(face.family, face)
+
+
+@dataclass(slots=True)
+class _Placed:
+    line: Line
+    face: Face
+    font_px: int = 0
+    edges: np.ndarray = field(default_factory=lambda: np.zeros(1, dtype=np.int64))
+    right_edges: np.ndarray | None = None
+    width_px: int = 0
+    top_px: int = 0
+    baseline_px: int = 0
+    bottom_px: int = 0
+    x_px: int = 0
+
+
+@dataclass(slots=True)
+class _Sheet:
+    """Everything that all lines of a page share. Positions in px of the page."""
+
+    face: Face
+    hard: bool
+    tracking_em: float
+    pitch_ratio: float
+    font_px: int = 0
+    pitch_px: float = 0.0
+    width_px: int = 0
+    height_px: int = 0
+    block_px: int = 0
+    block_x_px: int = 0
+
+    def pitch_em(self) -> float:
+        return self.pitch_ratio * ink_height_em(self.face)
+
+
+def print_page(
+    rng: np.random.Generator, content: Content, table: FaceTable
+) -> tuple[np.ndarray, str, np.ndarray]:
+    """Sets `content` in random type: coverage of ink, the text, and its boxes.
+
+    coverage: uint8 (height, width), 255 = full ink. boxes: float32 (len(text), 4), x0 y0 x1 y1 in
+    px, from the line's highest to its lowest possible ink; NaN for spaces and newlines.
+    """
+    lines = content.lines
+    if sum(_units(line) for line in lines) > 25.5:  # too much for the tile: no extras
+        for line in lines:
+            line.scale, line.gap, line.rule, line.inverted = 1.0, 0.0, False, False
+    for line in lines:  # a large line must not make all others narrow
+        line.scale = min(line.scale, max(1.0, 34 / (len(line.text) + 2)))
+    sheet, placed = _choose_faces(rng, lines, table)
+    _choose_geometry(rng, content, sheet, placed)
+    _measure(sheet, placed)
+    _place(rng, sheet, placed)
+    canvas = np.zeros((sheet.height_px, sheet.width_px), dtype=np.uint8)
+    if rng.random() < 0.12:
+        _frame(canvas, placed)
+    boxes = [_ink(canvas, item, sheet) for item in placed]
+    return canvas, "\n".join(line.text for line in lines), np.concatenate(boxes)[:-1]
+
+
+def _units(line: Line) -> float:
+    """Height of a line and its gap, in line pitches."""
+    return line.scale + line.gap + (0.3 if line.inverted else 0.0)
+
+
+def _line_em(item: _Placed, tracking_em: float) -> float:
+    text = item.line.text
+    width = width_em(item.face, text) + tracking_em * len(text)
+    return (width + (1.0 if item.line.right else 0.0)) * item.line.scale
+
+
+def _choose_faces(
+    rng: np.random.Generator, lines: list[Line], table: FaceTable
+) -> tuple[_Sheet, list[_Placed]]:
+    """Fonts in which the longest line is not too narrow in the tile."""
+    tracking = float(rng.uniform(-0.02, 0.1)) if rng.random() < 0.35 else 0.0
+    own = {id(line): table.draw(rng) for line in lines if line.own_face}
+    for _ in range(FACE_TRIES):
+        face = table.draw(rng)
+        bold = table.bold(face)
+        placed = [_Placed(line, own.get(id(line), bold if line.bold else face)) for line in lines]
+        longest = max(placed, key=lambda item: _line_em(item, tracking))
+        char_em = _line_em(longest, tracking) / len(longest.line.text)
+        if _line_em(longest, tracking) * LEAST_CHAR_PX <= (TILE_PX - 16) * char_em:
+            break
+        tracking = 0.0
+    for item in placed:  # fonts differ in height: the ink of each must fit the common pitch
+        if item.line.own_face:
+            item.line.scale *= min(1.0, ink_height_em(face) / ink_height_em(item.face))
+    ratio = float(rng.uniform(1.06, 1.5))
+    hard = bool(rng.random() < 0.06)  # hard pixels, as thermal printers make them
+    return _Sheet(face, hard, tracking, ratio), placed
+
+
+def _choose_geometry(
+    rng: np.random.Generator, content: Content, sheet: _Sheet, placed: list[_Placed]
+) -> None:
+    """Sizes in the tile first (`pitch`, and `em_x`, `em_y`: an em across and down), then in px."""
+    margin_x, margin_y = (6.0, 6.0) if content.fill else rng.uniform(6, 24, size=2)
+    longest = max(placed, key=lambda item: _line_em(item, sheet.tracking_em))
+    width = _line_em(longest, sheet.tracking_em) * 1.02
+    char_em = width / len(longest.line.text)
+    units = sum(_units(item.line) for item in placed)
+    mean_scale = sum(item.line.scale for item in placed) / len(placed)
+    cap = (MAX_TAG_PITCH_PX if content.kind == "tag" else MAX_PITCH_PX) / mean_scale
+    room = (TILE_PX - 2 * margin_y) / units
+    pitch = min(cap, room)
+    if not (content.fill or rng.random() < 0.3):
+        low = min(pitch, max(MIN_PITCH_PX, 0.45 * pitch))
+        pitch = float(np.exp(rng.uniform(np.log(low), np.log(pitch))))
+    em_y = pitch / sheet.pitch_em()
+    widest = min((TILE_PX - 2 * margin_x) / width, MAX_CHAR_PX / char_em)
+    narrowest = min(widest, GOOD_CHAR_PX / char_em)
+    aspect = float(np.exp(rng.uniform(np.log(0.5), np.log(2.0))))  # of the page: width / height
+    em_x = widest if content.fill else min(widest, max(narrowest, em_y / aspect))
+    if not content.fill:
+        em_y = max(min(MIN_PITCH_PX, room) / sheet.pitch_em(), min(em_y, 2.0 * em_x))
+    em_y = min(em_y, 4.0 * em_x)
+    em_x = min(em_x, 4.0 * em_y)
+    # Any scale at which the print is not too small and the sides are usual.
+    low = max(MIN_FONT_PX, MIN_SIDE_PX * em_x / TILE_PX, MIN_SIDE_PX * em_y / TILE_PX)
+    high = min(MAX_SIDE_PX * em_x, MAX_HEIGHT_PX * em_y) / TILE_PX
+    high = min(high, 1.5 * float(np.sqrt(em_x * em_y)))
+    sheet.font_px = usual_size(np.ceil(rng.uniform(low, max(low, high))))
+    sheet.pitch_px = sheet.font_px * sheet.pitch_em()
+    sheet.width_px = round(TILE_PX * sheet.font_px / em_x)
+    sheet.height_px = round(TILE_PX * sheet.font_px / em_y)
+
+
+def _measure(sheet: _Sheet, placed: list[_Placed]) -> None:
+    """The real size and width of every line at its font's hinted size."""
+    for item in placed:
+        item.font_px = usual_size(sheet.font_px * item.line.scale)
+        face = typeface(item.face.path, item.font_px, sheet.hard)
+        tracking_px = sheet.tracking_em * item.font_px
+        item.edges = face.edges(item.line.left, tracking_px)
+        item.width_px = int(item.edges[-1])
+        if item.line.right:
+            item.right_edges = face.edges(item.line.right, tracking_px)
+            item.width_px += item.font_px + int(item.right_edges[-1])
+    sheet.block_px = max(item.width_px for item in placed)
+
+
+def _place(rng: np.random.Generator, sheet: _Sheet, placed: list[_Placed]) -> None:
+    """Positions: a block of text somewhere on the page, its lines below one another."""
+    margin = max(3, sheet.font_px // 4)
+    sheet.width_px = max(sheet.width_px, sheet.block_px + 2 * margin)
+    slack = sheet.width_px - sheet.block_px - 2 * margin
+    if any(item.line.right for item in placed) and rng.random() < 0.8:  # columns spread
+        wider = int(slack * rng.uniform(0.4, 1.0))
+        sheet.block_px, slack = sheet.block_px + wider, slack - wider
+    sheet.block_x_px = margin + int(slack * pick(rng, (0.5, 0.5, 0.0, float(rng.random()))))
+    y = 0.0
+    for item in placed:
+        face = typeface(item.face.path, item.font_px, sheet.hard)
+        ink_px = face.ascent_px + face.descent_px
+        pitch = max(item.line.scale * sheet.pitch_px, ink_px + 1.0)
+        band = 0.15 * sheet.pitch_px if item.line.inverted else 0.0
+        item.top_px = round(y + band + (pitch - ink_px) / 2)
+        item.bottom_px = item.top_px + ink_px
+        item.baseline_px = item.top_px + face.ascent_px
+        y += pitch + 2 * band + item.line.gap * sheet.pitch_px
+        free = sheet.block_px - item.width_px
+        share = {"left": 0.0, "center": 0.5, "right": 1.0}[item.line.align]
+        item.x_px = sheet.block_x_px + int(0 if item.line.right else free * share)
+    sheet.height_px = max(sheet.height_px, int(y) + 8)
+    room = sheet.height_px - y - 8
+    shift = 4 + int(room * pick(rng, (0.5, 0.5, 0.0, float(rng.random()))))
+    for item in placed:
+        item.top_px, item.bottom_px = item.top_px + shift, item.bottom_px + shift
+        item.baseline_px += shift
+
+
+def _ink(canvas: np.ndarray, item: _Placed, sheet: _Sheet) -> np.ndarray:
+    """Draws a line; boxes of its characters and of the newline after it."""
+    face = typeface(item.face.path, item.font_px, sheet.hard)
+    if item.line.rule:
+        y = item.bottom_px + max(2, int(0.3 * item.line.gap * sheet.pitch_px))
+        canvas[y : y + 1, sheet.block_x_px : sheet.block_x_px + sheet.block_px] = 255
+    parts = [(item.line.left, item.edges + item.x_px)]
+    if item.right_edges is not None:
+        start = sheet.block_x_px + sheet.block_px - int(item.right_edges[-1])
+        parts.append((item.line.right, item.right_edges + start))
+    boxes = []
+    for text, edges in parts:
+        face.draw(canvas, text, edges, item.baseline_px)
+        part = np.full((len(text) + 1, 4), np.nan, dtype=np.float32)
+        inked = np.flatnonzero([character != " " for character in text])
+        part[inked, 0], part[inked, 2] = edges[inked], edges[inked + 1]
+        part[inked, 1], part[inked, 3] = item.top_px, item.bottom_px
+        boxes.append(part)
+    if item.line.inverted:
+        pad = max(1, item.font_px // 10)
+        left, right = item.x_px - 2 * pad, int(parts[-1][1][-1]) + 2 * pad
+        rows = slice(max(0, item.top_px - pad), item.bottom_px + pad)
+        canvas[rows, max(0, left) : right] = 255 - canvas[rows, max(0, left) : right]
+    return np.concatenate(boxes)
+
+
+def _frame(canvas: np.ndarray, placed: list[_Placed]) -> None:
+    """A box around everything, where the margins are wide enough."""
+    height, width = canvas.shape
+    left = min(item.x_px for item in placed) // 2
+    top, bottom = placed[0].top_px // 2, (placed[-1].bottom_px + height) // 2
+    if left >= 3 and placed[0].top_px - top >= 4 and bottom - placed[-1].bottom_px >= 4:
+        canvas[[top, bottom], left : width - left] = 255
+        canvas[top : bottom + 1, [left, width - 1 - left]] = 255
