@@ -1,1 +1,50 @@
+# What a newcomer runs. `make help` lists it.
+
 PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt
+
+# A stamp is newer than what it was installed from, so that a second run installs nothing.
+PACKAGE_STAMP := $(VENV)/.stamp-package
+DEV_STAMP := $(VENV)/.stamp-dev
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint format clean
+
+help: ## list the targets
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
+
+demo: $(PACKAGE_STAMP) ## read a sample receipt with the bundled model
+	$(BIN)/ivl read samples/receipt.png
+
+test: lint ## lint, then run the tests
+	$(BIN)/python -m pytest
+
+lint: $(DEV_STAMP) ## ruff and pyright
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+format: $(DEV_STAMP) ## mend the layout, and what else ruff can mend
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean: ## remove the environment and everything that was built
+	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo 'constraints.txt is for Python 3.11 or newer: make PYTHON=python3.11 ...' >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(PACKAGE_STAMP): pyproject.toml constraints.txt | $(BIN)/python
+	@echo 'Installing ivl into $(VENV). PyTorch is large: the first time takes a while.'
+	$(PIP_INSTALL) --editable .
+	@touch $@
+
+$(DEV_STAMP): pyproject.toml constraints.txt | $(BIN)/python
+	@echo 'Installing ivl and the development tools into $(VENV). The first time takes a while.'
+	$(PIP_INSTALL) --editable '.[dev]'
+	@touch $@ $(PACKAGE_STAMP)

@@ -1,0 +1,141 @@
+"""`ivl`: finds the command that was asked for, runs it, and turns failures into exit codes.
+
+To add a command NAME, add its line to `COMMANDS` and write `ivl/cli/NAME.py` with a function
+`command` whose parameters are its arguments and options (typer reads them) and whose docstring
+begins with the same line. That file is imported only when its command is run or its own help is
+asked for, so `ivl --help` stays quick whatever the commands import.
+
+Exit codes: 0 done; 2 something that the person can mend (an `IvlError`, or a wrong command line);
+130 interrupted by Ctrl-C; 1 the reader of our output went away (`ivl ... | head`), or a defect of
+ours, with its traceback.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from typing import Annotated, Any, NoReturn
+
+import typer
+from typer.core import TyperGroup
+
+from ivl import __version__
+from ivl.errors import IvlError
+
+COMMANDS: dict[str, str] = {}
+"""Name of a command -> the line that describes it in `ivl --help`, in the order shown there."""
+
+EXIT_READER_GONE = 1
+EXIT_PERSON_CAN_MEND = 2
+EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+
+
+class LazyGroup(TyperGroup):
+    """The group of all commands, which imports a command's file only to run it or to explain it."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        if cmd_name not in COMMANDS:
+            return None
+        if cmd_name not in self.commands:
+            module = importlib.import_module(f"ivl.cli.{cmd_name}")
+            app = typer.Typer(add_completion=False, rich_markup_mode=None)
+            app.command(cmd_name)(module.command)
+            self.add_command(typer.main.get_command(app), cmd_name)
+        return self.commands[cmd_name]
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        name = args[0]
+        if name not in COMMANDS and not name.startswith("-"):
+            nearest = difflib.get_close_matches(name, COMMANDS, n=1)
+            ctx.fail(f"No such command {name!r}." + "".join(f" Is it {n!r}?" for n in nearest))
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """List the commands from the table alone: the group's own way would import them all."""
+        if COMMANDS:
+            with formatter.section("Commands"):
+                formatter.write_dl(list(COMMANDS.items()))
+
+
+# Plain help: rich's boxes would cost every `--help` another tenth of a second.
+app = typer.Typer(
+    cls=LazyGroup,
+    add_completion=False,
+    rich_markup_mode=None,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"ivl {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    ctx: typer.Context,
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version."
+        ),
+    ] = False,
+) -> None:
+    """Ask images questions, and read them, with the InternVL 2.5 models."""
+    if ctx.invoked_subcommand is None:
+        typer.echo(ctx.get_help(), err=True)
+        raise typer.Exit(EXIT_PERSON_CAN_MEND)
+
+
+def run(args: Sequence[str]) -> int:
+    """Run one command line (without the program's name) and return its exit code."""
+    try:
+        status = typer.main.get_command(app).main(
+            args=list(args), prog_name="ivl", standalone_mode=False
+        )
+        sys.stdout.flush()  # so that a reader who has gone shows here, not at the interpreter's end
+    except IvlError as error:
+        return _complain(error.message, error.hint)
+    except typer.TyperException as error:
+        ctx = getattr(error, "ctx", None)
+        hint = f"`{ctx.command_path} --help` shows what it takes." if ctx is not None else ""
+        return _complain(error.format_message(), hint)
+    except (KeyboardInterrupt, typer.Abort):
+        status = EXIT_INTERRUPTED
+    except BrokenPipeError:
+        _silence_stdout()
+        return EXIT_READER_GONE
+    if status == EXIT_INTERRUPTED:
+        print(file=sys.stderr)  # the shell's prompt starts on a line of its own
+    return status or 0
+
+
+def _complain(message: str, hint: str) -> int:
+    print(f"error: {message}", file=sys.stderr)
+    if hint:
+        print(f"hint: {hint}", file=sys.stderr)
+    return EXIT_PERSON_CAN_MEND
+
+
+def _silence_stdout() -> None:
+    """Point stdout at nothing, so that the interpreter's last flush cannot fail aloud."""
+    nothing = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nothing, sys.stdout.fileno())
+    os.close(nothing)
+
+
+def main() -> NoReturn:
+    """The entry point of the `ivl` script."""
+    sys.exit(run(sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    main()

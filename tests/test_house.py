@@ -1,0 +1,266 @@
+"""The rules of the house, read from the source: who may import whom, sizes, names, what is cheap.
+
+The floors are in `FLOORS`. A new folder or file directly below `src/ivl` gets its floor there
+first.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "src" / "ivl"
+
+FLOORS = {
+    "cli": 8,
+    "server": 7,
+    "documents": 7,
+    "api": 7,
+    "engine": 6,
+    "model": 5,
+    "evaluate": 5,
+    "kernels": 4,
+    "checkpoint": 3,
+    "quant": 2,
+    "prompt": 2,
+    "planner": 2,
+    "config": 1,
+    "config_keys": 1,
+    "family": 1,
+    "errors": 1,
+}
+"""A file imports only from its own floor or from floors below it."""
+
+LAZY_DOOR = PACKAGE / "__init__.py"
+"""Exempt from the floors: it opens on the names that users import. Through it one reaches `api`."""
+
+WITHOUT_TORCH = ("prompt", "planner")
+MAX_FILE_LINES = 400
+MAX_FUNCTION_LINES = 60
+NAMES_WITHOUT_A_SUBJECT = {"utils.py", "helpers.py", "common.py"}
+
+IMPORTED_AS = {"pillow": "PIL"}
+"""Dependencies whose module has another name."""
+
+ORACLES = {("transformers", "cli/check.py")}
+"""What one file may import when it happens to be installed."""
+
+
+def python_files(*folders: str) -> list[Path]:
+    return sorted(path for folder in folders for path in (ROOT / folder).rglob("*.py"))
+
+
+def package_files() -> list[Path]:
+    return python_files("src/ivl")
+
+
+def everything() -> list[Path]:
+    return python_files("src/ivl", "training", "bench", "tests")
+
+
+def module_of(path: Path) -> str:
+    """The dotted name of a file of the package; a folder's `__init__.py` has the folder's name."""
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imports(path: Path, source: str) -> Iterator[tuple[int, str]]:
+    """The line and the dotted name of everything that a file imports, wherever in it.
+
+    `from a import b` gives `a.b`, for b may be a module; a relative name is made absolute.
+    """
+    package = module_of(path).split(".")
+    if path.name != "__init__.py":
+        package = package[:-1]
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield node.lineno, alias.name
+        elif isinstance(node, ast.ImportFrom):
+            above = package[: len(package) - node.level + 1] if node.level else []
+            origin = ".".join([*above, *([node.module] if node.module else [])])
+            for alias in node.names:
+                yield node.lineno, f"{origin}.{alias.name}"
+
+
+def floor_of(module: str) -> int:
+    """The floor of `ivl.something...`; of the lazy door itself, that of `api`."""
+    parts = module.split(".")
+    if len(parts) == 1:
+        return FLOORS["api"]
+    if parts[1] == "__version__":
+        return 0
+    # A name that is no folder or file of the package is one that the door fetches from `api`.
+    known = (PACKAGE / parts[1]).is_dir() or (PACKAGE / f"{parts[1]}.py").is_file()
+    return FLOORS[parts[1]] if known or parts[1] in FLOORS else FLOORS["api"]
+
+
+def climbs(path: Path, source: str) -> list[str]:
+    """The imports of a file that go up to a floor above its own."""
+    own = floor_of(module_of(path))
+    return [
+        f"{path.relative_to(ROOT)}:{line} (floor {own}) imports {module} (floor {floor_of(module)})"
+        for line, module in imports(path, source)
+        if module.split(".")[0] == "ivl" and floor_of(module) > own
+    ]
+
+
+def run_python(program: str) -> str:
+    """Run a program in an interpreter of its own and return what it printed last."""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()[-1]
+
+
+def test_everything_has_a_floor() -> None:
+    units = {path.relative_to(PACKAGE).parts[0].removesuffix(".py") for path in package_files()}
+    assert units - {"__init__", "__main__"} <= set(FLOORS)
+
+
+def test_nothing_imports_from_a_floor_above() -> None:
+    found = [
+        climb
+        for path in package_files()
+        if path != LAZY_DOOR
+        for climb in climbs(path, path.read_text("utf-8"))
+    ]
+    assert not found, "\n".join(found)
+
+
+@pytest.mark.parametrize(
+    ("file", "source", "num_climbs"),
+    [
+        ("model/decoder.py", "from ivl.engine.engine import Engine", 1),
+        ("model/decoder.py", "def f():\n    import ivl.cli.main", 1),
+        ("model/decoder.py", "from ..engine import cache", 1),
+        ("model/__init__.py", "from ..engine import cache", 1),
+        ("model/decoder.py", "from ivl import load", 1),
+        ("model/decoder.py", "import ivl", 1),
+        ("model/decoder.py", "from ivl import errors, checkpoint, __version__", 0),
+        ("model/decoder.py", "from .attention import attend\nimport torch", 0),
+        ("config.py", "from ivl.prompt import tiles", 1),
+        ("cli/ask.py", "import ivl\nfrom ivl import api\nfrom ivl.model import decoder", 0),
+    ],
+)
+def test_the_floors_are_read_rightly(file: str, source: str, num_climbs: int) -> None:
+    assert len(climbs(PACKAGE / file, source)) == num_climbs
+
+
+def declared_dependencies() -> set[str]:
+    """The names under which the dependencies of pyproject.toml are imported."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    names = [re.split(r"[^\w-]", requirement)[0] for requirement in project["dependencies"]]
+    return {IMPORTED_AS.get(name, name) for name in names}
+
+
+def test_only_declared_dependencies_are_imported() -> None:
+    allowed = {"ivl", *sys.stdlib_module_names, *declared_dependencies()}
+    found = [
+        f"{path.relative_to(ROOT)}:{line} imports {module}"
+        for path in package_files()
+        for line, module in imports(path, path.read_text("utf-8"))
+        if (origin := module.split(".")[0]) not in allowed
+        and (origin, path.relative_to(PACKAGE).as_posix()) not in ORACLES
+    ]
+    assert not found, "\n".join(found)
+
+
+@pytest.mark.parametrize("folder", WITHOUT_TORCH)
+def test_no_torch_by_name(folder: str) -> None:
+    found = [
+        f"{path.relative_to(ROOT)}:{line}"
+        for path in python_files(f"src/ivl/{folder}")
+        for line, module in imports(path, path.read_text("utf-8"))
+        if module.split(".")[0] == "torch"
+    ]
+    assert not found, "\n".join(found)
+
+
+def test_no_torch_by_way_of_others() -> None:
+    modules = [
+        module_of(path) for folder in WITHOUT_TORCH for path in python_files(f"src/ivl/{folder}")
+    ]
+    program = "".join(f"import {module}\n" for module in [*modules, "sys"])
+    assert run_python(program + "print('torch' in sys.modules)") == "False"
+
+
+def test_importing_the_package_loads_nothing_heavy() -> None:
+    program = "import sys, ivl\nprint(sorted({'torch', 'numpy', 'PIL', 'typer'} & {*sys.modules}))"
+    assert run_python(program) == "[]"
+
+
+def test_help_loads_nothing_heavy() -> None:
+    program = (
+        "import sys\n"
+        "from ivl.cli.main import run\n"
+        "assert run(['--help']) == 0\n"
+        "print(sorted({'torch', 'numpy', 'PIL', 'rich', 'pydantic'} & {*sys.modules}))"
+    )
+    assert run_python(program) == "[]"
+
+
+def test_files_stay_short() -> None:
+    found = [
+        f"{path.relative_to(ROOT)} has {num_lines} lines"
+        for path in everything()
+        if (num_lines := len(path.read_text("utf-8").splitlines())) > MAX_FILE_LINES
+    ]
+    assert not found, "\n".join(found)
+
+
+def test_functions_stay_short() -> None:
+    found = [
+        f"{path.relative_to(ROOT)}:{node.lineno} {node.name} has {num_lines} lines"
+        for path in everything()
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        and (num_lines := (node.end_lineno or 0) - node.lineno + 1) > MAX_FUNCTION_LINES
+    ]
+    assert not found, "\n".join(found)
+
+
+def test_every_file_is_named_after_its_subject() -> None:
+    found = [path for path in everything() if path.name in NAMES_WITHOUT_A_SUBJECT]
+    assert not found
+
+
+def test_every_public_module_says_what_it_is() -> None:
+    found = [
+        str(path.relative_to(ROOT))
+        for path in package_files()
+        if (not path.stem.startswith("_") or path.name == "__init__.py")
+        and not ast.get_docstring(ast.parse(path.read_text("utf-8")))
+    ]
+    assert not found, "\n".join(found)
+
+
+def catches_everything(handler: ast.ExceptHandler) -> bool:
+    """Whether it is bare or names Exception; BaseException too, unless it ends by raising again."""
+    kinds = handler.type.elts if isinstance(handler.type, ast.Tuple) else [handler.type]
+    names = {kind.id for kind in kinds if isinstance(kind, ast.Name)}
+    raises_again = isinstance(handler.body[-1], ast.Raise) and handler.body[-1].exc is None
+    return (
+        handler.type is None
+        or "Exception" in names
+        or ("BaseException" in names and not raises_again)
+    )
+
+
+def test_no_failure_is_swallowed_unnamed() -> None:
+    found = [
+        f"{path.relative_to(ROOT)}:{node.lineno}"
+        for path in package_files()
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, ast.ExceptHandler) and catches_everything(node)
+    ]
+    assert not found, "\n".join(found)
