@@ -1,0 +1,335 @@
+"""Conversations as InternVL writes them, in typed segments.
+
+A prompt is a tuple of segments: control tokens, plain text, and the places of images. Only this
+module makes control tokens, so whatever a person types stays text, `<|im_end|>` and
+`<IMG_CONTEXT>` included. Joined into a string, a prompt is that of the official code
+(`internvl_chat/internvl/conversation.py`, `InternVLChatModel.chat`), and each text segment is
+what its tokenizer would see between two control tokens.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final, Literal, TypeAlias, get_args
+
+from ivl.errors import RequestError, UnsupportedError
+
+IM_START: Final = "<|im_start|>"
+IM_END: Final = "<|im_end|>"
+IMG_START: Final = "<img>"
+IMG_END: Final = "</img>"
+IMG_CONTEXT: Final = "<IMG_CONTEXT>"
+
+Role: TypeAlias = Literal["system", "user", "assistant"]
+
+
+@dataclass(frozen=True, slots=True)
+class ImageSlot:
+    """The place of the next image in a message (`<image>` in the official code)."""
+
+
+IMAGE: Final = ImageSlot()
+Part: TypeAlias = str | ImageSlot
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """What one side says. Images fill the slots of a conversation in their order."""
+
+    role: Role
+    content: str | Sequence[Part]
+
+    def __post_init__(self) -> None:
+        if self.role not in get_args(Role):
+            raise RequestError(
+                f"a message has the role {self.role!r}", f"use one of {', '.join(get_args(Role))}"
+            )
+        for part in self.parts:
+            if not isinstance(part, (str, ImageSlot)):
+                raise RequestError(
+                    f"a message holds a {type(part).__name__}", "use texts and image slots"
+                )
+            if isinstance(part, str):
+                _check_unicode(part)
+        if self.role != "user" and self.num_images:
+            raise RequestError(
+                f"a message of the role {self.role} shows an image",
+                "only messages of the user can show images",
+            )
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """The content as texts and image slots."""
+        return (self.content,) if isinstance(self.content, str) else tuple(self.content)
+
+    @property
+    def num_images(self) -> int:
+        """How many image slots the message has."""
+        return sum(isinstance(part, ImageSlot) for part in self.parts)
+
+
+@dataclass(frozen=True, slots=True)
+class Control:
+    """One control token, by name."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """Plain text, to be tokenized in one piece and without control tokens."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class ImageTokens:
+    """`num_tokens` times `<IMG_CONTEXT>`, to be replaced by the features of one image."""
+
+    image_index: int
+    num_tokens: int
+
+
+Segment: TypeAlias = Control | Text | ImageTokens
+Prompt: TypeAlias = tuple[Segment, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Template:
+    """How a family of models writes a conversation; all of them frame turns as ChatML does."""
+
+    name: str
+    default_system: str
+    after_turn: str  # text between `<|im_end|>` and the next turn
+    stop_control: tuple[str, ...] = (IM_END,)  # an answer ends with one of these
+
+
+_TEMPLATES: Final = {
+    template.name: template
+    for template in (
+        Template(
+            name="internvl2_5",
+            default_system=(
+                "你是书生·万象，英文名是InternVL，是由上海人工智能实验室、"
+                "清华大学及多家合作单位联合开发的多模态大语言模型。"
+            ),
+            after_turn="\n",
+        ),
+        Template(
+            name="internlm2-chat",
+            default_system=(
+                "你是由上海人工智能实验室联合商汤科技开发的书生多模态大模型，"
+                "英文名叫InternVL, 是一个有用无害的人工智能助手。"
+            ),
+            after_turn="",
+        ),
+    )
+}
+TEMPLATE_NAMES: Final = tuple(_TEMPLATES)
+
+
+def get_template(name: str) -> Template:
+    """The template of that name, which a checkpoint's config calls `template`.
+
+    Raises UnsupportedError for one that no InternVL 2.5 uses.
+    """
+    if name in _TEMPLATES:
+        return _TEMPLATES[name]
+    hint = f"known are {', '.join(TEMPLATE_NAMES)}"
+    nearest = difflib.get_close_matches(name.lower(), TEMPLATE_NAMES, n=1, cutoff=0.5)
+    if nearest:
+        hint += f"; did you mean {nearest[0]}?"
+    raise UnsupportedError(f"the chat template {name!r} is not known", hint)
+
+
+def user_message(
+    question: str,
+    num_images: int = 0,
+    *,
+    kind: Literal["image", "frame"] = "image",
+    num_earlier_images: int = 0,
+) -> Message:
+    """A question with its images before it, placed and named as in the official examples.
+
+    One image has no name. Several are "Image-1: ", "Image-2: ", and images that a later turn adds
+    are counted on from `num_earlier_images`. Frames of a video are "Frame1: ", "Frame2: ".
+    """
+    if num_images < 0 or num_earlier_images < 0:
+        raise RequestError("the number of images is negative", "give 0 or more")
+    parts: list[Part] = []
+    for number in range(num_earlier_images + 1, num_earlier_images + num_images + 1):
+        if kind == "frame":
+            parts.append(f"Frame{number}: ")
+        elif num_images > 1 or num_earlier_images > 0:
+            parts.append(f"Image-{number}: ")
+        parts.extend((IMAGE, "\n"))
+    return Message("user", (*parts, question))
+
+
+def render(
+    messages: Sequence[Message],
+    *,
+    template: Template | str = "internvl2_5",
+    system: str | None = None,
+    tiles_per_image: Sequence[int] = (),
+    tokens_per_tile: int = 256,
+    add_generation_prompt: bool = True,
+) -> Prompt:
+    """The prompt of a whole conversation.
+
+    messages: turns in their order; the first may be a system message.
+    system: the system message, if `messages` has none. None is the template's own. An empty one
+        leaves an empty system turn, as in the official code.
+    tiles_per_image: tiles of every image (its thumbnail included), in the order of the slots.
+    add_generation_prompt: end with the opening of the assistant's turn. The last message must
+        then be the user's.
+
+    The prompt up to the last question, the ids of the answer as they were generated, and
+    `render_next` make the same string; use those where ids must stay as they are in a cache.
+    One difference from the official code: a turn with an empty text is closed like any other
+    (there it would run into the next one).
+    Raises RequestError for turns that do not fit, or images that do not match the slots.
+    """
+    template = get_template(template) if isinstance(template, str) else template
+    turns = list(messages)
+    if turns and turns[0].role == "system":
+        if system is not None:
+            raise RequestError("there are two system messages", "give only one")
+        system = "".join(part for part in turns.pop(0).parts if isinstance(part, str))
+    if system is None:
+        system = template.default_system
+    _check_turns(turns, add_generation_prompt)
+    images = _images(turns, tiles_per_image, tokens_per_tile, first_image_index=0)
+    segments: list[Segment] = []
+    for turn in (Message("system", system), *turns):
+        segments.extend((*_turn(turn, images), *_turn_end(template)))
+    if add_generation_prompt:
+        segments.extend(_opening("assistant"))
+    return join(segments)
+
+
+def render_next(
+    message: Message,
+    *,
+    template: Template | str = "internvl2_5",
+    tiles_per_image: Sequence[int] = (),
+    tokens_per_tile: int = 256,
+    num_earlier_images: int = 0,
+) -> Prompt:
+    """What follows an answer that is in the cache: its end, the next question, the opening.
+
+    The answer's own stop token is part of this prompt and must not be in the cache as well.
+    tiles_per_image: tiles of the images of this message alone, which get the indices from
+        `num_earlier_images` on. Errors as in `render`.
+    """
+    template = get_template(template) if isinstance(template, str) else template
+    _check_turns([message], add_generation_prompt=True)
+    images = _images([message], tiles_per_image, tokens_per_tile, num_earlier_images)
+    end = _turn_end(template)
+    return join(end, _turn(message, images), end, _opening("assistant"))
+
+
+def join(*prompts: Iterable[Segment]) -> Prompt:
+    """One prompt from several: neighbouring texts become one, empty texts go."""
+    joined: list[Segment] = []
+    for prompt in prompts:
+        for segment in prompt:
+            last = joined[-1] if joined else None
+            if isinstance(segment, Text) and isinstance(last, Text):
+                joined[-1] = Text(last.text + segment.text)
+            elif segment != Text(""):
+                joined.append(segment)
+    return tuple(joined)
+
+
+def prompt_string(prompt: Iterable[Segment], *, image_context: str = IMG_CONTEXT) -> str:
+    """The prompt as the official code writes it; for display and comparison, not for tokenizing."""
+    pieces: list[str] = []
+    for segment in prompt:
+        match segment:
+            case Control(name):
+                pieces.append(name)
+            case Text(text):
+                pieces.append(text)
+            case ImageTokens(num_tokens=num_tokens):
+                pieces.append(image_context * num_tokens)
+    return "".join(pieces)
+
+
+def num_image_tokens(prompt: Iterable[Segment]) -> int:
+    """How many positions of the prompt are filled with features."""
+    return sum(segment.num_tokens for segment in prompt if isinstance(segment, ImageTokens))
+
+
+def check_image_tokens(prompt: Iterable[Segment], num_features: int) -> None:
+    """Raise RequestError unless there are as many features as places for them."""
+    num_places = num_image_tokens(prompt)
+    if num_places != num_features:
+        raise RequestError(
+            f"the prompt has {num_places} places for image features, but there are {num_features}",
+            "give the prompt the number of tiles of each image, in their order",
+        )
+
+
+def _check_unicode(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise RequestError(
+            f"a text is not valid Unicode at character {error.start}",
+            "send characters outside the basic plane whole, not as halves of a surrogate pair",
+        ) from None
+
+
+def _check_turns(turns: Sequence[Message], add_generation_prompt: bool) -> None:
+    if not turns:
+        raise RequestError("there is no message to answer", "give at least one user message")
+    if any(turn.role == "system" for turn in turns):
+        raise RequestError("a system message follows other messages", "put it first, and only one")
+    if add_generation_prompt and turns[-1].role != "user":
+        raise RequestError(
+            "the last message is the assistant's", "end with a user message to get an answer"
+        )
+
+
+def _images(
+    turns: Sequence[Message],
+    tiles_per_image: Sequence[int],
+    tokens_per_tile: int,
+    first_image_index: int,
+) -> Iterator[ImageTokens]:
+    """The images' segments in order, once it is known that they fit the slots."""
+    num_slots = sum(turn.num_images for turn in turns)
+    if num_slots != len(tiles_per_image):
+        raise RequestError(
+            f"the messages show {num_slots} images, but {len(tiles_per_image)} are given",
+            "show every image exactly once",
+        )
+    if any(num_tiles < 1 for num_tiles in tiles_per_image) or tokens_per_tile < 1:
+        raise RequestError("an image has no tokens", "every image has at least one tile")
+    return iter(
+        [
+            ImageTokens(first_image_index + offset, num_tiles * tokens_per_tile)
+            for offset, num_tiles in enumerate(tiles_per_image)
+        ]
+    )
+
+
+def _opening(role: Role) -> Prompt:
+    return (Control(IM_START), Text(f"{role}\n"))
+
+
+def _turn_end(template: Template) -> Prompt:
+    return (Control(IM_END), Text(template.after_turn))
+
+
+def _turn(message: Message, images: Iterator[ImageTokens]) -> Iterator[Segment]:
+    """A turn up to its end; takes as many of the images as it has slots."""
+    yield from _opening(message.role)
+    for part in message.parts:
+        if isinstance(part, str):
+            yield Text(part)
+        else:
+            yield from (Control(IMG_START), next(images), Control(IMG_END))

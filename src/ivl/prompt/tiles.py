@@ -1,0 +1,118 @@
+"""Which grid of square tiles an image is cut into.
+
+The choice is that of InternVL's `dynamic_preprocess` and `find_closest_aspect_ratio`
+(`internvl_chat/internvl/train/dataset.py`). Models were trained on it, so another grid, even a
+sensible one, costs accuracy on text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import NamedTuple
+
+from ivl.errors import ConfigError, RequestError
+
+# 1024 tiles are 262,144 image tokens, eight times the context of any model of the family.
+LARGEST_MAX_TILES = 1024
+
+
+class Grid(NamedTuple):
+    """Tiles across and tiles down."""
+
+    columns: int
+    rows: int
+
+    @property
+    def num_tiles(self) -> int:
+        """Tiles of the grid, without a thumbnail."""
+        return self.columns * self.rows
+
+
+def tile_grid(
+    width: int, height: int, *, max_tiles: int = 12, min_tiles: int = 1, tile_px: int = 448
+) -> Grid:
+    """The grid for an image of `width` x `height` pixels, exactly as the official code has it.
+
+    The aspect ratio decides. Of grids that are equally near, a later one (they are scanned by
+    their number of tiles) replaces an earlier one when the image has more than half the pixels
+    of that grid.
+
+    Raises RequestError for an image without pixels and ConfigError for limits that no grid meets.
+    """
+    if width < 1 or height < 1:
+        raise RequestError(
+            f"an image of {width} x {height} pixels has nothing to show",
+            "both sides must be at least 1 pixel",
+        )
+    if tile_px < 1:
+        raise ConfigError(f"tile_px is {tile_px}", "a tile is at least 1 pixel wide")
+    check_max_tiles(max_tiles)
+    if not 1 <= min_tiles <= max_tiles:
+        raise ConfigError(
+            f"min_tiles is {min_tiles} and max_tiles is {max_tiles}",
+            "min_tiles must be at least 1 and at most max_tiles",
+        )
+    aspect_ratio = width / height
+    nearest, smallest_distance = Grid(1, 1), float("inf")
+    for columns, rows in _candidates(min_tiles, max_tiles):
+        distance = abs(aspect_ratio - columns / rows)
+        fills_half = width * height > 0.5 * tile_px * tile_px * columns * rows
+        if distance < smallest_distance or (distance == smallest_distance and fills_half):
+            nearest, smallest_distance = Grid(columns, rows), distance
+    return nearest
+
+
+def num_tiles_with_thumbnail(grid: Grid, use_thumbnail: bool = True) -> int:
+    """Tiles that the vision tower sees: a thumbnail joins a grid of more than one tile."""
+    return grid.num_tiles + (1 if use_thumbnail and grid.num_tiles > 1 else 0)
+
+
+def share_budget(num_images: int, max_tiles: int | Sequence[int]) -> list[int]:
+    """The limit of tiles for each of `num_images` images.
+
+    A single number is shared equally, at least one tile each, as in the official evaluation and
+    demo (`eval/mantis_eval`, `streamlit_demo/model_worker.py`); a thumbnail is not counted. A
+    sequence gives each image its own limit.
+    Raises ConfigError for a limit that is no positive number, RequestError when the sequence is
+    not as long as the images are many.
+    """
+    if num_images < 0:
+        raise RequestError(f"{num_images} images cannot share tiles", "give 0 or more images")
+    if isinstance(max_tiles, int):
+        check_max_tiles(max_tiles)
+        return [max(1, max_tiles // num_images)] * num_images if num_images else []
+    limits = list(max_tiles)
+    if len(limits) != num_images:
+        raise RequestError(
+            f"{len(limits)} tile limits were given for {num_images} images",
+            "give one number for all images, or one for each",
+        )
+    for limit in limits:
+        check_max_tiles(limit)
+    return limits
+
+
+def check_max_tiles(max_tiles: int) -> None:
+    """Raise ConfigError unless `max_tiles` is a number of tiles that an image can have."""
+    if not 1 <= max_tiles <= LARGEST_MAX_TILES:
+        raise ConfigError(
+            f"max_tiles is {max_tiles}", f"use a number from 1 to {LARGEST_MAX_TILES}; 12 is usual"
+        )
+
+
+@lru_cache(maxsize=64)
+def _candidates(min_tiles: int, max_tiles: int) -> tuple[tuple[int, int], ...]:
+    """All (columns, rows) within the limits, by number of tiles.
+
+    Grids of one number of tiles stay in the order of a Python set, filled as the official code
+    fills it. With `min_tiles` 1 that order never matters; above 1 it settles exact ties.
+    """
+    grids = {
+        (columns, rows)
+        for side in range(min_tiles, max_tiles + 1)
+        for columns in range(1, side + 1)
+        for rows in range(1, min(side, max_tiles // columns) + 1)
+        if columns * rows >= min_tiles
+    }
+    return tuple(sorted(grids, key=lambda grid: grid[0] * grid[1]))
