@@ -38,6 +38,12 @@ def build(rng: np.random.Generator, kind: str, split: str, max_lines: int) -> Co
     for line in content.lines:
         line.left, line.right = " ".join(line.left.split()), " ".join(line.right.split())
     content.lines = [line for line in content.lines if line.left][:max_lines]
+    shown = "\n".join(line.text for line in content.lines)
+    content.facts = {
+        name: value
+        for name, value in content.facts.items()
+        if name == "number of items" or value in shown
+    }
     return content
 
 

@@ -14,13 +14,13 @@ import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from PIL import ImageFont
+from PIL import Image, ImageDraw, ImageFont
 
 from ivl.errors import ConfigError
 
 FONT_ROOT = Path("/usr/share/fonts")
 CACHE_PATH = Path(__file__).parent / "runs" / "fonts.json"
-CACHE_VERSION = 2
+CACHE_VERSION = 3
 PRINTABLE = "".join(chr(code) for code in range(33, 127))
 MAX_FACES_PER_FAMILY = 4
 MIN_FAMILIES = {"train": 20, "eval": 5}
@@ -203,10 +203,11 @@ def _prints_ascii(font: ImageFont.FreeTypeFont) -> bool:
     """Every printable character has ink, and no two look the same."""
     seen: set[tuple[tuple[int, ...], bytes]] = set()
     for character in PRINTABLE:
-        mask = font.getmask(character, mode="L")
-        ink = bytes(mask)
-        box = font.getbbox(character, anchor="ls")
-        key = (tuple(round(edge) for edge in box), ink)
+        box = tuple(int(edge) for edge in font.getbbox(character, anchor="ls"))
+        image = Image.new("L", (96, 120))
+        ImageDraw.Draw(image).text((20, 70), character, 255, font, anchor="ls")
+        ink = image.tobytes()
+        key = (box, ink)
         if not any(ink) or key in seen:
             return False
         seen.add(key)

@@ -18,7 +18,7 @@ from training.words import pick
 
 TILE_PX = 448
 MIN_PITCH_PX, MAX_PITCH_PX, MAX_TAG_PITCH_PX = 16.0, 40.0, 60.0
-LEAST_CHAR_PX, GOOD_CHAR_PX, MAX_CHAR_PX = 6.4, 7.2, 30.0
+LEAST_CHAR_PX, GOOD_CHAR_PX, MAX_CHAR_PX = 7.0, 7.6, 30.0
 MIN_SIDE_PX, MAX_SIDE_PX, MAX_HEIGHT_PX, MIN_FONT_PX = 200, 900, 1100, 11
 FACE_TRIES = 8
 
@@ -108,19 +108,27 @@ def _line_em(item: _Placed, tracking_em: float) -> float:
     return (width + (1.0 if item.line.right else 0.0)) * item.line.scale
 
 
+def _widest(placed: list[_Placed], tracking_em: float) -> tuple[float, float]:
+    """Width of the widest line, and of an average character in it, in em."""
+    widest = max(placed, key=lambda item: _line_em(item, tracking_em))
+    width = _line_em(widest, tracking_em)
+    return width, width / len(widest.line.text)
+
+
 def _choose_faces(
     rng: np.random.Generator, lines: list[Line], table: FaceTable
 ) -> tuple[_Sheet, list[_Placed]]:
     """Fonts in which the longest line is not too narrow in the tile."""
     tracking = float(rng.uniform(-0.02, 0.1)) if rng.random() < 0.35 else 0.0
     own = {id(line): table.draw(rng) for line in lines if line.own_face}
-    for _ in range(FACE_TRIES):
+    tries = 0
+    while True:
         face = table.draw(rng)
         bold = table.bold(face)
         placed = [_Placed(line, own.get(id(line), bold if line.bold else face)) for line in lines]
-        longest = max(placed, key=lambda item: _line_em(item, tracking))
-        char_em = _line_em(longest, tracking) / len(longest.line.text)
-        if _line_em(longest, tracking) * LEAST_CHAR_PX <= (TILE_PX - 16) * char_em:
+        width, char_em = _widest(placed, tracking)
+        tries += 1
+        if width * LEAST_CHAR_PX <= (TILE_PX - 16) * char_em or tries == FACE_TRIES:
             break
         tracking = 0.0
     for item in placed:  # fonts differ in height: the ink of each must fit the common pitch
@@ -136,15 +144,15 @@ def _choose_geometry(
 ) -> None:
     """Sizes in the tile first (`pitch`, and `em_x`, `em_y`: an em across and down), then in px."""
     margin_x, margin_y = (6.0, 6.0) if content.fill else rng.uniform(6, 24, size=2)
-    longest = max(placed, key=lambda item: _line_em(item, sheet.tracking_em))
-    width = _line_em(longest, sheet.tracking_em) * 1.02
-    char_em = width / len(longest.line.text)
+    width, char_em = _widest(placed, sheet.tracking_em)
+    width *= 1.02  # hinted type may run a little wider
     units = sum(_units(item.line) for item in placed)
     mean_scale = sum(item.line.scale for item in placed) / len(placed)
     cap = (MAX_TAG_PITCH_PX if content.kind == "tag" else MAX_PITCH_PX) / mean_scale
     room = (TILE_PX - 2 * margin_y) / units
     pitch = min(cap, room)
-    if not (content.fill or rng.random() < 0.3):
+    full = content.fill or rng.random() < (0.3 if content.kind == "words" else 0.5)
+    if not full:
         low = min(pitch, max(MIN_PITCH_PX, 0.45 * pitch))
         pitch = float(np.exp(rng.uniform(np.log(low), np.log(pitch))))
     em_y = pitch / sheet.pitch_em()
@@ -152,6 +160,8 @@ def _choose_geometry(
     narrowest = min(widest, GOOD_CHAR_PX / char_em)
     aspect = float(np.exp(rng.uniform(np.log(0.5), np.log(2.0))))  # of the page: width / height
     em_x = widest if content.fill else min(widest, max(narrowest, em_y / aspect))
+    if full and not content.fill and rng.random() < 0.5:
+        em_x = min(widest, 2.0 * em_y)
     if not content.fill:
         em_y = max(min(MIN_PITCH_PX, room) / sheet.pitch_em(), min(em_y, 2.0 * em_x))
     em_y = min(em_y, 4.0 * em_x)

@@ -51,7 +51,8 @@ def receipt(rng: np.random.Generator, split: str, max_lines: int) -> Content:
         items.append(Line(prefix + name, shown))
         prices.append(cents)
         facts[f"price of {name}"] = shown
-    facts["number of items"] = str(len(items))
+    if items:
+        facts["number of items"] = str(len(items))
     tail = _receipt_tail(
         rng, split, style, sum(prices) or int(rng.integers(100, 9000)), num_tail, facts
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import functools
 
 import numpy as np
@@ -10,7 +11,8 @@ from PIL import Image, ImageDraw, ImageFont
 from training.fonts import PRINTABLE, Face
 
 REFERENCE_PX = 64
-MAX_LOADED = 768
+MAX_LOADED = 2000
+USUAL_SIZES_PX = (8, 9, 10, 11, 12, 13, 14, 16, 18, 20, 22, 25, 28, 32, 36, 42, 48, 56, 66, 80)
 # The highest and the lowest ink of printable ASCII is among these.
 _TALL = "|()[]{}lhdbgjpqy_@Q$/"
 
@@ -76,10 +78,8 @@ def typeface(path: str, size_px: int, hard: bool = False) -> Typeface:
 
 
 def usual_size(size_px: float) -> int:
-    """A size at or below `size_px`; few sizes keep most glyphs at hand."""
-    whole = max(6, int(size_px))
-    step = 1 if whole < 24 else 2 if whole < 48 else 4
-    return whole - whole % step
+    """The largest usual size not above `size_px`; few sizes keep most glyphs at hand."""
+    return USUAL_SIZES_PX[max(0, bisect.bisect_right(USUAL_SIZES_PX, size_px) - 1)]
 
 
 @functools.lru_cache(maxsize=4096)

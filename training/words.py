@@ -38,7 +38,7 @@ mirror clock vase frame plate bowl cup mug glass fork knife spoon pan pot kettle
 grater whisk tray jar bottle flask hammer nails screws bolts drill saw pliers wrench ladder rope
 chain lock hinge paint roller plaster tiles bricks cement seeds soil fertilizer hose rake shovel
 tulips roses ferns cactus leash kibble litter birdseed aquarium puzzle dice kite marbles doll robot
-""".split()
+"""
 ADJECTIVES = """
 fresh organic large small medium red green blue white black brown golden sweet sour spicy mild
 salted smoked dried frozen sliced whole low-fat vegan classic extra light dark double soft crunchy
@@ -48,18 +48,19 @@ mountain river ocean winter summer autumn spring warm cold hot cool quick slow q
 old new young round square flat curved clean ripe raw roasted grilled baked crispy creamy fluffy
 silky hollow solid loose tight spare broken lost empty full early late lucky silver copper purple
 orange yellow pink gray velvet northern southern eastern western local imported simple tiny giant
-""".split()
+"""
 SURNAMES = """
 Smith Jones Taylor Brown Williams Wilson Johnson Davies Robinson Wright Thompson Evans Walker White
 Roberts Green Hall Wood Jackson Clarke Harris Martin Cooper King Lee Baker Ward Turner Hill Scott
 Moore Clark Allen Young Parker Cook Bell Murphy Bailey Kelly Cox Miller Gray Adams Watson Foster
 Mitchell Simpson Hunt Palmer Webb Rogers Stone Black Mason Holmes Knight Butler Fisher Barnes Grant
 Ellis Lloyd Fox Reid Ford Price Lane Wells Pearson Graham Fletcher Howard Kaur Singh Patel Khan
-Nguyen Tran Kim Park Chen Wang Zhang Liu Garcia Lopez Perez Silva Costa Santos Rossi Bianchi Müller
+Nguyen Tran Kim Park Chen Wang Zhang Liu Garcia Lopez Perez Silva Costa Santos Rossi Bianchi
+Mueller
 Weber Fischer Schmidt Wagner Jansen Visser Larsen Hansen Nielsen Lindqvist Virtanen Novak Kowalski
 Petrov Ivanov Okafor Mensah Diallo Abebe Haddad Yilmaz Demir Cohen Levi Tanaka Sato Suzuki Dubois
 Laurent Moreau Bernard O'Brien O'Neill MacLeod Fitzgerald Whitaker Ashworth Pemberton Blackwood
-""".replace("Müller", "Mueller").split()
+"""
 FIRST_NAMES = """
 Anna Ben Carla David Emma Frank Grace Henry Ivy Jack Karen Leo Maria Noah Olivia Paul Quinn Rosa Sam
 Tina Uma Victor Wendy Xavier Yara Zoe Alice Brian Chloe Daniel Eva Felix Gina Hugo Irene James Kate
@@ -67,7 +68,7 @@ Lucas Mia Nina Oscar Petra Ruth Simon Tom Ursula Vera Will Adam Beth Colin Diana
 Helen Ian Julia Kevin Laura Mark Nora Owen Peter Rachel Steve Tara Alan Bella Chris Dora Eric Fiona
 Gary Hannah Isaac Jane Kurt Linda Max Nadia Otto Penny Ralph Sarah Theo Vince Amir Bao Chidi Dmitri
 Elif Farid Goran Hiro Ines Jorge Kofi Lars Mei Nils Omar Priya Ravi Sven Tariq Usha Wei Yuki Zain
-""".split()
+"""
 TOWNS = """
 Ashford Bristol Camden Dover Elmwood Fairview Georgetown Hampton Ipswich Jasper Kingston Lincoln
 Madison Newport Oxford Portland Quincy Richmond Salem Trenton Union Vernon Windsor York Auburn
@@ -76,19 +77,19 @@ Preston Reading Stafford Tampa Utica Warwick Austin Boston Chester Dayton Exeter
 Halifax Irvine Juneau Keswick Leeds Manchester Nashville Orlando Perth Raleigh Seattle Toledo
 Truro Wells Bath Cork Derby Durham Galway Luton Poole Ripon Stirling Swansea Dublin Toronto Sydney
 Riverside Springfield Lakewood Brighton Milford Arlington Burlington Cleveland Oakdale Westbrook
-""".split()
+"""
 STREETS = """
 Main High Park Oak Maple Cedar Elm Pine Walnut Chestnut Church Mill Station Market Bridge Castle
 Queen Prince Duke Lake Hill River Spring Garden Orchard Meadow Forest Sunset Highland Victoria
 Albert Washington Adams Jefferson Monroe Liberty College School North South East West Center Union
 Willow Birch Ash Holly Laurel Magnolia Juniper Poplar Aspen Cherry Apple Peach Harbor Ocean Beach
 Canal Dock Abbey Manor Grange Priory Chapel Temple Crown Mercer Baker Cooper Fleet Bond Regent
-""".split()
+"""
 SHOP_TYPES = """
 Market Bakery Grocery Store Cafe Deli Books Hardware Pharmacy Flowers Diner Bistro Pizza Kitchen
 Foods Supply Outlet Mart Express Corner Coffee Grill Garage Optics Shoes Toys Sports Electronics
 Stationery Butchers Motors Tools Fabrics Records Cycles Pets Nursery Tavern Inn Brewery Dairy Farm
-""".split()
+"""
 NOUNS = """
 door window table chair garden kitchen office meeting report letter package ticket train bus flight
 key wallet bag umbrella bike car engine tire doctor dentist teacher neighbor plumber painter driver
@@ -100,13 +101,13 @@ dinner lunch breakfast recipe oven fridge sink drawer shelf cupboard box lid han
 wire screen laptop password account bank budget receipt discount refund bill rent salary project
 deadline draft chapter lesson homework exam grade class team coach match score goal race prize
 medal crown castle forest valley desert village market bakery clinic medicine bandage vitamin
-""".split()
+"""
 VERBS = """
 opened closed moved found lost fixed broke cleaned painted carried bought sold sent brought kept
 washed checked signed copied printed read wrote called met saw heard watched followed passed crossed
 reached left started stopped finished ordered cancelled booked packed lifted dropped threw caught
 planted watered cut cooked served tasted shared hid showed measured weighed counted sorted folded
-""".split()
+"""
 SENTENCES = {
     "train": (
         "Call {first} at {phone} before {time}.",
@@ -150,15 +151,15 @@ SENTENCES = {
 }
 DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
 MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
-_ONSETS = "b c d f g h j k l m n p r s t v w x y z bl br ch cl cr dr fl fr gl gr pl pr qu sh sl sm sn sp st str th tr tw wh".split()
-_VOWELS = "a e i o u ai au ea ee ei ie io oa oo ou y".split()
-_CODAS = [
-    "",
-    "",
-    "",
-    "",
-    *"b d f g k l m n p r s t x z ck ct ft ld lk ll lt mp nd ng nk nt rd rk rn rt sh sk ss st th".split(),
-]
+_ONSETS, _VOWELS, _CODAS = (
+    tuple(parts.split())
+    for parts in (
+        "b c d f g h j k l m n p r s t v w x y z bl br ch cl cr dr fl fr gl gr pl pr qu sh sl sm "
+        "sn sp st str th tr tw wh",
+        "a e i o u ai au ea ee ei ie io oa oo ou y",
+        "b d f g k l m n p r s t x z ck ct ft ld lk ll lt mp nd ng nk nt rd rk rn rt sh sk st th",
+    )
+)
 _MARKS = ".,:;!?-+*/=#%&@$()[]<>{}_'\"^~|\\`"
 
 
@@ -185,14 +186,16 @@ def vocabulary(name: str, split: str) -> tuple[str, ...]:
         "nouns": NOUNS,
         "verbs": VERBS,
     }[name]
-    return tuple(word for word in words if on_side(word, split))
+    return tuple(word for word in words.split() if on_side(word, split))
 
 
 def made_up_word(rng: np.random.Generator, split: str) -> str:
     """A pronounceable word of one to three syllables, of the right side."""
     while True:
         word = "".join(
-            pick(rng, _ONSETS) + pick(rng, _VOWELS) + pick(rng, _CODAS)
+            pick(rng, _ONSETS)
+            + pick(rng, _VOWELS)
+            + (pick(rng, _CODAS) if rng.random() < 0.9 else "")
             for _ in range(1 + int(rng.integers(3)))
         )[:12]
         if len(word) > 1 and on_side(word, split):
