@@ -214,7 +214,7 @@ _DENSE_ALPHABET = string.ascii_letters * 3 + string.digits * 5 + string.punctuat
 
 def _dense(rng: np.random.Generator, split: str, max_lines: int) -> Content:
     count = max_lines if rng.random() < 0.7 else int(rng.integers(1, max_lines + 1))
-    width = int(rng.integers(10, 50))
+    width = int(rng.integers(10, 44))
     as_words = rng.random() < 0.35
     lines = []
     for _ in range(count):

@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from training.demo_config import TILE_PX
 from training.fonts import Face, faces
 from training.lines import Content, Line
 from training.typesetting import ink_height_em, typeface, usual_size, width_em
 from training.words import pick
 
-TILE_PX = 448
 MIN_PITCH_PX, MAX_PITCH_PX, MAX_TAG_PITCH_PX = 16.0, 40.0, 60.0
 LEAST_CHAR_PX, GOOD_CHAR_PX, MAX_CHAR_PX = 7.0, 7.6, 30.0
 MIN_SIDE_PX, MAX_SIDE_PX, MAX_HEIGHT_PX, MIN_FONT_PX = 200, 900, 1100, 11

@@ -1,0 +1,24 @@
+"""The curriculum: first the characters alone, then pages of a few lines, then whole pages."""
+
+from __future__ import annotations
+
+from training.batches import GRID, Stage
+
+STAGES = (
+    Stage(
+        name="characters", steps=1000, batch=16, window=GRID // 2, max_lines=16, dense=0.6,
+        text_weight=0.0, patch_weight=1.0, align_weight=0.0,
+    ),
+    Stage(
+        name="lines", steps=2500, batch=16, window=GRID, max_lines=6, dense=0.1,
+        text_weight=1.0, patch_weight=1.0, align_weight=0.5,
+    ),
+    Stage(
+        name="pages", steps=3500, batch=16, window=GRID, max_lines=14, dense=0.05,
+        text_weight=1.0, patch_weight=0.5, align_weight=0.3,
+    ),
+    Stage(
+        name="cooldown", steps=1500, batch=16, window=GRID, max_lines=16, dense=0.0,
+        text_weight=1.0, patch_weight=0.3, align_weight=0.1, cooldown=True,
+    ),
+)  # fmt: skip

@@ -1,0 +1,130 @@
+"""The demo's network while it is being trained: attention in windows, and two further losses.
+
+`names`: every patch names the characters under it, which teaches the tower to read.
+`align`: one head of two decoder layers is told where the next character stands, which teaches the
+decoder to follow the lines. Neither leaves anything in the trained model.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ivl.config import parse_config
+from ivl.model.build import empty_model
+from ivl.model.decoder import Attention
+from ivl.model.internvl import InternVL
+from ivl.model.projector import pixel_shuffle
+from ivl.model.rotary import rotate
+from training.batches import EMPTY, GRID, IGNORE, NUM_CLASSES, PARTS_PER_PATCH, Batch
+
+ALIGNED_LAYERS = (1, 2)
+EMPTY_WEIGHT = 0.1
+
+
+class Network(nn.Module):
+    def __init__(self, config: dict[str, Any]) -> None:
+        super().__init__()
+        self.model = empty_model(parse_config(config)).to_empty(device="cpu")
+        width = self.model.config.vision.hidden_size
+        self.names = nn.Sequential(
+            nn.LayerNorm(width), nn.Linear(width, PARTS_PER_PATCH * NUM_CLASSES)
+        )
+        initialize(self.model)
+
+    def see(self, tiles_u8: Tensor, window: int) -> Tensor:
+        """Tiles (b, px, px, 3) -> patch features (b, GRID, GRID, hidden), window by window."""
+        vision = self.model.vision
+        x = vision.embed(self.model.normalize(tiles_u8))
+        first, side = x[:, :1], GRID // window
+        # (b, GRID * GRID, hidden) -> (b * windows, window * window, hidden)
+        x = x[:, 1:].reshape(len(x), side, window, side, window, -1).transpose(2, 3)
+        x = x.reshape(-1, window * window, x.shape[-1])
+        x = torch.cat([first.repeat_interleave(side * side, dim=0), x], dim=1)
+        for layer in vision.layers:
+            x = layer(x)
+        x = x[:, 1:].reshape(len(tiles_u8), side, side, window, window, -1)
+        return x.transpose(2, 3).reshape(len(tiles_u8), GRID, GRID, -1)
+
+    def project(self, patches: Tensor) -> Tensor:
+        """(b, GRID, GRID, hidden) -> image tokens (b, GRID * GRID / 4, hidden)."""
+        p = self.model.projector
+        x = pixel_shuffle(patches, p.ratio, p.version).flatten(1, 2)
+        return p.fc2(F.gelu(p.fc1(p.norm(x))))
+
+    def names_loss(self, patches: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """The loss, and the share of the non-empty places that are named right."""
+        logits = self.names(patches.flatten(1, 2)).unflatten(-1, (PARTS_PER_PATCH, NUM_CLASSES))
+        weight = torch.ones(NUM_CLASSES)
+        weight[EMPTY] = EMPTY_WEIGHT
+        loss = F.cross_entropy(logits.flatten(0, 2).float(), labels.flatten(), weight)
+        full = labels != EMPTY
+        return loss, (logits.argmax(-1) == labels)[full].float().mean()
+
+    def decode(self, batch: Batch, image_tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Hidden states (b, tokens, hidden) of the decoder, and the alignment loss."""
+        decoder = self.model.decoder
+        x = decoder.embed(batch.ids)
+        start, end = batch.image_start, batch.image_start + image_tokens.shape[1]
+        x = torch.cat([x[:, :start], image_tokens.to(x.dtype), x[:, end:]], dim=1)
+        positions = torch.arange(x.shape[1])
+        cos, sin = decoder.rotary(positions, x.shape[1], torch.float32)
+        align = x.new_zeros(())
+        for index, layer in enumerate(decoder.layers):
+            if index in ALIGNED_LAYERS:
+                normed = layer.attn_norm(x)
+                align = align + align_loss(layer.attn, normed, cos, sin, (start, end), batch.align)
+            x = layer(x, cos, sin, None, index)
+        return decoder.norm(x), align / len(ALIGNED_LAYERS)
+
+    def text_loss(self, hidden: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """The loss of the answers' tokens, and the share of them that is right."""
+        wanted = labels != IGNORE
+        logits = self.model.decoder.lm_head(hidden[wanted]).float()
+        loss = F.cross_entropy(logits, labels[wanted])
+        return loss, (logits.argmax(-1) == labels[wanted]).float().mean()
+
+
+def align_loss(
+    attn: Attention, x: Tensor, cos: Tensor, sin: Tensor, image: tuple[int, int], target: Tensor
+) -> Tensor:
+    """How far the first head's attention to the image is from the next character's place."""
+    start, end = image
+    size = attn.head_dim
+    q = F.linear(x[:, end:], attn.q.weight[:size], attn.q.bias[:size])
+    k = F.linear(x[:, start:end], attn.k.weight[:size], attn.k.bias[:size])
+    q = rotate(q, cos[end:], sin[end:])
+    k = rotate(k, cos[start:end], sin[start:end])
+    scores = (q @ k.transpose(1, 2)).float() * size**-0.5
+    return F.cross_entropy(scores.flatten(0, 1), target[:, end:].flatten(), ignore_index=IGNORE)
+
+
+def initialize(model: InternVL) -> None:
+    """Small normal weights; positions start as the sines and cosines of row and column."""
+    depth = {"vision": len(model.vision.layers), "decoder": len(model.decoder.layers)}
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if name.endswith("bias"):
+                p.zero_()
+            elif p.ndim == 1:
+                p.fill_(1.0)
+            elif name.endswith(("attn.proj.weight", "fc2.weight", "attn.o.weight", "down.weight")):
+                part = name.split(".")[0]
+                p.normal_(std=0.02 * (2 * depth.get(part, 1)) ** -0.5)
+            else:
+                p.normal_(std=0.02 if "embed" in name else p[0].numel() ** -0.5)
+        model.vision.embed.class_token.normal_(std=0.02)
+        model.vision.embed.position[1:] = 0.5 * grid_positions(model.vision.embed.position.shape[1])
+
+
+def grid_positions(width: int) -> Tensor:
+    """Sines and cosines of rows and columns, (GRID * GRID, width)."""
+    frequency = 100.0 ** -(torch.arange(width // 4) / (width // 4))
+    angle = torch.arange(GRID)[:, None] * frequency
+    wave = torch.cat([angle.sin(), angle.cos()], dim=-1)
+    rows = wave[:, None].expand(GRID, GRID, -1)
+    columns = wave[None].expand(GRID, GRID, -1)
+    return torch.cat([rows, columns], dim=-1).flatten(0, 1)

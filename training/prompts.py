@@ -1,0 +1,64 @@
+"""The questions that training asks, and their answers, as token ids."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ivl.prompt.template import get_template, prompt_string, render, user_message
+from training.demo_config import MAX_TILES, PATCH_PX, TILE_PX
+from training.demo_tokenizer import build_tokenizer
+from training.pages import Page
+
+TEMPLATE = "internvl2_5"
+TOKENS_PER_TILE = (TILE_PX // PATCH_PX // 2) ** 2
+
+READ = (
+    "Read all the text in the image.",
+    "Read all the text.",
+    "Read the text.",
+    "What does it say?",
+    "What is written here?",
+    "Transcribe the page.",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """A prompt and its answer as ids. `positions[j]` is the index in the page's text of the
+    character that answer token j stands for, or -1."""
+
+    prompt: list[int]
+    answer: list[int]
+    positions: list[int]
+
+
+class Prompts:
+    """Builds training samples with the package's template and the demo's tokenizer."""
+
+    def __init__(self) -> None:
+        self.tokenizer = build_tokenizer(get_template(TEMPLATE).default_system)
+        self.vocab_size = self.tokenizer.get_vocab_size()
+        self.pad_id = self.tokenizer.token_to_id("<|endoftext|>")
+        self.end_id = self.tokenizer.token_to_id("<|im_end|>")
+        image_id = self.tokenizer.token_to_id("<IMG_CONTEXT>")
+        self.prompts = {question: self.encode(question) for question in READ}
+        self.image_start = self.prompts[READ[0]].index(image_id)
+
+    def encode(self, question: str) -> list[int]:
+        """The ids of a question about one image, up to where the answer begins."""
+        segments = render(
+            [user_message(question, 1)],
+            template=TEMPLATE,
+            tiles_per_image=[MAX_TILES],
+            tokens_per_tile=TOKENS_PER_TILE,
+        )
+        return self.tokenizer.encode(prompt_string(segments)).ids
+
+    def sample(self, page: Page, rng: np.random.Generator) -> Sample:
+        """Asks to read the page: half of the time in the words that `ivl read` uses."""
+        question = READ[0] if rng.random() < 0.5 else READ[int(rng.integers(len(READ)))]
+        answer = self.tokenizer.encode(page.text).ids if page.text else []
+        positions = list(range(len(answer)))
+        return Sample(self.prompts[question], [*answer, self.end_id], [*positions, -1])
