@@ -3,7 +3,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PIP_INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt
+# Twice quiet: errors only.
+PIP_INSTALL := $(BIN)/python -m pip install -qq --constraint constraints.txt
 
 # A stamp is newer than what it was installed from, so that a second run installs nothing.
 PACKAGE_STAMP := $(VENV)/.stamp-package
@@ -37,7 +38,7 @@ clean: ## remove the environment and everything that was built
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo 'constraints.txt is for Python 3.11 or newer: make PYTHON=python3.11 ...' >&2; exit 1; }
-	$(PYTHON) -m venv $(VENV)
+	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
 
 $(PACKAGE_STAMP): pyproject.toml constraints.txt | $(BIN)/python
 	@echo 'Installing ivl into $(VENV). PyTorch is large: the first time takes a while.'
