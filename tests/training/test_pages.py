@@ -17,7 +17,8 @@ from training import scans, words  # noqa: E402
 from training.pages import KIND_WEIGHTS, Page, make_page  # noqa: E402
 
 try:
-    fonts.faces("train"), fonts.faces("eval")
+    for side in ("train", "eval"):
+        fonts.faces(side)
 except ConfigError as error:
     pytest.skip(f"the fonts are not installed: {error.message}", allow_module_level=True)
 
