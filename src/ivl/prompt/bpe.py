@@ -1,0 +1,219 @@
+"""Byte pair encoding as the `tokenizers` library does it.
+
+The Qwen2 sizes ship `vocab.json` and `merges.txt`, or the same in one `tokenizer.json`. The
+InternLM2 sizes in the layout of transformers carry a `tokenizer.json` with byte fallback.
+
+Source: Qwen2Tokenizer and LlamaTokenizerFast in https://github.com/huggingface/transformers.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+
+from ivl.errors import CheckpointError, UnsupportedError
+from ivl.prompt.added_tokens import TokenizerMetadata, read_json, read_metadata
+from ivl.prompt.bpe_parts import (
+    Alphabet,
+    alphabet_of,
+    build_core,
+    qwen2_sections,
+    template_bos_id,
+)
+from ivl.prompt.tokenizer_base import LeadingSpace, Tokenizer
+
+Merges = list[tuple[str, str]]
+
+_BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+_QWEN2_CLASSES = ("Qwen2Tokenizer", "Qwen2TokenizerFast")
+_ANEW = "Fetch the tokenizer's files again; a download may have been cut short."
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """The character that stands for each byte in byte-level BPE (as in GPT-2).
+
+    Printable Latin-1 stands for itself, the other bytes for U+0100 and on, in order.
+    """
+    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(b): b for b in printable} | {chr(256 + n): b for n, b in enumerate(others)}
+
+
+_BYTE_OF = _byte_alphabet()
+
+
+class BpeTokenizer(Tokenizer):
+    """A vocabulary with merges; see `Tokenizer` for the interface."""
+
+    def __init__(
+        self,
+        core: tokenizers.Tokenizer,
+        pieces: Mapping[int, str],
+        alphabet: Alphabet,
+        **shared: Any,
+    ) -> None:
+        super().__init__(**shared)
+        self._core = core
+        self._pieces = pieces
+        self._alphabet = alphabet
+
+    def _encode(self, text: str) -> list[int]:
+        return self._core.encode(text, add_special_tokens=False).ids
+
+    def _piece_bytes(self, token_id: int) -> bytes:
+        piece = self._pieces.get(token_id, "")
+        if self._alphabet == "byte_level":
+            values = [_BYTE_OF.get(char, -1) for char in piece]
+            return piece.encode() if -1 in values else bytes(values)
+        byte = _BYTE_PIECE.fullmatch(piece)
+        return bytes([int(byte[1], 16)]) if byte else piece.replace("▁", " ").encode()
+
+    def _has_space_mark(self, token_id: int) -> bool:
+        return self._piece_bytes(token_id).startswith(b" ")
+
+
+def load_bpe(directory: Path) -> BpeTokenizer:
+    """From `tokenizer.json`, else from `vocab.json` and `merges.txt`."""
+    path = directory / "tokenizer.json"
+    if path.exists():
+        sections = read_json(path)
+        metadata = read_metadata(directory, sections)
+        vocab, merges = _model_of(sections, path)
+    else:
+        metadata = read_metadata(directory, {})
+        if metadata.tokenizer_class not in (None, *_QWEN2_CLASSES):
+            raise UnsupportedError(
+                f"vocab.json and merges.txt belong to a {metadata.tokenizer_class}.",
+                "Without a tokenizer.json only Qwen2's way of cutting text is known.",
+            )
+        sections = qwen2_sections(add_prefix_space=metadata.add_prefix_space)
+        vocab = _checked_vocab(read_json(directory / "vocab.json"), directory / "vocab.json")
+        merges = _read_merges(directory / "merges.txt")
+    return _assemble(directory, sections, metadata, vocab, merges)
+
+
+def _assemble(
+    directory: Path,
+    sections: Mapping[str, Any],
+    metadata: TokenizerMetadata,
+    vocab: dict[str, int],
+    merges: Merges,
+) -> BpeTokenizer:
+    alphabet, drops_space = alphabet_of(sections.get("decoder"))
+    unk = (sections.get("model") or {}).get("unk_token")
+    controls = {name: i for name, i in metadata.added.items() if name != unk}
+    pieces = {token_id: piece for piece, token_id in vocab.items()}
+    if len(pieces) != len(vocab):
+        raise CheckpointError(f"{directory}: two pieces of the vocabulary share an id.", _ANEW)
+    if alphabet == "byte_level":
+        _check_no_reuse(controls, pieces)
+    core_vocab, core_merges = _without_controls(vocab, merges, set(controls.values()), unk)
+    if alphabet == "byte_level" and unk is None:
+        _check_bytes(core_vocab, directory)
+    ids_by_name = {**vocab, **metadata.added}
+    bos_id = template_bos_id(sections.get("post_processor"))
+    if metadata.add_bos is not None:
+        bos_id = ids_by_name.get(metadata.bos_name or "") if metadata.add_bos else None
+    return BpeTokenizer(
+        build_core(sections, core_vocab, core_merges),
+        pieces,
+        alphabet,
+        controls=controls,
+        special_ids={ids_by_name[n] for n in metadata.special_names if n in ids_by_name},
+        bos_id=bos_id,
+        eos_ids=metadata.eos_ids(ids_by_name),
+        vocab_size=max(ids_by_name.values(), default=-1) + 1,
+        leading_space=LeadingSpace.DROP_ONE if drops_space else LeadingSpace.KEEP,
+        broken_bytes="one sign" if alphabet == "byte_level" else "a sign each",
+    )
+
+
+def _without_controls(
+    vocab: Mapping[str, int], merges: Merges, control_ids: set[int], unk: str | None
+) -> tuple[dict[str, int], Merges]:
+    """The vocabulary and merges from which no text can become a control token.
+
+    A converted SentencePiece model may list a control token, or the unused piece whose id it took
+    over, among its pieces and even merge letters into it.
+    """
+    kept = {piece: i for piece, i in vocab.items() if i not in control_ids}
+    if len(kept) == len(vocab) and unk is None:
+        return kept, merges
+    mergeable = set(kept) - {unk}
+    return kept, [
+        (left, right)
+        for left, right in merges
+        if left in mergeable
+        and right in mergeable
+        and (left + right in mergeable or left + right not in vocab)
+    ]
+
+
+def _check_no_reuse(controls: Mapping[str, int], pieces: Mapping[int, str]) -> None:
+    for name, token_id in controls.items():
+        if pieces.get(token_id, name) != name:
+            raise CheckpointError(
+                f"The added token {name!r} has the id {token_id}, "
+                f"which the vocabulary gives to {pieces[token_id]!r}.",
+                "The tokenizer's files come from different models; fetch all of them from one.",
+            )
+
+
+def _check_bytes(vocab: Mapping[str, int], directory: Path) -> None:
+    missing = sum(char not in vocab for char in _BYTE_OF)
+    if missing:
+        raise CheckpointError(
+            f"{directory}: the vocabulary lacks {missing} of the 256 bytes, and text with them "
+            "would vanish.",
+            "Fetch the file again, or train the tokenizer with the whole byte alphabet.",
+        )
+
+
+def _model_of(sections: Mapping[str, Any], path: Path) -> tuple[dict[str, int], Merges]:
+    model = sections.get("model")
+    kind = model.get("type", "BPE") if isinstance(model, dict) else "nothing"
+    if not isinstance(model, dict) or kind != "BPE":
+        raise UnsupportedError(
+            f"{path} holds a model of type {kind}.",
+            "The models of this family use byte pair encoding (BPE).",
+        )
+    merges = model.get("merges")
+    if not isinstance(merges, list):
+        raise CheckpointError(f"{path} holds no list of merges.", _ANEW)
+    return _checked_vocab(model.get("vocab"), path), [_pair(merge, path) for merge in merges]
+
+
+def _checked_vocab(vocab: Any, path: Path) -> dict[str, int]:
+    if not isinstance(vocab, dict) or not vocab:
+        raise CheckpointError(f"{path} holds no vocabulary.", _ANEW)
+    for piece, token_id in vocab.items():
+        if type(token_id) is not int or token_id < 0:
+            raise CheckpointError(f"{path} gives {piece!r} the id {token_id!r}.", _ANEW)
+    return vocab
+
+
+def _read_merges(path: Path) -> Merges:
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except OSError as error:
+        raise CheckpointError(
+            f"{path} cannot be read: {error.strerror}.",
+            "vocab.json needs merges.txt beside it; fetch both, or tokenizer.json.",
+        ) from error
+    except UnicodeDecodeError as error:
+        raise CheckpointError(f"{path} is not text in UTF-8.", _ANEW) from error
+    rows = (line.rstrip("\r") for line in lines if not line.startswith("#version"))
+    return [_pair(row, path) for row in rows if row]
+
+
+def _pair(merge: str | Sequence[Any], path: Path) -> tuple[str, str]:
+    parts = merge.split(" ") if isinstance(merge, str) else merge
+    if isinstance(parts, list) and len(parts) == 2:
+        left, right = parts
+        if isinstance(left, str) and isinstance(right, str):
+            return left, right
+    raise CheckpointError(f"{path} has a merge that is no pair: {merge!r}.", _ANEW)
