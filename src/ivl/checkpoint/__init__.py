@@ -1,0 +1,1 @@
+"""Files on disk and named tensors: layouts, strict reading, the hub."""
