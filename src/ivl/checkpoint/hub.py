@@ -184,8 +184,9 @@ def _download(wanted: HubModel, progress: bool) -> Path:
             "Its upload is not finished, or went wrong; take another revision or repository.",
         )
     missing = [name for name in names if not (_snapshot(wanted, commit) / name).exists()]
-    _check_disk(wanted, sum(sizes[name] or 0 for name in missing))
-    with _progress_bar(wanted, sum(sizes[name] or 0 for name in missing), progress) as bar:
+    missing_bytes = sum(sizes[name] or 0 for name in missing)
+    _check_disk(wanted, missing_bytes)
+    with _progress_bar(wanted, missing_bytes, progress) as bar:
         for name in missing:
             _fetch(wanted, name, commit, bar)
     _remember_revision(wanted, commit)
