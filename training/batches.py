@@ -52,7 +52,7 @@ class Stage:
 
 @dataclass(slots=True, kw_only=True)
 class Batch:
-    """tiles uint8 (b, px, px, 3); ids and labels (b, tokens); the rest as the functions below say."""
+    """tiles uint8 (b, px, px, 3); ids, labels (b, tokens); the rest as the functions below say."""
 
     tiles: Tensor
     ids: Tensor

@@ -6,7 +6,7 @@ from training.batches import GRID, Stage
 
 STAGES = (
     Stage(
-        name="characters", steps=1000, batch=16, window=GRID // 2, max_lines=16, dense=0.6,
+        name="characters", steps=1000, batch=16, window=GRID // 3, max_lines=16, dense=0.6,
         text_weight=0.0, patch_weight=1.0, align_weight=0.0,
     ),
     Stage(

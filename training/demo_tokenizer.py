@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
@@ -68,7 +69,7 @@ def _merges(text: str) -> list[tuple[str, str]]:
     merges: list[tuple[str, str]] = []
     while True:
         pairs = Counter(
-            pair for piece in pieces for pair in zip(piece, piece[1:], strict=False)
+            pair for piece in pieces for pair in pairwise(piece)
             if any(not "!" <= symbol <= "~" for symbol in pair[0])
         )  # fmt: skip
         if not pairs:

@@ -112,6 +112,10 @@ class ModelConfig:
         return self._vision.image_px
 
     @property
+    def patches_per_side(self) -> int:
+        return self._vision.patches_per_side
+
+    @property
     def tokens_per_tile(self) -> int:
         return int(self._vision.num_patches * self.downsample_ratio**2)
 

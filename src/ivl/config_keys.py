@@ -101,7 +101,8 @@ HARMLESS: frozenset[str] = frozenset(
     problem_type pruned_heads remove_invalid_values repetition_penalty return_dict
     return_dict_in_generate sep_token_id suppress_tokens task_specific_params temperature
     tf_legacy_loss tie_encoder_decoder tokenizer_class top_k top_p torchscript
-    torch_dtype dtype transformers_version typical_p use_bfloat16 use_cache use_flash_attn attention_dropout
+    torch_dtype dtype transformers_version typical_p use_bfloat16 use_cache use_flash_attn
+    attention_dropout
     dropout drop_path_rate hidden_dropout_prob projection_dropout layer_scale_init_value
     use_mask_token use_mean_pooling image_token_id image_seq_length img_context_token_id
     max_window_layers sliding_window layer_types hidden_size system_message image_fold

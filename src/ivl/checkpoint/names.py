@@ -51,7 +51,9 @@ OFFICIAL_VISION = {
             "vision.layers.{i}.attn.k_norm.weight": (
                 "vision_model.encoder.layers.{i}.attn.k_norm.weight"
             ),
-            "vision.layers.{i}.attn.proj.weight": "vision_model.encoder.layers.{i}.attn.proj.weight",
+            "vision.layers.{i}.attn.proj.weight": (
+                "vision_model.encoder.layers.{i}.attn.proj.weight"
+            ),
             "vision.layers.{i}.attn.proj.bias": "vision_model.encoder.layers.{i}.attn.proj.bias",
             "vision.layers.{i}.mlp.fc1.weight": "vision_model.encoder.layers.{i}.mlp.fc1.weight",
             "vision.layers.{i}.mlp.fc1.bias": "vision_model.encoder.layers.{i}.mlp.fc1.bias",

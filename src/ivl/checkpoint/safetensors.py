@@ -86,7 +86,9 @@ def _tensor_info(file: Path, name: str, entry: Any) -> TensorInfo:
         dtype, shape = str(entry["dtype"]), tuple(int(n) for n in entry["shape"])
         begin, end = (int(n) for n in entry["data_offsets"])
     except (TypeError, KeyError, ValueError):
-        raise CheckpointError(f"{file}: the header's entry for {name} is damaged.", REPAIR) from None
+        raise CheckpointError(
+            f"{file}: the header's entry for {name} is damaged.", REPAIR
+        ) from None
     if dtype not in DTYPE_BYTES:
         raise CheckpointError(
             f"{file}: the tensor {name} is of type {dtype}.",
@@ -143,5 +145,3 @@ def _indexed_files(index: Path) -> list[Path]:
             "Download them into the same directory.",
         )
     return [index.parent / name for name in names]
-
-

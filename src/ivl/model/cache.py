@@ -24,7 +24,9 @@ class KVCache:
         device: torch.device | str = "cpu",
     ) -> None:
         shape = (batch, config.num_kv_heads, capacity, config.head_dim)
-        self.keys = [torch.empty(shape, dtype=dtype, device=device) for _ in range(config.num_layers)]
+        self.keys = [
+            torch.empty(shape, dtype=dtype, device=device) for _ in range(config.num_layers)
+        ]
         self.values = [torch.empty_like(k) for k in self.keys]
         self.capacity = capacity
         self.length = 0

@@ -30,7 +30,7 @@ class Attention(nn.Module):
     def forward(
         self, x: Tensor, cos: Tensor, sin: Tensor, cache: KVCache | None, layer: int
     ) -> Tensor:
-        """(batch, tokens, hidden) -> the same shape; each token sees itself and what is before it."""
+        """(batch, tokens, hidden) -> the same shape; a token sees itself and what is before."""
         # (batch, tokens, width) -> (batch, heads, tokens, head_dim)
         q, k, v = (
             t.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
@@ -97,7 +97,9 @@ class Decoder(nn.Module):
         if config.tied_embeddings:
             self.lm_head.weight = self.embed.weight
 
-    def forward(self, x: Tensor, cache: KVCache | None, sequence_length: int | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, cache: KVCache | None, sequence_length: int | None = None
+    ) -> Tensor:
         """Embeddings (batch, tokens, hidden) -> hidden states of the same shape, after the norm.
 
         With a cache the tokens follow those it holds, and become part of it. `sequence_length`

@@ -49,8 +49,11 @@ class InternVL(nn.Module):
         ]
         if not chunks:
             return torch.empty(
-                0, self.config.tokens_per_tile, self.config.decoder.hidden_size,
-                dtype=self.dtype, device=self.device,
+                0,
+                self.config.tokens_per_tile,
+                self.config.decoder.hidden_size,
+                dtype=self.dtype,
+                device=self.device,
             )
         return torch.cat(chunks)
 

@@ -26,7 +26,7 @@ class Projector(nn.Module):
         super().__init__()
         self.ratio = config.downsample_ratio
         self.version = config.ps_version
-        self.side = config.vision.patches_per_side
+        self.side = config.patches_per_side
         self.norm = nn.LayerNorm(config.shuffled_size, config.projector_norm_eps)
         self.fc1 = nn.Linear(config.shuffled_size, config.decoder.hidden_size)
         self.fc2 = nn.Linear(config.decoder.hidden_size, config.decoder.hidden_size)

@@ -95,7 +95,7 @@ class VisionTower(nn.Module):
         self.layers = nn.ModuleList(VisionLayer(config) for _ in range(config.num_layers))
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """(n, 3, tile_px, tile_px), normalised -> (n, patches, hidden); the class token is dropped."""
+        """Normalised (n, 3, tile_px, tile_px) -> (n, patches, hidden), without the class token."""
         x = self.embed(pixels)
         for layer in self.layers:
             x = layer(x)

@@ -1,0 +1,244 @@
+"""The Python API: `ivl.load`, and the model that it returns.
+
+model = ivl.load("demo")
+model.ask("receipt.png", "What is the total?").text
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ivl.checkpoint.hub import resolve
+from ivl.config import ModelConfig, read_config
+from ivl.engine.answer import Answer
+from ivl.engine.engine import (
+    DEFAULT_VISION_BATCH,
+    Conversation,
+    Engine,
+    Generation,
+    resolve_context,
+)
+from ivl.engine.options import GenerationOptions
+from ivl.engine.request import MaxTiles
+from ivl.errors import ConfigError, RequestError
+from ivl.family import find
+from ivl.model.build import Progress, build_model
+from ivl.planner.devices import available_memory_bytes
+from ivl.planner.memory import check_fits
+from ivl.prompt.template import Message, user_message
+from ivl.prompt.tokenizer import load_tokenizer
+
+DEMO = Path(__file__).parent / "assets" / "demo"
+READ_QUESTION = "Read all the text in the image."
+DTYPES = {
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "float32": torch.float32,
+}
+
+
+def load(
+    model: str | os.PathLike[str] = "demo",
+    *,
+    device: str | None = None,
+    dtype: str | None = None,
+    context: int | None = None,
+    vision_batch: int = DEFAULT_VISION_BATCH,
+    revision: str | None = None,
+    offline: bool = False,
+    progress: Progress | None = None,
+) -> Model:
+    """Loads a model: `demo`, a size (`1b` ... `78b`), a directory, or a hub id `owner/name`.
+
+    device: `cpu`, `cuda`, `cuda:1`, `mps`; by default the first of cuda, mps, cpu that is there.
+    dtype: `bfloat16`, `float16`, `float32`; by default what the device computes well in.
+    context: tokens of question and answer together. vision_batch: tiles encoded at once.
+    Raises CapacityError, before anything is loaded, when the memory is too small.
+    """
+    directory = locate(model, revision=revision, offline=offline, show_progress=bool(progress))
+    config = read_config(directory)
+    where = choose_device(device)
+    kind = choose_dtype(dtype, where)
+    context = resolve_context(context, config)
+    tokenizer = load_tokenizer(directory)
+    check_fits(
+        config,
+        _free_bytes(where),
+        itemsize=kind.itemsize,
+        context=context,
+        vision_batch=vision_batch,
+    )
+    network = build_model(config, directory, device=where, dtype=kind, progress=progress)
+    return Model(Engine(network, tokenizer, context=context, vision_batch=vision_batch))
+
+
+def locate(
+    model: str | os.PathLike[str],
+    *,
+    revision: str | None = None,
+    offline: bool = False,
+    show_progress: bool = False,
+) -> Path:
+    """The directory of a model's files, downloaded first when it is on a hub."""
+    name = os.fspath(model)
+    if name == "demo":
+        return DEMO
+    size = find(name) if not Path(name).exists() else None
+    name = size.hub_id if size else name
+    return resolve(name, revision=revision, offline=offline, progress=show_progress)
+
+
+class Model:
+    """A model that answers. One question at a time; for several users, use the server."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+
+    @property
+    def config(self) -> ModelConfig:
+        return self.engine.config
+
+    def ask(
+        self,
+        images: Any,
+        question: str,
+        *,
+        max_tiles: MaxTiles = None,
+        system: str | None = None,
+        **options: Any,
+    ) -> Answer:
+        """One question about one image or a list of them (`None` or `[]`: about none).
+
+        An image is a path, bytes, an open file or a PIL image. `max_tiles`: a budget that all
+        images share, or a list with one limit each. `options`: see `GenerationOptions`.
+        """
+        generation = self.conversation(system).ask(
+            question,
+            as_list(images),
+            max_tiles=max_tiles,
+            options=GenerationOptions.of(options),
+        )
+        return generation.result()
+
+    def stream(
+        self,
+        messages: str | Sequence[Message | Mapping[str, str]],
+        *,
+        images: Sequence[Any] = (),
+        max_tiles: MaxTiles = None,
+        system: str | None = None,
+        **options: Any,
+    ) -> Generation:
+        """The answer to a question, or to a whole history, piece by piece.
+
+        `messages` is a question, or messages: `Message`, or `{"role": ..., "content": ...}`. The
+        images belong to the last message, unless messages have slots of their own for them.
+        The result is iterated over for pieces of text; then its `answer` has the rest.
+        """
+        chosen = GenerationOptions.of(options)
+        if isinstance(messages, str):
+            talk = self.conversation(system)
+            return talk.ask(messages, as_list(images), max_tiles=max_tiles, options=chosen)
+        history = as_messages(messages, len(images))
+        return self.conversation(system).resume(
+            history, as_list(images), max_tiles=max_tiles, options=chosen
+        )
+
+    def read(self, image: Any, *, max_tiles: MaxTiles = None, **options: Any) -> Answer:
+        """All the text of an image."""
+        return self.ask(image, READ_QUESTION, max_tiles=max_tiles, **options)
+
+    def conversation(self, system: str | None = None) -> Conversation:
+        """Several turns that share the cache; see `Conversation.ask`."""
+        return self.engine.conversation(system)
+
+    @torch.inference_mode()
+    def encode_tiles(self, tiles_u8: np.ndarray | Tensor) -> Tensor:
+        """uint8 (n, tile_px, tile_px, 3) -> features (n, tokens_per_tile, hidden)."""
+        tiles = torch.as_tensor(tiles_u8)
+        return self.engine.model.encode_tiles(tiles, self.engine.vision_batch)
+
+    @torch.inference_mode()
+    def logits(self, input_ids: Any, features: Tensor | None = None) -> Tensor:
+        """ids (tokens,), features (n, tokens_per_tile, hidden) -> float32 (tokens, vocab).
+
+        The features stand in for the ids of `<IMG_CONTEXT>`.
+        """
+        ids = torch.as_tensor(input_ids, device=self.engine.model.device).long().flatten()
+        places = torch.zeros_like(ids, dtype=torch.bool)
+        if features is not None:
+            places = ids == self.engine.tokenizer.control("<IMG_CONTEXT>")
+        return self.engine.model.logits(ids, places, features)
+
+
+def as_list(images: Any) -> list[Any]:
+    """One image, several, or none, as a list."""
+    if images is None:
+        return []
+    return list(images) if isinstance(images, list | tuple) else [images]
+
+
+def as_messages(messages: Sequence[Message | Mapping[str, str]], num_images: int) -> list[Message]:
+    """Messages from dicts; images without a slot go to the front of the last message."""
+    history = []
+    for message in messages:
+        if not isinstance(message, Message):
+            try:
+                message = Message(message["role"], message["content"])  # type: ignore[arg-type]
+            except (KeyError, TypeError):
+                raise RequestError(f"A message needs a role and a content: {message!r}.") from None
+        history.append(message)
+    slots = sum(not isinstance(part, str) for message in history for part in message.parts)
+    if history and num_images and not slots and isinstance(history[-1].content, str):
+        history[-1] = user_message(history[-1].content, num_images)
+    return history
+
+
+def choose_device(device: str | None) -> torch.device:
+    """The device to run on; ConfigError when the one asked for is not there."""
+    if device is None:
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+    except RuntimeError:
+        raise ConfigError(f"There is no device {device!r}.", "Known: cpu, cuda, mps.") from None
+    there = {
+        "cpu": True,
+        "cuda": torch.cuda.is_available() and (chosen.index or 0) < torch.cuda.device_count(),
+        "mps": torch.backends.mps.is_available(),
+    }
+    if not there.get(chosen.type, False):
+        raise ConfigError(
+            f"The device {device!r} is not available on this machine.",
+            "`--device cpu` always is.",
+        )
+    return chosen
+
+
+def choose_dtype(dtype: str | None, device: torch.device) -> torch.dtype:
+    """The type to compute in: bfloat16 where the hardware has it, for that is how the models were
+    trained; float16 on Apple's GPUs, float32 on processors without bfloat16 instructions."""
+    if dtype is not None:
+        if dtype not in DTYPES:
+            raise ConfigError(f"There is no dtype {dtype!r}.", f"Known: {', '.join(DTYPES)}.")
+        return DTYPES[dtype]
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    if device.type == "mps":
+        return torch.float16
+    return torch.bfloat16 if torch.ops.mkldnn._is_mkldnn_bf16_supported() else torch.float32
+
+
+def _free_bytes(device: torch.device) -> int | None:
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return available_memory_bytes()

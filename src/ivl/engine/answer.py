@@ -1,0 +1,60 @@
+"""An answer, and how long it took."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+FinishReason = Literal["stop", "length", "cancelled"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timings:
+    """Seconds, and the numbers of tokens and tiles that they were spent on."""
+
+    encode_s: float
+    prefill_s: float
+    decode_s: float
+    num_tiles: int
+    num_prompt_tokens: int
+    num_cached_tokens: int
+    """Tokens of the conversation that were in the cache already; not in num_prompt_tokens."""
+    num_answer_tokens: int
+
+    @property
+    def first_token_s(self) -> float:
+        return self.encode_s + self.prefill_s
+
+    @property
+    def decode_tokens_per_s(self) -> float | None:
+        """The first token comes from the prefill, so it does not count."""
+        steps = self.num_answer_tokens - 1
+        return steps / self.decode_s if steps > 0 and self.decode_s > 0 else None
+
+    def summary(self) -> str:
+        """One line for people."""
+        parts = [f"{self.num_prompt_tokens} prompt tokens in {self.prefill_s:.2f} s"]
+        if self.num_tiles:
+            parts.insert(0, f"{self.num_tiles} tiles in {self.encode_s:.2f} s")
+        rate = self.decode_tokens_per_s
+        speed = f" ({rate:.1f} tokens/s)" if rate else ""
+        parts.append(f"{self.num_answer_tokens} tokens in {self.decode_s:.2f} s{speed}")
+        return ", ".join(parts)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """finish_reason: `stop` (the model or a stop string ended it), `length` (max_tokens or the
+    context did), `cancelled` (the caller stopped listening)."""
+
+    text: str
+    tokens: tuple[int, ...]
+    timings: Timings
+    finish_reason: FinishReason
+
+    def __str__(self) -> str:
+        return self.text
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)

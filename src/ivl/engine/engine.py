@@ -1,0 +1,333 @@
+"""The engine: conversations with a model, one answer at a time.
+
+engine = Engine(model, tokenizer, context=8192)
+generation = engine.conversation().ask("What is the total?", ["receipt.png"])
+for piece in generation: ...
+generation.answer.timings
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ivl.engine.answer import Answer, FinishReason, Timings
+from ivl.engine.options import GenerationOptions
+from ivl.engine.request import (
+    MaxTiles,
+    TokenizedPrompt,
+    check_capacity,
+    prepare_images,
+    tokenize,
+)
+from ivl.engine.sampling import Sampler
+from ivl.engine.stopping import StopText
+from ivl.errors import ConfigError
+from ivl.model.cache import KVCache
+from ivl.model.internvl import InternVL
+from ivl.prompt.template import (
+    Message,
+    Prompt,
+    check_image_tokens,
+    get_template,
+    render,
+    render_next,
+    user_message,
+)
+from ivl.prompt.tokenizer import StreamDecoder, Tokenizer, require_image_tokens
+
+DEFAULT_CONTEXT = 8192
+DEFAULT_VISION_BATCH = 4
+PREFILL_CHUNK = 512
+
+
+class Engine:
+    """A loaded model with its tokenizer and its limits. Answers one question at a time."""
+
+    def __init__(
+        self,
+        model: InternVL,
+        tokenizer: Tokenizer,
+        *,
+        context: int | None = None,
+        vision_batch: int = DEFAULT_VISION_BATCH,
+        prefill_chunk: int = PREFILL_CHUNK,
+    ) -> None:
+        """`context` in tokens, question and answer together; None: the model's, at most 8192.
+
+        `vision_batch` tiles are encoded at once, and `prefill_chunk` tokens read at once; both
+        bound the memory of activations and change nothing else.
+        """
+        for name, value in (("vision_batch", vision_batch), ("prefill_chunk", prefill_chunk)):
+            if value < 1:
+                raise ConfigError(f"{name} must be at least 1, not {value}.")
+        if tokenizer.vocab_size > model.config.decoder.vocab_size:
+            raise ConfigError(
+                f"The tokenizer has {tokenizer.vocab_size} tokens, and the model "
+                f"{model.config.decoder.vocab_size}.",
+                "The tokenizer's files are not those of this model.",
+            )
+        if model.config.vision is not None:
+            require_image_tokens(tokenizer)
+        self.model, self.tokenizer, self.config = model, tokenizer, model.config
+        self.context = resolve_context(context, model.config)
+        self.vision_batch, self.prefill_chunk = vision_batch, prefill_chunk
+        self.template = get_template(model.config.template)
+        ends = (tokenizer.control(name) for name in self.template.stop_control)
+        self.stop_ids = tokenizer.stop_ids.union(ends)
+
+    def conversation(self, system: str | None = None) -> Conversation:
+        """A new, empty conversation; `system` None is the model's own system message."""
+        return Conversation(self, system)
+
+
+def resolve_context(context: int | None, config: Any) -> int:
+    """The context in tokens. Only a model with dynamic rotary scaling reaches beyond its training.
+
+    Raises ConfigError for a length that the model cannot have.
+    """
+    decoder = config.decoder
+    if context is None:
+        return min(DEFAULT_CONTEXT, decoder.max_positions)
+    most = int(decoder.max_positions * (decoder.rope_factor or 1))
+    if not 1 <= context <= most:
+        raise ConfigError(f"The context must be between 1 and {most} tokens, not {context}.")
+    return context
+
+
+class Conversation:
+    """Questions and answers whose tokens stay in the cache from turn to turn."""
+
+    def __init__(self, engine: Engine, system: str | None) -> None:
+        self.engine = engine
+        self.system = system
+        self.num_images = 0
+        self._cache: KVCache | None = None
+        self._ids: list[int] = []
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of the conversation so far."""
+        return self._cache.length if self._cache else 0
+
+    def ask(
+        self,
+        question: str,
+        images: Sequence[Any] = (),
+        *,
+        max_tiles: MaxTiles = None,
+        options: GenerationOptions | None = None,
+    ) -> Generation:
+        """The next question, about new images or those shown before.
+
+        Nothing has changed when this raises: RequestError for images that cannot be read,
+        CapacityError when the context is full.
+        """
+        message = user_message(question, len(images), num_earlier_images=self.num_images)
+        return self._submit([message], images, max_tiles, options)
+
+    def resume(
+        self,
+        messages: Sequence[Message],
+        images: Sequence[Any] = (),
+        *,
+        max_tiles: MaxTiles = None,
+        options: GenerationOptions | None = None,
+    ) -> Generation:
+        """Starts from a whole history, whose last message is the user's."""
+        assert not self._cache, "resume() begins a conversation"
+        return self._submit(messages, images, max_tiles, options)
+
+    def _submit(
+        self,
+        messages: Sequence[Message],
+        images: Sequence[Any],
+        max_tiles: MaxTiles,
+        options: GenerationOptions | None,
+    ) -> Generation:
+        engine = self.engine
+        tiles, tiles_per_image = prepare_images(images, engine.config, max_tiles)
+        prompt = self._render(messages, tiles_per_image)
+        tokens = tokenize(prompt, engine.tokenizer, bos=self._cache is None)
+        tokens_per_tile = engine.config.tokens_per_tile if tiles is not None else 0
+        check_image_tokens(prompt, sum(tiles_per_image) * tokens_per_tile)
+        room = check_capacity(
+            tokens, self.num_tokens, engine.context, sum(tiles_per_image), engine.config
+        )
+        return Generation(self, tokens, tiles, len(images), room, options or GenerationOptions())
+
+    def _render(self, messages: Sequence[Message], tiles_per_image: list[int]) -> Prompt:
+        config = self.engine.config
+        tokens_per_tile = config.tokens_per_tile if config.vision else 0
+        if self._cache is None:
+            return render(
+                messages,
+                template=self.engine.template,
+                system=self.system,
+                tiles_per_image=tiles_per_image,
+                tokens_per_tile=tokens_per_tile,
+            )
+        return render_next(
+            messages[0],
+            template=self.engine.template,
+            tiles_per_image=tiles_per_image,
+            tokens_per_tile=tokens_per_tile,
+            num_earlier_images=self.num_images,
+        )
+
+
+class Generation:
+    """One answer while it comes into being: iterate over it for its pieces of text.
+
+    `answer` is there when the iteration has ended, also when it was ended early (`close`).
+    """
+
+    def __init__(
+        self,
+        conversation: Conversation,
+        prompt: TokenizedPrompt,
+        tiles: np.ndarray | None,
+        num_images: int,
+        room: int,
+        options: GenerationOptions,
+    ) -> None:
+        self.answer: Answer | None = None
+        self._conversation, self._prompt, self._tiles = conversation, prompt, tiles
+        self._num_images, self._options = num_images, options
+        self._most = min(room, options.max_tokens or room)
+        self._finish: FinishReason = "cancelled"
+        self._tokens: list[int] = []
+        self._encode_s = self._prefill_s = self._decode_s = 0.0
+        self._cached = conversation.num_tokens
+        self._pieces = self._run()
+
+    def __iter__(self) -> Iterator[str]:
+        return self._pieces
+
+    def close(self) -> None:
+        """Ends the answer where it stands; the conversation can go on from there."""
+        self._pieces.close()
+
+    def result(self) -> Answer:
+        """Runs to the end and returns the answer."""
+        for _ in self._pieces:
+            pass
+        assert self.answer is not None
+        return self.answer
+
+    def _run(self) -> Generator[str, None, None]:
+        engine, talk = self._conversation.engine, self._conversation
+        decoder, text = StreamDecoder(engine.tokenizer), StopText(self._options.stop)
+        if talk._cache is None:
+            model = engine.model
+            talk._cache = KVCache(
+                engine.config.decoder, engine.context, dtype=model.dtype, device=model.device
+            )
+        start = self._cached
+        try:
+            logits = self._prefill(talk._cache)
+            start = talk._cache.length
+            for piece in self._decode(talk._cache, logits, decoder, text):
+                if piece:
+                    yield piece
+            if piece := text.push(decoder.finish()) + text.finish():
+                yield piece
+        finally:
+            self._settle(talk, start, text)
+
+    @torch.inference_mode()
+    def _prefill(self, cache: KVCache) -> Tensor:
+        """Encodes the tiles and reads the prompt. A failure leaves the cache as it was."""
+        engine, began = self._conversation.engine, time.perf_counter()
+        features = None
+        if self._tiles is not None:
+            tiles = torch.from_numpy(self._tiles)
+            features = engine.model.encode_tiles(tiles, engine.vision_batch)
+            self._encode_s, began = _elapsed(engine.model.device, began)
+        device = engine.model.device
+        ids = torch.tensor(self._prompt.ids, device=device)
+        is_image = torch.tensor(self._prompt.is_image, device=device)
+        x = engine.model.embed(ids, is_image, features)
+        before = cache.length
+        try:
+            logits = engine.model.prefill(x, cache, chunk_tokens=engine.prefill_chunk)
+        except BaseException:
+            cache.truncate(before)
+            raise
+        self._prefill_s, _ = _elapsed(device, began)
+        return logits
+
+    def _decode(
+        self, cache: KVCache, logits: Tensor, decoder: StreamDecoder, text: StopText
+    ) -> Iterator[str]:
+        """Chooses tokens until something ends the answer; yields what has become showable."""
+        talk, engine = self._conversation, self._conversation.engine
+        sampler = Sampler(self._options, talk._ids + self._prompt.ids)
+        while True:
+            began = time.perf_counter()
+            if self._tokens:
+                with torch.inference_mode():
+                    logits = engine.model.step(self._tokens[-1], cache)
+            token = sampler.choose(logits)
+            if self._tokens:
+                self._decode_s += time.perf_counter() - began
+            if token in engine.stop_ids:
+                self._finish = "stop"
+                return
+            self._tokens.append(token)
+            yield text.push(decoder.push(token))
+            if text.stopped:
+                self._finish = "stop"
+                return
+            if len(self._tokens) >= self._most:
+                self._finish = "length"
+                return
+
+    def _settle(self, talk: Conversation, start: int, text: StopText) -> None:
+        """Makes the conversation hold just what was said, and writes the answer."""
+        cache = talk._cache
+        assert cache is not None
+        if start > self._cached:  # the prompt has been read
+            kept = self._tokens[: cache.length - start]
+            if text.stopped:
+                kept = kept[: _tokens_of(text.text, kept, talk.engine.tokenizer)]
+                cache.truncate(start + len(kept))
+            talk._ids += self._prompt.ids + kept
+            talk.num_images += self._num_images
+        elif not talk._ids:
+            talk._cache = None
+        self.answer = Answer(
+            text=text.text,
+            tokens=tuple(self._tokens),
+            finish_reason=self._finish,
+            timings=Timings(
+                encode_s=self._encode_s,
+                prefill_s=self._prefill_s,
+                decode_s=self._decode_s,
+                num_tiles=0 if self._tiles is None else len(self._tiles),
+                num_prompt_tokens=len(self._prompt),
+                num_cached_tokens=self._cached,
+                num_answer_tokens=len(self._tokens),
+            ),
+        )
+
+
+def _tokens_of(text: str, tokens: list[int], tokenizer: Tokenizer) -> int:
+    """How many of the first tokens hold `text` and nothing of what follows it."""
+    count = len(tokens)
+    while count and not text.startswith(tokenizer.decode(tokens[:count]).strip()):
+        count -= 1
+    return count
+
+
+def _elapsed(device: torch.device, began: float) -> tuple[float, float]:
+    """Seconds since `began`, and the time now, when the device has done its work."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    now = time.perf_counter()
+    return now - began, now

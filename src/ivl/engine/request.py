@@ -1,0 +1,95 @@
+"""What one turn brings to the model: token ids, and the tiles of its images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ivl.config import ModelConfig
+from ivl.errors import CapacityError, RequestError
+from ivl.prompt.pixels import cut_tiles, load_image
+from ivl.prompt.template import Control, ImageTokens, Prompt, Text
+from ivl.prompt.tiles import share_budget
+from ivl.prompt.tokenizer import Tokenizer
+
+MaxTiles = int | Sequence[int] | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenizedPrompt:
+    """ids, and which of them are places for image features; lists of equal length."""
+
+    ids: list[int]
+    is_image: list[bool]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+def tokenize(prompt: Prompt, tokenizer: Tokenizer, *, bos: bool = True) -> TokenizedPrompt:
+    """Token ids of a prompt's segments; only its `Control` segments become control tokens.
+
+    `bos` puts the tokenizer's beginning-of-text token in front, if it has one; a later turn of a
+    conversation has none.
+    """
+    ids: list[int] = [tokenizer.bos_id] if bos and tokenizer.bos_id is not None else []
+    is_image = [False] * len(ids)
+    for segment in prompt:
+        match segment:
+            case Control(name):
+                new = [tokenizer.control(name)]
+            case Text(text):
+                new = tokenizer.encode_text(text)
+            case ImageTokens(num_tokens=num_tokens):
+                new = [tokenizer.control("<IMG_CONTEXT>")] * num_tokens
+        ids += new
+        is_image += [isinstance(segment, ImageTokens)] * len(new)
+    return TokenizedPrompt(ids=ids, is_image=is_image)
+
+
+def prepare_images(
+    images: Sequence[Any], config: ModelConfig, max_tiles: MaxTiles = None
+) -> tuple[np.ndarray | None, list[int]]:
+    """Tiles of all images, uint8 (n, tile_px, tile_px, 3), and how many each of them gave.
+
+    `max_tiles` is a budget that the images share, or one limit for each; None is the model's own.
+    Every image may be a path, bytes, a file or a PIL image. Without images the tiles are None.
+    """
+    if not images:
+        return None, []
+    if config.vision is None:
+        raise RequestError("This is a text-only model: it cannot look at images.")
+    limits = share_budget(len(images), config.max_tiles if max_tiles is None else max_tiles)
+    tiles = [
+        cut_tiles(
+            load_image(image),
+            tile_px=config.tile_px,
+            max_tiles=limit,
+            min_tiles=min(config.min_tiles, limit),
+            use_thumbnail=config.use_thumbnail,
+        )
+        for image, limit in zip(images, limits, strict=True)
+    ]
+    return np.concatenate(tiles), [len(t) for t in tiles]
+
+
+def check_capacity(
+    prompt: TokenizedPrompt, num_cached: int, context: int, num_tiles: int, config: ModelConfig
+) -> int:
+    """How many tokens the answer may have; CapacityError when not even one fits."""
+    room = context - num_cached - len(prompt)
+    if room >= 1:
+        return room
+    held = f" after {num_cached} of the conversation" if num_cached else ""
+    images = ""
+    if num_tiles:
+        images = f", {num_tiles * config.tokens_per_tile} of them for {num_tiles} tiles"
+    raise CapacityError(
+        f"The question has {len(prompt)} tokens{held}{images}, and the context holds {context}.",
+        "Use fewer images, a smaller max_tiles, or load the model with a larger context."
+        if num_tiles
+        else "Shorten the text, or load the model with a larger context.",
+    )

@@ -1,0 +1,76 @@
+"""From logits to the next token."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from ivl.engine.options import GenerationOptions
+
+
+class Sampler:
+    """Chooses the tokens of one answer. With the same seed and logits it chooses the same ones.
+
+    The order is that of transformers and vLLM: penalties, temperature, top-k, top-p, min-p.
+    """
+
+    def __init__(self, options: GenerationOptions, prompt_ids: Iterable[int] = ()) -> None:
+        self.options = options
+        self.seen = set(prompt_ids)
+        self.counts: dict[int, int] = {}
+        self.generator = torch.Generator()
+        if options.seed is None:
+            self.generator.seed()
+        else:
+            self.generator.manual_seed(options.seed % 2**63)
+
+    def choose(self, logits: Tensor) -> int:
+        """float32 logits (vocab,), on any device, which are left as they are -> a token id."""
+        token = self._choose(self._penalize(logits))
+        self.seen.add(token)
+        self.counts[token] = self.counts.get(token, 0) + 1
+        return token
+
+    def _choose(self, logits: Tensor) -> int:
+        options = self.options
+        if options.temperature == 0:
+            return int(logits.argmax())
+        # Divided before the softmax, and shifted so that a tiny temperature cannot overflow.
+        logits = (logits - logits.max()).cpu() / options.temperature
+        if 0 < options.top_k < len(logits):
+            logits[logits < logits.topk(options.top_k).values[-1]] = -torch.inf
+        probabilities = logits.softmax(-1)
+        if options.top_p < 1:
+            probabilities = _keep_top_p(probabilities, options.top_p)
+        if options.min_p > 0:
+            probabilities[probabilities < options.min_p * probabilities.max()] = 0.0
+        return int(torch.multinomial(probabilities, 1, generator=self.generator))
+
+    def _penalize(self, logits: Tensor) -> Tensor:
+        options = self.options
+        repeats = options.repetition_penalty != 1 and self.seen
+        counts = (options.presence_penalty or options.frequency_penalty) and self.counts
+        if not repeats and not counts:
+            return logits
+        logits = logits.clone()
+        if repeats:
+            ids = torch.tensor(sorted(self.seen), device=logits.device)
+            values = logits[ids]
+            factor = options.repetition_penalty
+            logits[ids] = torch.where(values > 0, values / factor, values * factor)
+        if counts:
+            ids = torch.tensor(list(self.counts), device=logits.device)
+            count = torch.tensor(list(self.counts.values()), device=logits.device)
+            logits[ids] -= options.presence_penalty + options.frequency_penalty * count
+        return logits
+
+
+def _keep_top_p(probabilities: Tensor, top_p: float) -> Tensor:
+    """Zeroes all but the smallest set of most probable tokens that together reach `top_p`."""
+    ordered, index = probabilities.sort(descending=True, stable=True)
+    before = ordered.cumsum(-1) - ordered
+    kept = torch.where(before < top_p, ordered, 0.0)
+    kept[0] = ordered[0]
+    return torch.zeros_like(probabilities).scatter(0, index, kept)

@@ -1,0 +1,72 @@
+"""The memory that a model needs to run, from its shapes."""
+
+from __future__ import annotations
+
+from ivl.config import ModelConfig
+from ivl.errors import CapacityError
+from ivl.family import FAMILY, num_parameters
+
+GIB = 1024**3
+RUNTIME_BYTES = 300 * 1024**2
+"""What Python, torch and its libraries take beside the model."""
+
+
+def kv_bytes_per_token(config: ModelConfig, itemsize: int) -> int:
+    """Keys and values of all layers for one token; grouped heads count once a group."""
+    d = config.decoder
+    return 2 * d.num_layers * d.num_kv_heads * d.head_dim * itemsize
+
+
+def vision_activation_bytes(config: ModelConfig, vision_batch: int, itemsize: int) -> int:
+    """The peak of the tower's activations while `vision_batch` tiles are encoded.
+
+    At the widest point of a layer the residual, the normed input, the MLP's hidden values before
+    and after the activation, and the float32 copy of a norm are alive together.
+    """
+    if config.vision is None:
+        return 0
+    v = config.vision
+    values = 2 * v.hidden_size + 2 * max(v.intermediate_size, 2 * v.hidden_size)
+    return vision_batch * (1 + v.num_patches) * (values * itemsize + 4 * v.hidden_size)
+
+
+def needed_bytes(config: ModelConfig, *, itemsize: int, context: int, vision_batch: int) -> int:
+    """Weights, cache, activations and run time, in bytes."""
+    return (
+        num_parameters(config) * itemsize
+        + context * kv_bytes_per_token(config, itemsize)
+        + vision_activation_bytes(config, vision_batch, itemsize)
+        + RUNTIME_BYTES
+    )
+
+
+def check_fits(
+    config: ModelConfig,
+    available_bytes: int | None,
+    *,
+    itemsize: int,
+    context: int,
+    vision_batch: int,
+) -> None:
+    """Raises CapacityError, naming what would fit, when the model needs more than there is."""
+    needed = needed_bytes(config, itemsize=itemsize, context=context, vision_batch=vision_batch)
+    if available_bytes is None or needed <= available_bytes:
+        return
+    weights = num_parameters(config) * itemsize
+    raise CapacityError(
+        f"The model needs {needed / GIB:.1f} GiB ({weights / GIB:.1f} GiB of weights, "
+        f"a context of {context} tokens), and {available_bytes / GIB:.1f} GiB are free.",
+        _what_fits(available_bytes, itemsize, context, vision_batch),
+    )
+
+
+def _what_fits(available_bytes: int, itemsize: int, context: int, vision_batch: int) -> str:
+    fitting = [
+        size.name
+        for size in FAMILY
+        if needed_bytes(size.config, itemsize=itemsize, context=context, vision_batch=vision_batch)
+        <= available_bytes
+    ]
+    if not fitting:
+        return "Free some memory, or ask for a smaller context; `--model demo` fits anywhere."
+    return f"Of the family, {', '.join(fitting)} fit here at {8 * itemsize} bits."
