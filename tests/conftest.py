@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -47,3 +49,67 @@ def isolated_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     }.items():
         monkeypatch.setenv(variable, str(home / folder))
     return home
+
+
+TINY_TILE_PX = 56
+
+
+@pytest.fixture(scope="session")
+def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole model in the official layout with random weights, small enough to load in no time.
+
+    A tile of 56 px is 4 image tokens, letters are single tokens, and the context is 512 tokens.
+    Chosen greedily, its tokens are printable ASCII and never end the answer. Tests that change a
+    file copy the directory first.
+    """
+    from safetensors.torch import save_file
+
+    from ivl.checkpoint.names import sources
+    from ivl.config import parse_config
+    from ivl.model.build import random_model
+    from ivl.prompt.template import get_template
+    from training.demo_tokenizer import build_tokenizer, save_tokenizer
+
+    directory = tmp_path_factory.mktemp("models") / "tiny"
+    directory.mkdir()
+    tokenizer = build_tokenizer(get_template("internvl2_5").default_system)
+    save_tokenizer(tokenizer, directory)
+    raw = _tiny_config(tokenizer.get_vocab_size())
+    (directory / "config.json").write_text(json.dumps(raw, indent=1), encoding="utf-8")
+
+    config = parse_config(raw)
+    tensors = random_model(config).float().state_dict()
+    printable = [tokenizer.token_to_id(chr(code)) for code in range(ord("!"), ord("~") + 1)]
+    head = tensors["decoder.lm_head.weight"]
+    kept = head[printable].clone()
+    head.zero_()
+    head[printable] = 4 * kept
+    official = {
+        source.names[0]: tensors[ours][None] if source.combine == "squeeze" else tensors[ours]
+        for ours, source in sources(config).items()
+    }
+    save_file(official, directory / "model.safetensors", metadata={"format": "pt"})
+    return directory
+
+
+def _tiny_config(vocab_size: int) -> dict[str, Any]:
+    """An official `config.json` with everything small."""
+    golden = Path(__file__).parent / "golden" / "internvit-300m-like_qwen2" / "config.json"
+    raw = json.loads(golden.read_text(encoding="utf-8"))
+    raw["force_image_size"] = raw["vision_config"]["image_size"] = TINY_TILE_PX
+    raw["vision_config"] |= {
+        "hidden_size": 48,
+        "intermediate_size": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 3,
+    }
+    raw["llm_config"] |= {
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "vocab_size": vocab_size,
+        "max_position_embeddings": 512,
+    }
+    return raw
