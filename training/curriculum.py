@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from training.batches import GRID, Stage
 
+DEMO_MAX_LINES = 14
+"""What the demo is for: a receipt, a label or a note of so many lines."""
+
 STAGES = (
     Stage(
         name="characters", steps=1000, batch=16, window=GRID // 3, max_lines=16, dense=0.6,

@@ -1,0 +1,104 @@
+"""What each sampling option does to the choice of tokens."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+import torch
+from transformers import generation
+
+from ivl.engine.options import GenerationOptions
+from ivl.engine.sampling import Sampler
+from ivl.errors import RequestError
+
+LOGITS = torch.tensor([2.0, 1.0, 0.5, 0.0, -1.0, -3.0])
+
+
+def draw(count: int = 4000, logits: torch.Tensor = LOGITS, **options: float) -> Counter[int]:
+    sampler = Sampler(GenerationOptions(seed=1, **options))  # type: ignore[arg-type]
+    # Every draw is a first one: penalties of earlier draws must not count.
+    counts: Counter[int] = Counter()
+    for _ in range(count):
+        sampler.counts.clear()
+        counts[sampler.choose(logits)] += 1
+    return counts
+
+
+def test_greedy_takes_the_likeliest() -> None:
+    assert draw(5) == {0: 5}
+
+
+def test_temperature_gives_the_softmax_distribution() -> None:
+    counts = draw(20000, temperature=0.7)
+    expected = (LOGITS / 0.7).softmax(-1)
+    for token, probability in enumerate(expected.tolist()):
+        assert counts[token] / 20000 == pytest.approx(probability, abs=0.015)
+
+
+def test_a_tiny_temperature_is_greedy_and_finite() -> None:
+    assert draw(50, temperature=1e-30) == {0: 50}
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "warper"),
+    [
+        ("top_k", 3, generation.TopKLogitsWarper(3)),
+        ("top_p", 0.75, generation.TopPLogitsWarper(0.75)),
+        ("min_p", 0.2, generation.MinPLogitsWarper(0.2)),
+    ],
+)
+def test_the_kept_tokens_are_those_of_transformers(option: str, value: float, warper) -> None:
+    ids = torch.zeros(1, 1, dtype=torch.long)
+    kept = warper(ids, LOGITS[None].clone())[0].isfinite().nonzero().flatten().tolist()
+    assert sorted(draw(6000, temperature=1.0, **{option: value})) == kept
+
+
+@pytest.mark.parametrize("penalty", [1.3, 0.7])
+def test_the_repetition_penalty_is_that_of_transformers(penalty: float) -> None:
+    processor = generation.RepetitionPenaltyLogitsProcessor(penalty)
+    expected = processor(torch.tensor([[0, 4]]), LOGITS[None].clone())[0]
+    sampler = Sampler(GenerationOptions(repetition_penalty=penalty), prompt_ids=[0, 4])
+    torch.testing.assert_close(sampler._penalize(LOGITS), expected)
+
+
+def test_presence_and_frequency_penalties_count_the_answer_only() -> None:
+    options = GenerationOptions(presence_penalty=0.6, frequency_penalty=0.25)
+    sampler = Sampler(options, prompt_ids=[1, 1, 1])
+    assert [sampler.choose(LOGITS) for _ in range(3)] == [0, 0, 1]
+    expected = LOGITS - torch.tensor([0.6 + 2 * 0.25, 0.6 + 0.25, 0, 0, 0, 0])
+    torch.testing.assert_close(sampler._penalize(LOGITS), expected)
+
+
+def test_penalties_leave_the_given_logits_alone() -> None:
+    logits = LOGITS.clone()
+    sampler = Sampler(GenerationOptions(repetition_penalty=2.0, temperature=1.0, top_k=1), [0])
+    sampler.choose(logits)
+    torch.testing.assert_close(logits, LOGITS)
+
+
+def test_the_same_seed_gives_the_same_tokens_and_another_seed_others() -> None:
+    def tokens(seed: int) -> list[int]:
+        sampler = Sampler(GenerationOptions(temperature=1.5, seed=seed))
+        return [sampler.choose(LOGITS) for _ in range(40)]
+
+    assert tokens(7) == tokens(7)
+    assert tokens(7) != tokens(8)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("temperature", -1), ("temperature", float("nan")), ("temperature", "hot"),
+        ("top_p", 0), ("top_p", 7), ("top_k", -1), ("min_p", 1), ("max_tokens", 0),
+        ("repetition_penalty", 0), ("presence_penalty", 3), ("stop", [""]),
+    ],
+)  # fmt: skip
+def test_values_that_mean_nothing_are_refused(name: str, value: object) -> None:
+    with pytest.raises(RequestError, match=name):
+        GenerationOptions.of({name: value})
+
+
+def test_an_unknown_option_names_the_nearest() -> None:
+    with pytest.raises(RequestError, match="temperature"):
+        GenerationOptions.of({"temprature": 1})
