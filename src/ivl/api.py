@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ivl.checkpoint.hub import resolve
+from ivl.checkpoint.locate import locate
 from ivl.config import ModelConfig, read_config
 from ivl.engine.answer import Answer
 from ivl.engine.engine import (
@@ -28,14 +27,12 @@ from ivl.engine.engine import (
 from ivl.engine.options import GenerationOptions
 from ivl.engine.request import MaxTiles
 from ivl.errors import ConfigError, RequestError
-from ivl.family import find
 from ivl.model.build import Progress, build_model
 from ivl.planner.devices import available_memory_bytes
 from ivl.planner.memory import check_fits
 from ivl.prompt.template import Message, user_message
 from ivl.prompt.tokenizer import load_tokenizer
 
-DEMO = Path(__file__).parent / "assets" / "demo"
 READ_QUESTION = "Read all the text in the image."
 DTYPES = {
     "bfloat16": torch.bfloat16,
@@ -77,22 +74,6 @@ def load(
     )
     network = build_model(config, directory, device=where, dtype=kind, progress=progress)
     return Model(Engine(network, tokenizer, context=context, vision_batch=vision_batch))
-
-
-def locate(
-    model: str | os.PathLike[str],
-    *,
-    revision: str | None = None,
-    offline: bool = False,
-    show_progress: bool = False,
-) -> Path:
-    """The directory of a model's files, downloaded first when it is on a hub."""
-    name = os.fspath(model)
-    if name == "demo":
-        return DEMO
-    size = find(name) if not Path(name).exists() else None
-    name = size.hub_id if size else name
-    return resolve(name, revision=revision, offline=offline, progress=show_progress)
 
 
 class Model:

@@ -11,12 +11,14 @@ import math
 import struct
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from safetensors import safe_open
-from torch import Tensor
 
 from ivl.errors import CheckpointError
+
+if TYPE_CHECKING:  # headers are read without torch, for `ivl info` is to answer at once
+    from torch import Tensor
 
 # Bytes per element of the types that weights are stored in.
 DTYPE_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I8": 1, "U8": 1}

@@ -30,6 +30,7 @@ from ivl.engine.stopping import StopText
 from ivl.errors import ConfigError
 from ivl.model.cache import KVCache
 from ivl.model.internvl import InternVL
+from ivl.planner.memory import DEFAULT_CONTEXT, DEFAULT_VISION_BATCH
 from ivl.prompt.template import (
     Message,
     Prompt,
@@ -41,8 +42,6 @@ from ivl.prompt.template import (
 )
 from ivl.prompt.tokenizer import StreamDecoder, Tokenizer, require_image_tokens
 
-DEFAULT_CONTEXT = 8192
-DEFAULT_VISION_BATCH = 4
 PREFILL_CHUNK = 512
 
 
@@ -108,7 +107,8 @@ class Conversation:
         self.system = system
         self.num_images = 0
         self._cache: KVCache | None = None
-        self._ids: list[int] = []
+        self._ids: list[int] = []  # what the cache holds
+        self._pending: list[int] = []  # shown, but not yet read back: the last token of an answer
 
     @property
     def num_tokens(self) -> int:
@@ -153,7 +153,7 @@ class Conversation:
         engine = self.engine
         tiles, tiles_per_image = prepare_images(images, engine.config, max_tiles)
         prompt = self._render(messages, tiles_per_image)
-        tokens = tokenize(prompt, engine.tokenizer, bos=self._cache is None)
+        tokens = tokenize(prompt, engine.tokenizer, bos=self._cache is None, after=self._pending)
         tokens_per_tile = engine.config.tokens_per_tile if tiles is not None else 0
         check_image_tokens(prompt, sum(tiles_per_image) * tokens_per_tile)
         room = check_capacity(
@@ -293,11 +293,13 @@ class Generation:
         cache = talk._cache
         assert cache is not None
         if start > self._cached:  # the prompt has been read
-            kept = self._tokens[: cache.length - start]
+            said = self._tokens
             if text.stopped:
-                kept = kept[: _tokens_of(text.text, kept, talk.engine.tokenizer)]
-                cache.truncate(start + len(kept))
-            talk._ids += self._prompt.ids + kept
+                said = said[: _tokens_of(text.text, said, talk.engine.tokenizer)]
+            cache.truncate(min(cache.length, start + len(said)))
+            in_cache = cache.length - start
+            talk._ids += self._prompt.ids + said[:in_cache]
+            talk._pending = said[in_cache:]
             talk.num_images += self._num_images
         elif not talk._ids:
             talk._cache = None

@@ -12,7 +12,7 @@ from ivl.config import ModelConfig
 from ivl.errors import CapacityError, RequestError
 from ivl.prompt.pixels import cut_tiles, load_image
 from ivl.prompt.template import Control, ImageTokens, Prompt, Text
-from ivl.prompt.tiles import share_budget
+from ivl.prompt.tiles import Grid, share_budget, tile_grid
 from ivl.prompt.tokenizer import Tokenizer
 
 MaxTiles = int | Sequence[int] | None
@@ -29,13 +29,17 @@ class TokenizedPrompt:
         return len(self.ids)
 
 
-def tokenize(prompt: Prompt, tokenizer: Tokenizer, *, bos: bool = True) -> TokenizedPrompt:
+def tokenize(
+    prompt: Prompt, tokenizer: Tokenizer, *, bos: bool = True, after: Sequence[int] = ()
+) -> TokenizedPrompt:
     """Token ids of a prompt's segments; only its `Control` segments become control tokens.
 
     `bos` puts the tokenizer's beginning-of-text token in front, if it has one; a later turn of a
-    conversation has none.
+    conversation has none. `after`: ids that come before everything.
     """
-    ids: list[int] = [tokenizer.bos_id] if bos and tokenizer.bos_id is not None else []
+    ids: list[int] = list(after)
+    if bos and tokenizer.bos_id is not None:
+        ids.append(tokenizer.bos_id)
     is_image = [False] * len(ids)
     for segment in prompt:
         match segment:
@@ -63,17 +67,24 @@ def prepare_images(
     if config.vision is None:
         raise RequestError("This is a text-only model: it cannot look at images.")
     limits = share_budget(len(images), config.max_tiles if max_tiles is None else max_tiles)
-    tiles = [
-        cut_tiles(
-            load_image(image),
-            tile_px=config.tile_px,
-            max_tiles=limit,
-            min_tiles=min(config.min_tiles, limit),
-            use_thumbnail=config.use_thumbnail,
+    tiles = []
+    for source, limit in zip(images, limits, strict=True):
+        image = load_image(source)
+        grid = choose_grid(image.size, config, limit)
+        tiles.append(
+            cut_tiles(image, tile_px=config.tile_px, use_thumbnail=config.use_thumbnail, grid=grid)
         )
-        for image, limit in zip(images, limits, strict=True)
-    ]
     return np.concatenate(tiles), [len(t) for t in tiles]
+
+
+def choose_grid(size_px: tuple[int, int], config: ModelConfig, max_tiles: int) -> Grid:
+    """The grid that an image of (width, height) is cut into, with a limit of its own."""
+    return tile_grid(
+        *size_px,
+        max_tiles=max_tiles,
+        min_tiles=min(config.min_tiles, max_tiles),
+        tile_px=config.tile_px,
+    )
 
 
 def check_capacity(

@@ -7,6 +7,8 @@ from ivl.errors import CapacityError
 from ivl.family import FAMILY, num_parameters
 
 GIB = 1024**3
+DEFAULT_CONTEXT = 8192
+DEFAULT_VISION_BATCH = 4
 RUNTIME_BYTES = 300 * 1024**2
 """What Python, torch and its libraries take beside the model."""
 

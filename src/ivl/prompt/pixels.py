@@ -91,12 +91,16 @@ def load_image(
 
 
 def num_frames(source: ImageSource, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> int:
-    """How many pictures (pages, frames of an animation) there are. Errors as in `load_image`."""
+    """How many pictures (pages, frames of an animation) there are. Errors as in `load_image`.
+
+    A photo of a phone that carries its depth or gain map as a further picture counts as one.
+    """
     if isinstance(source, Image.Image):
         return getattr(source, "n_frames", 1)
     label = _label(source)
     with _open_file(source, label) as file, _refuse_damage(label):
-        return getattr(_open_header(file, label, max_pixels), "n_frames", 1)
+        image = _open_header(file, label, max_pixels)
+        return 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
 
 
 def cut_tiles(
