@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ivl.checkpoint.locate import locate
 from ivl.config import ModelConfig, read_config
+from ivl.documents.reading import READ_QUESTION
 from ivl.engine.answer import Answer
 from ivl.engine.engine import (
     DEFAULT_VISION_BATCH,
@@ -33,7 +34,6 @@ from ivl.planner.memory import check_fits
 from ivl.prompt.template import Message, user_message
 from ivl.prompt.tokenizer import load_tokenizer
 
-READ_QUESTION = "Read all the text in the image."
 DTYPES = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,

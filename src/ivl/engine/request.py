@@ -77,6 +77,14 @@ def prepare_images(
     return np.concatenate(tiles), [len(t) for t in tiles]
 
 
+def choose_grids(
+    sizes_px: Sequence[tuple[int, int]], config: ModelConfig, max_tiles: MaxTiles = None
+) -> list[Grid]:
+    """The grids of images of (width, height) that are sent together; as `prepare_images`."""
+    limits = share_budget(len(sizes_px), config.max_tiles if max_tiles is None else max_tiles)
+    return [choose_grid(size, config, limit) for size, limit in zip(sizes_px, limits, strict=True)]
+
+
 def choose_grid(size_px: tuple[int, int], config: ModelConfig, max_tiles: int) -> Grid:
     """The grid that an image of (width, height) is cut into, with a limit of its own."""
     return tile_grid(

@@ -1,0 +1,89 @@
+"""All the text of files, page after page.
+
+    pages = open_pages("scan.tif")
+    for reading in read_pages(model, pages):
+        print(reading.page.title, reading.generation.result().text)
+
+The pictures of a TIFF, a GIF or another file with several are pages of their own. A page that
+cannot be read says so and leaves the others alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from PIL import Image
+
+from ivl.engine.request import choose_grids
+from ivl.errors import IvlError
+from ivl.prompt.pixels import ImageSource, load_image, num_frames
+from ivl.prompt.tiles import Grid
+
+if TYPE_CHECKING:  # pages are opened before torch is imported: a wrong name is told at once
+    from ivl.api import Model
+    from ivl.engine.engine import Generation
+    from ivl.engine.options import GenerationOptions
+
+READ_QUESTION = "Read all the text in the image."
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Page:
+    """Page `number`, from 1, of the `count` pages of a file called `name`."""
+
+    name: str
+    source: ImageSource
+    number: int
+    count: int
+
+    @property
+    def title(self) -> str:
+        of_several = f", page {self.number} of {self.count}" if self.count > 1 else ""
+        return self.name + of_several
+
+    def load(self) -> Image.Image:
+        """The page as upright RGB; RequestError when it is damaged."""
+        return load_image(self.source, frame=self.number - 1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """A page and its text while it comes, or the error that kept it from being read."""
+
+    page: Page
+    grid: Grid | None = None
+    generation: Generation | None = None
+    error: IvlError | None = None
+
+
+def open_pages(source: ImageSource, name: str | None = None) -> list[Page]:
+    """The pages of a file, found from its headers; RequestError when it is no image."""
+    count = num_frames(source)
+    called = str(source) if name is None else name
+    return [
+        Page(name=called, source=source, number=number, count=count)
+        for number in range(1, count + 1)
+    ]
+
+
+def read_pages(
+    model: Model,
+    pages: Iterable[Page],
+    *,
+    max_tiles: int | None = None,
+    options: GenerationOptions | None = None,
+) -> Iterator[Reading]:
+    """One reading for every page, in order; the next begins when the last has been used up."""
+    for page in pages:
+        try:
+            image = page.load()
+            [grid] = choose_grids([image.size], model.config, max_tiles)
+            generation = model.conversation().ask(
+                READ_QUESTION, [image], max_tiles=max_tiles, options=options
+            )
+        except IvlError as error:
+            yield Reading(page=page, error=error)
+        else:
+            yield Reading(page=page, grid=grid, generation=generation)
