@@ -8,9 +8,10 @@ computes never passes unseen. The keys are in `ivl.config_keys`.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from ivl.config_keys import Section, check_keys
 from ivl.errors import CheckpointError, ConfigError, UnsupportedError
@@ -37,7 +38,10 @@ class VisionConfig:
     num_channels: int = 3
 
     def __post_init__(self) -> None:
-        _positive(self, "hidden_size", "intermediate_size", "num_layers", "num_heads", "patch_px")
+        _positive(self, "hidden_size", "intermediate_size", "num_layers", "num_heads")
+        _positive(self, "image_px", "patch_px")
+        _above_zero(self, "norm_eps")
+        _one_of("norm_type", self.norm, get_args(Norm))
         _divides("vision hidden_size", self.hidden_size, "the number of heads", self.num_heads)
         _divides("image_size", self.image_px, "patch_size", self.patch_px)
 
@@ -69,10 +73,16 @@ class DecoderConfig:
     rope_factor: float | None = None
     """Factor of dynamic NTK scaling beyond `max_positions`; None: no scaling."""
     tied_embeddings: bool = False
+    """The head is the embeddings' matrix, unless the checkpoint holds a head of its own."""
 
     def __post_init__(self) -> None:
         _positive(self, "hidden_size", "intermediate_size", "num_layers", "num_heads")
         _positive(self, "num_kv_heads", "head_dim", "vocab_size", "max_positions")
+        _above_zero(self, "norm_eps", "rope_theta")
+        if self.rope_factor is not None:
+            _above_zero(self, "rope_factor")
+        if self.head_dim % 2:
+            raise ConfigError(f"head_dim must be even, for rotary pairs, not {self.head_dim}.")
         _divides("num_attention_heads", self.num_heads, "num_key_value_heads", self.num_kv_heads)
 
 
@@ -95,12 +105,15 @@ class ModelConfig:
     def __post_init__(self) -> None:
         if self.vision is None:
             return
+        _positive(self, "min_tiles", "max_tiles")
+        _above_zero(self, "downsample_ratio")
+        _one_of("ps_version", self.ps_version, ("v1", "v2"))
         if not 1 <= self.min_tiles <= self.max_tiles:
             raise ConfigError(
                 f"min_dynamic_patch {self.min_tiles} and max_dynamic_patch {self.max_tiles} "
                 "are not a range of tile counts."
             )
-        inverse = 1 / self.downsample_ratio if self.downsample_ratio > 0 else 0.0
+        inverse = 1 / self.downsample_ratio
         if not inverse.is_integer() or self.vision.patches_per_side % inverse:
             raise ConfigError(
                 f"downsample_ratio {self.downsample_ratio} does not fold "
@@ -151,7 +164,7 @@ def read_json(path: Path) -> dict[str, Any]:
             f"{path.parent} has no {path.name}.",
             "A model directory holds config.json, tokenizer files and *.safetensors.",
         ) from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read as JSON: {error}.") from None
     if not isinstance(value, dict):
         raise CheckpointError(f"{path} does not hold a JSON object.")
@@ -205,7 +218,7 @@ def _parse_official(raw: dict[str, Any]) -> ModelConfig:
             qkv_bias=bool(vision.get("qkv_bias", False)),
         ),
         layout="official",
-        template=_required(raw, "template"),
+        template=str(_required(raw, "template")),
         dtype=_dtype(raw),
         max_tiles=raw.get("max_dynamic_patch", 6) if raw.get("dynamic_image_size", False) else 1,
         min_tiles=raw.get("min_dynamic_patch", 1) if raw.get("dynamic_image_size", False) else 1,
@@ -219,8 +232,11 @@ def _parse_huggingface(raw: dict[str, Any], preprocessor: dict[str, Any]) -> Mod
     check_keys(raw, Section.HUGGINGFACE)
     vision = _subsection(raw, "vision_config")
     check_keys(vision, Section.HUGGINGFACE_VISION)
+    decoder = _parse_decoder(_subsection(raw, "text_config"))
+    # Which of the two flags counts depends on the version of transformers that wrote the file.
+    tied = decoder.tied_embeddings or bool(raw.get("tie_word_embeddings", False))
     return ModelConfig(
-        decoder=_parse_decoder(_subsection(raw, "text_config")),
+        decoder=replace(decoder, tied_embeddings=tied),
         vision=VisionConfig(
             hidden_size=_required(vision, "hidden_size"),
             intermediate_size=_required(vision, "intermediate_size"),
@@ -250,9 +266,9 @@ def _parse_decoder(raw: dict[str, Any]) -> DecoderConfig:
         raise UnsupportedError(
             f"The language model is a {kind!r}.", "ivl runs Qwen2, InternLM2 and Llama decoders."
         )
-    hidden_size, num_heads = _required(raw, "hidden_size"), _required(raw, "num_attention_heads")
-    rope = raw.get("rope_parameters") or {}
-    scaling = raw.get("rope_scaling") or rope
+    hidden_size, num_heads = _count(raw, "hidden_size"), _count(raw, "num_attention_heads")
+    rope = _rope_section(raw, "rope_parameters")
+    scaling = _rope_section(raw, "rope_scaling") or rope
     return DecoderConfig(
         architecture=kind,
         hidden_size=hidden_size,
@@ -263,29 +279,36 @@ def _parse_decoder(raw: dict[str, Any]) -> DecoderConfig:
         head_dim=raw.get("head_dim") or hidden_size // num_heads,
         vocab_size=_required(raw, "vocab_size"),
         norm_eps=raw.get("rms_norm_eps", 1e-6),
-        rope_theta=float(raw.get("rope_theta") or rope.get("rope_theta") or 10000.0),
-        rope_factor=_rope_factor(scaling),
+        rope_theta=raw.get("rope_theta") or rope.get("rope_theta") or 10000.0,
+        rope_factor=_required(scaling, "factor") if _rope_kind(scaling) == "dynamic" else None,
         max_positions=raw.get("max_position_embeddings", 32768),
         qkv_bias=kind == "qwen2",
         tied_embeddings=bool(raw.get("tie_word_embeddings", False)),
     )
 
 
-def _rope_factor(scaling: dict[str, Any]) -> float | None:
-    kind = scaling.get("rope_type", scaling.get("type", "default"))
-    if kind == "default":
-        return None
-    if kind == "dynamic":
-        return float(_required(scaling, "factor"))
-    raise UnsupportedError(
-        f"Rotary scaling of type {kind!r} is not supported.",
-        "InternVL 2.5 uses none (Qwen2) or 'dynamic' (InternLM2).",
-    )
+def _rope_section(raw: dict[str, Any], key: str) -> dict[str, Any]:
+    """Rotary settings of a decoder, checked; empty where there are none."""
+    if raw.get(key) is None:
+        return {}
+    section = _subsection(raw, key)
+    kind = _rope_kind(section)
+    if kind not in ("default", "dynamic"):
+        raise UnsupportedError(
+            f"Rotary scaling of type {kind!r} is not supported.",
+            "InternVL 2.5 uses none (Qwen2) or 'dynamic' (InternLM2).",
+        )
+    check_keys(section, Section.ROPE)
+    return section
+
+
+def _rope_kind(section: dict[str, Any]) -> Any:
+    return section.get("rope_type") or section.get("type") or "default"
 
 
 def _all_layers(vision: dict[str, Any], select_layer: int) -> int:
     """The number of layers, all of which run: the features are those of the last one."""
-    num_layers = _required(vision, "num_hidden_layers")
+    num_layers = _count(vision, "num_hidden_layers")
     if select_layer not in (-1, num_layers):
         raise UnsupportedError(
             f"The vision features are taken from layer {select_layer}.",
@@ -296,7 +319,7 @@ def _all_layers(vision: dict[str, Any], select_layer: int) -> int:
 
 def _dtype(raw: dict[str, Any]) -> str:
     """The type that the weights were trained in; newer files say `dtype`, older `torch_dtype`."""
-    return raw.get("dtype") or raw.get("torch_dtype") or "bfloat16"
+    return str(raw.get("dtype") or raw.get("torch_dtype") or "bfloat16")
 
 
 def _square(value: Any) -> int:
@@ -319,11 +342,29 @@ def _required(raw: dict[str, Any], key: str) -> Any:
     return raw[key]
 
 
+def _count(raw: dict[str, Any], key: str) -> int:
+    value = _required(raw, key)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ConfigError(f"{key} must be a positive integer, not {value!r}.")
+    return value
+
+
 def _positive(config: object, *names: str) -> None:
     for name in names:
+        _count({name: getattr(config, name)}, name)
+
+
+def _above_zero(config: object, *names: str) -> None:
+    for name in names:
         value = getattr(config, name)
-        if not isinstance(value, int) or value < 1:
-            raise ConfigError(f"{name} must be a positive integer, not {value!r}.")
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not number or not 0 < value < math.inf:
+            raise ConfigError(f"{name} must be a number above 0, not {value!r}.")
+
+
+def _one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ConfigError(f"{name} must be {' or '.join(allowed)}, not {value!r}.")
 
 
 def _divides(what: str, whole: int, by_what: str, part: int) -> None:

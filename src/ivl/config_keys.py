@@ -22,6 +22,7 @@ class Section(Enum):
     HUGGINGFACE = "config.json (transformers)"
     HUGGINGFACE_VISION = "vision_config (transformers)"
     DECODER = "the language model's configuration"
+    ROPE = "the rotary settings"
 
 
 USED: dict[Section, frozenset[str]] = {
@@ -47,6 +48,7 @@ USED: dict[Section, frozenset[str]] = {
         num_key_value_heads head_dim vocab_size rms_norm_eps rope_theta rope_scaling
         rope_parameters max_position_embeddings tie_word_embeddings torch_dtype dtype""".split()
     ),
+    Section.ROPE: frozenset("type rope_type factor rope_theta".split()),
 }
 
 # Only these values leave the computation as it is implemented here.
@@ -76,6 +78,9 @@ FIXED: dict[Section, dict[str, tuple[Any, ...]]] = {
         "hidden_act": ("gelu",),
         "num_channels": (3,),
         "use_absolute_position_embeddings": (True,),
+        "use_mask_token": (False,),
+        # False puts a norm behind the last layer, which InternViT does not have.
+        "use_mean_pooling": (True,),
     },
     Section.DECODER: {
         "hidden_act": ("silu",),
@@ -84,32 +89,33 @@ FIXED: dict[Section, dict[str, tuple[Any, ...]]] = {
         "mlp_bias": (False, None),
         "use_sliding_window": (False, None),
         "pretraining_tp": (1, None),
+        "moe_config": (None,),
         "quantization_config": (None,),
     },
+    Section.ROPE: {"partial_rotary_factor": (1, None)},
 }
 
 # Written by transformers into every configuration, or of no effect on inference.
 HARMLESS: frozenset[str] = frozenset(
-    """_attn_implementation_autoset _commit_hash _name_or_path add_cross_attention architectures
-    attn_implementation auto_map bad_words_ids begin_suppress_tokens bos_token_id
-    chunk_size_feed_forward cross_attention_hidden_size decoder_start_token_id diversity_penalty
-    do_sample early_stopping encoder_no_repeat_ngram_size eos_token_id
-    exponential_decay_length_penalty finetuning_task forced_bos_token_id forced_eos_token_id
-    id2label initializer_factor initializer_range is_decoder is_encoder_decoder label2id
-    length_penalty max_length min_length no_repeat_ngram_size num_beam_groups num_beams
-    num_return_sequences output_attentions output_hidden_states output_scores pad_token_id prefix
-    problem_type pruned_heads remove_invalid_values repetition_penalty return_dict
-    return_dict_in_generate sep_token_id suppress_tokens task_specific_params temperature
-    tf_legacy_loss tie_encoder_decoder tokenizer_class top_k top_p torchscript
-    torch_dtype dtype transformers_version typical_p use_bfloat16 use_cache use_flash_attn
-    attention_dropout
-    dropout drop_path_rate hidden_dropout_prob projection_dropout layer_scale_init_value
-    use_mask_token use_mean_pooling image_token_id image_seq_length img_context_token_id
-    max_window_layers sliding_window layer_types hidden_size system_message image_fold
-    capacity_factor ep_size eval_capacity_factor laux_allreduce moe_coeff_ratio
-    moe_intermediate_size moe_output_scale noisy_gate_policy num_experts num_routed_experts
-    num_shared_experts shared_expert_intermediate_size use_residual use_rts
-    use_weighted_residual""".split()
+    """_attn_implementation _attn_implementation_autoset _commit_hash _name_or_path
+    add_cross_attention architectures attn_implementation auto_map bad_words_ids
+    begin_suppress_tokens bos_token_id chunk_size_feed_forward cross_attention_hidden_size
+    decoder_start_token_id diversity_penalty do_sample early_stopping
+    encoder_no_repeat_ngram_size eos_token_id exponential_decay_length_penalty finetuning_task
+    forced_bos_token_id forced_eos_token_id id2label initializer_factor initializer_range
+    is_decoder is_encoder_decoder label2id length_penalty max_length min_length
+    no_repeat_ngram_size num_beam_groups num_beams num_return_sequences output_attentions
+    output_hidden_states output_scores pad_token_id prefix problem_type pruned_heads
+    remove_invalid_values repetition_penalty return_dict return_dict_in_generate sep_token_id
+    suppress_tokens task_specific_params temperature tf_legacy_loss tie_encoder_decoder
+    tokenizer_class top_k top_p torchscript torch_dtype dtype transformers_version typical_p
+    use_bfloat16 use_cache use_flash_attn attention_dropout dropout drop_path_rate
+    hidden_dropout_prob projection_dropout layer_scale_init_value image_token_id
+    image_seq_length img_context_token_id max_window_layers sliding_window layer_types
+    hidden_size system_message image_fold capacity_factor ep_size eval_capacity_factor
+    laux_allreduce moe_coeff_ratio moe_intermediate_size moe_output_scale noisy_gate_policy
+    num_experts num_routed_experts num_shared_experts shared_expert_intermediate_size
+    use_residual use_rts use_weighted_residual""".split()
 )
 
 

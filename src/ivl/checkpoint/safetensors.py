@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from ivl.errors import CheckpointError
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:  # headers are read without torch, for `ivl info` is to answer
 
 # Bytes per element of the types that weights are stored in.
 DTYPE_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I8": 1, "U8": 1}
+FLOAT_DTYPES = frozenset({"F64", "F32", "F16", "BF16"})
 MAX_HEADER_BYTES = 100_000_000
 INDEX_NAME = "model.safetensors.index.json"
 REPAIR = "Download the file again, and compare its size with the hub's."
@@ -56,9 +57,12 @@ class SafetensorsDirectory:
     def read(self, name: str) -> Tensor:
         """The tensor on the CPU, in the type that it is stored in."""
         file = self.tensors[name].file
-        if self._open is None or self._open[0] != file:
-            self._open = (file, safe_open(file, framework="pt"))
-        return self._open[1].get_tensor(name)
+        try:
+            if self._open is None or self._open[0] != file:
+                self._open = (file, safe_open(file, framework="pt"))
+            return self._open[1].get_tensor(name)
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{file} cannot be read: {error}.", REPAIR) from None
 
 
 def read_header(file: Path) -> dict[str, TensorInfo]:
@@ -73,39 +77,54 @@ def read_header(file: Path) -> dict[str, TensorInfo]:
             header = json.loads(stream.read(length))
     except OSError as error:
         raise CheckpointError(f"{file} cannot be read: {error.strerror}.") from None
-    except ValueError:
+    except (ValueError, RecursionError):
         raise CheckpointError(f"{file} is no safetensors file: its header is no JSON.") from None
     if not isinstance(header, dict):
         raise CheckpointError(f"{file} is no safetensors file: its header is no JSON object.")
     header.pop("__metadata__", None)
-    tensors = {name: _tensor_info(file, name, entry) for name, entry in header.items()}
-    _check_extent(file, header, size - 8 - length)
+    tensors, extents = {}, []
+    for name, entry in header.items():
+        tensors[name], extent = _tensor_info(file, name, entry)
+        extents.append((*extent, name))
+    _check_extents(file, extents, size - 8 - length)
     return tensors
 
 
-def _tensor_info(file: Path, name: str, entry: Any) -> TensorInfo:
+def _tensor_info(file: Path, name: str, entry: Any) -> tuple[TensorInfo, tuple[int, int]]:
+    """A tensor, and where its bytes begin and end behind the header."""
     try:
-        dtype, shape = str(entry["dtype"]), tuple(int(n) for n in entry["shape"])
-        begin, end = (int(n) for n in entry["data_offsets"])
+        dtype, shape = entry["dtype"], tuple(entry["shape"])
+        begin, end = entry["data_offsets"]
     except (TypeError, KeyError, ValueError):
         raise CheckpointError(
             f"{file}: the header's entry for {name} is damaged.", REPAIR
         ) from None
-    if dtype not in DTYPE_BYTES:
+    if not isinstance(dtype, str) or dtype not in DTYPE_BYTES:
         raise CheckpointError(
             f"{file}: the tensor {name} is of type {dtype}.",
             f"Types that can be read: {', '.join(DTYPE_BYTES)}.",
         )
-    if min(shape, default=1) < 0 or end - begin != math.prod(shape) * DTYPE_BYTES[dtype]:
+    counts = all(type(n) is int and 0 <= n < 2**63 for n in (*shape, begin, end))
+    if not counts or end - begin != math.prod(shape) * DTYPE_BYTES[dtype]:
         raise CheckpointError(f"{file}: the extent of {name} does not fit its shape.", REPAIR)
-    return TensorInfo(file=file, dtype=dtype, shape=shape)
+    return TensorInfo(file=file, dtype=dtype, shape=shape), (begin, end)
 
 
-def _check_extent(file: Path, header: dict[str, Any], data_bytes: int) -> None:
-    needed = max((entry["data_offsets"][1] for entry in header.values()), default=0)
-    if needed > data_bytes:
+def _check_extents(file: Path, extents: list[tuple[int, int, str]], data_bytes: int) -> None:
+    """The tensors must lie one behind the other, and fill the file."""
+    position = 0
+    for begin, end, name in sorted(extents):
+        if begin != position:
+            what = "overlaps the one before it" if begin < position else "is not where it should be"
+            raise CheckpointError(f"{file}: the tensor {name} {what}.", REPAIR)
+        position = end
+    if position > data_bytes:
         raise CheckpointError(
-            f"{file} is truncated: {needed - data_bytes} of {needed} bytes are missing.", REPAIR
+            f"{file} is truncated: {position - data_bytes} of {position} bytes are missing.", REPAIR
+        )
+    if position < data_bytes:
+        raise CheckpointError(
+            f"{file} has {data_bytes - position} bytes more than its tensors fill.", REPAIR
         )
 
 
@@ -134,10 +153,10 @@ def _indexed_files(index: Path) -> list[Path]:
     try:
         weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         names = sorted(set(weight_map.values()))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError):
         raise CheckpointError(f"{index} is no index of safetensors files.", REPAIR) from None
     for name in names:
-        if Path(name).name != name:
+        if not isinstance(name, str) or Path(name).name != name or name == "..":
             raise CheckpointError(f"{index} names {name!r}, which is not a plain file name.")
     missing = [name for name in names if not (index.parent / name).exists()]
     if missing:

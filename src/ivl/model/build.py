@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from ivl.checkpoint.names import IGNORED_SUFFIXES, Source, canonical, sources
-from ivl.checkpoint.safetensors import SafetensorsDirectory
+from ivl.checkpoint.safetensors import FLOAT_DTYPES, SafetensorsDirectory
 from ivl.config import DecoderConfig, ModelConfig
 from ivl.errors import CheckpointError
 from ivl.model.internvl import InternVL
@@ -34,10 +35,12 @@ def build_model(
     """
     files = SafetensorsDirectory(directory)
     available = {canonical(name, config): name for name in files.tensors}
+    config = _with_own_head(config, available)
     model = empty_model(config)
     table = sources(config)
     parameters = dict(model.named_parameters())
     _check_names(table, available, directory)
+    _check_types(table, available, files)
     _check_shapes(table, parameters, available, files, config)
 
     total = sum(p.numel() for p in parameters.values()) * dtype.itemsize
@@ -97,6 +100,17 @@ def combine(source: Source, parts: list[Tensor], config: DecoderConfig) -> Tenso
     return packed[:, rows[source.combine]].flatten(0, 2)
 
 
+def _with_own_head(config: ModelConfig, available: Collection[str]) -> ModelConfig:
+    """Not tied, where the checkpoint holds a head of its own whatever its config.json says.
+
+    transformers writes `tie_word_embeddings` into multimodal configurations by default, and goes
+    by the tensors when it reads them: a head that is there is the head.
+    """
+    untied = replace(config, decoder=replace(config.decoder, tied_embeddings=False))
+    head = sources(untied)["decoder.lm_head.weight"].names[0]
+    return untied if head in available else config
+
+
 def _assign(model: nn.Module, name: str, tensor: Tensor) -> None:
     path, _, leaf = name.rpartition(".")
     setattr(model.get_submodule(path), leaf, nn.Parameter(tensor, requires_grad=False))
@@ -117,6 +131,19 @@ def _check_names(table: dict[str, Source], available: dict[str, str], directory:
             f"{_some(unexpected)}.",
             "The weights are of another model, or the config.json is.",
         )
+
+
+def _check_types(
+    table: dict[str, Source], available: dict[str, str], files: SafetensorsDirectory
+) -> None:
+    for source in table.values():
+        for name in source.names:
+            dtype = files.tensors[available[name]].dtype
+            if dtype not in FLOAT_DTYPES:
+                raise CheckpointError(
+                    f"The tensor {name} is of type {dtype}, which holds no plain weights.",
+                    "Quantized safetensors are not read; take the 16-bit model.",
+                )
 
 
 def _check_shapes(
