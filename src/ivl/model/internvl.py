@@ -43,18 +43,13 @@ class InternVL(nn.Module):
                 f"Tiles must be uint8 of shape (n, {px}, {px}, 3), "
                 f"not {tiles_u8.dtype} of shape {tuple(tiles_u8.shape)}."
             )
+        if not len(tiles_u8):
+            shape = (0, self.config.tokens_per_tile, self.config.decoder.hidden_size)
+            return torch.empty(shape, dtype=self.dtype, device=self.device)
         chunks = [
             self.projector(self.vision(self.normalize(chunk)))
             for chunk in tiles_u8.split(vision_batch)
         ]
-        if not chunks:
-            return torch.empty(
-                0,
-                self.config.tokens_per_tile,
-                self.config.decoder.hidden_size,
-                dtype=self.dtype,
-                device=self.device,
-            )
         return torch.cat(chunks)
 
     def normalize(self, tiles_u8: Tensor) -> Tensor:
