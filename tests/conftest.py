@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -113,3 +114,64 @@ def _tiny_config(vocab_size: int) -> dict[str, Any]:
         "max_position_embeddings": 512,
     }
     return raw
+
+
+TransformersModel = Callable[..., Any]
+
+
+@pytest.fixture(scope="session")
+def transformers_internvl() -> TransformersModel:
+    """Builds transformers' own InternVL with random weights, as tiny as `tiny_model_dir`.
+
+    Arguments: the text model (`qwen2`, `llama`), the norm of the vision tower, and settings of the
+    text model. The id 99 stands for `<IMG_CONTEXT>`.
+    """
+    from transformers import InternVLForConditionalGeneration
+
+    def build(text: str = "qwen2", vision: str = "layer_norm", **settings: Any) -> Any:
+        config = _transformers_config(text, vision, **settings)
+        model = InternVLForConditionalGeneration(config).eval()
+        _randomize(model)
+        return model
+
+    return build
+
+
+def _transformers_config(text: str, vision: str, **settings: Any) -> Any:
+    from transformers import InternVLConfig, LlamaConfig, Qwen2Config
+    from transformers.models.internvl.configuration_internvl import InternVLVisionConfig
+
+    small = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3}
+    small |= {"num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 100}
+    tied = settings.pop("tie_word_embeddings", False)
+    return InternVLConfig(
+        text_config={"qwen2": Qwen2Config, "llama": LlamaConfig}[text](**small | settings),
+        vision_config=InternVLVisionConfig(
+            hidden_size=48,
+            intermediate_size=80,
+            num_hidden_layers=3,
+            num_attention_heads=3,
+            image_size=[TINY_TILE_PX, TINY_TILE_PX],
+            norm_type=vision,
+            use_qk_norm=vision == "rms_norm",
+            attention_bias=vision == "layer_norm",
+        ),
+        image_token_id=99,
+        tie_word_embeddings=tied,
+    )
+
+
+def _randomize(model: Any) -> None:
+    """Gives every weight a value that shows: fresh norms are ones, and fresh biases zeros."""
+    import torch
+
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            noise = torch.randn(p.shape, generator=generator)
+            if p.ndim == 1:
+                p.copy_(0.1 * noise + (0 if name.endswith("bias") else 1))
+            elif "embeddings" in name or "embed_tokens" in name:
+                p.copy_(0.5 * noise)
+            else:
+                p.copy_(noise * p[0].numel() ** -0.5)
