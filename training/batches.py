@@ -45,6 +45,8 @@ class Stage:
     patch_weight: float
     align_weight: float
     scan: float = 0.0
+    questions: float = 0.0
+    """The share of pages that are asked about instead of read."""
     lr: float = 1.0
     cooldown: bool = False
     """Whether the learning rate falls to zero over the stage's steps."""
@@ -82,7 +84,7 @@ class Batches(IterableDataset[Batch]):
 def make_batches(stage: Stage, seed: list[int], prompts: Prompts) -> Iterator[Batch]:
     rng = np.random.default_rng(seed)
     pages = [draw(stage, rng) for _ in range(POOL * stage.batch)]
-    samples = [prompts.sample(page, rng) for page in pages]
+    samples = [prompts.sample(page, rng, stage.questions) for page in pages]
     order = np.argsort([len(s.prompt) + len(s.answer) for s in samples], kind="stable")
     for number in rng.permutation(POOL):
         chosen = order[number * stage.batch : (number + 1) * stage.batch]

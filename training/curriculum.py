@@ -9,19 +9,19 @@ DEMO_MAX_LINES = 14
 
 STAGES = (
     Stage(
-        name="characters", steps=1000, batch=16, window=GRID // 3, max_lines=16, dense=0.6,
-        text_weight=0.0, patch_weight=1.0, align_weight=0.0,
+        name="characters", steps=1500, batch=8, window=GRID // 3, max_lines=16, dense=0.6,
+        text_weight=0.0, patch_weight=1.0, align_weight=0.0, lr=1.25,
     ),
     Stage(
-        name="lines", steps=2500, batch=16, window=GRID, max_lines=6, dense=0.1,
+        name="lines", steps=2000, batch=8, window=GRID // 2, max_lines=6, dense=0.1,
         text_weight=1.0, patch_weight=1.0, align_weight=0.5,
     ),
     Stage(
-        name="pages", steps=3500, batch=16, window=GRID, max_lines=14, dense=0.05,
-        text_weight=1.0, patch_weight=0.5, align_weight=0.3,
+        name="pages", steps=1000, batch=8, window=GRID, max_lines=14, dense=0.05,
+        questions=0.2, text_weight=1.0, patch_weight=0.7, align_weight=0.3,
     ),
     Stage(
-        name="cooldown", steps=1500, batch=16, window=GRID, max_lines=16, dense=0.0,
-        text_weight=1.0, patch_weight=0.3, align_weight=0.1, cooldown=True,
+        name="cooldown", steps=1000, batch=8, window=GRID, max_lines=14, dense=0.02,
+        questions=0.3, text_weight=1.0, patch_weight=0.5, align_weight=0.2, cooldown=True,
     ),
 )  # fmt: skip

@@ -10,18 +10,10 @@ from ivl.prompt.template import get_template, prompt_string, render, user_messag
 from training.demo_config import MAX_TILES, PATCH_PX, TILE_PX
 from training.demo_tokenizer import build_tokenizer
 from training.pages import Page
+from training.questions import READ, draw_question
 
 TEMPLATE = "internvl2_5"
 TOKENS_PER_TILE = (TILE_PX // PATCH_PX // 2) ** 2
-
-READ = (
-    "Read all the text in the image.",
-    "Read all the text.",
-    "Read the text.",
-    "What does it say?",
-    "What is written here?",
-    "Transcribe the page.",
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +35,7 @@ class Prompts:
         self.pad_id = self.tokenizer.token_to_id("<|endoftext|>")
         self.end_id = self.tokenizer.token_to_id("<|im_end|>")
         image_id = self.tokenizer.token_to_id("<IMG_CONTEXT>")
-        self.prompts = {question: self.encode(question) for question in READ}
-        self.image_start = self.prompts[READ[0]].index(image_id)
+        self.image_start = self.encode(READ[0]).index(image_id)
 
     def encode(self, question: str) -> list[int]:
         """The ids of a question about one image, up to where the answer begins."""
@@ -56,9 +47,16 @@ class Prompts:
         )
         return self.tokenizer.encode(prompt_string(segments)).ids
 
-    def sample(self, page: Page, rng: np.random.Generator) -> Sample:
-        """Asks to read the page: half of the time in the words that `ivl read` uses."""
-        question = READ[0] if rng.random() < 0.5 else READ[int(rng.integers(len(READ)))]
-        answer = self.tokenizer.encode(page.text).ids if page.text else []
-        positions = list(range(len(answer)))
-        return Sample(self.prompts[question], [*answer, self.end_id], [*positions, -1])
+    def sample(self, page: Page, rng: np.random.Generator, questions: float) -> Sample:
+        """Asks for a fact with probability `questions`, where there is one; else to read the page,
+        half of the time in the words that `ivl read` uses."""
+        asked = draw_question(page, rng) if rng.random() < questions else None
+        if asked:
+            question, answer = asked
+            start = page.text.find(answer)
+        else:
+            question = READ[0] if rng.random() < 0.5 else READ[int(rng.integers(len(READ)))]
+            answer, start = page.text, 0
+        ids = self.tokenizer.encode(answer).ids if answer else []
+        positions = [start + i if start >= 0 else -1 for i in range(len(ids))]
+        return Sample(self.encode(question), [*ids, self.end_id], [*positions, -1])
