@@ -153,7 +153,7 @@ def _choose_geometry(
     pitch = min(cap, room)
     full = content.fill or rng.random() < (0.3 if content.kind == "words" else 0.5)
     if not full:
-        low = min(pitch, max(MIN_PITCH_PX, 0.45 * pitch))
+        low = min(pitch, max(MIN_PITCH_PX, 0.7 * pitch))
         pitch = float(np.exp(rng.uniform(np.log(low), np.log(pitch))))
     em_y = pitch / sheet.pitch_em()
     widest = min((TILE_PX - 2 * margin_x) / width, MAX_CHAR_PX / char_em)

@@ -157,7 +157,7 @@ def make_optimizers(network: Network) -> list[torch.optim.Optimizer]:
         inner = ".layers." in name or "projector" in name
         (matrices if inner and p.ndim == 2 else others).append(p)
     muon = torch.optim.Muon(
-        matrices, lr=MATRIX_LR, weight_decay=0.02, adjust_lr_fn="match_rms_adamw"
+        matrices, lr=MATRIX_LR, weight_decay=0.02, adjust_lr_fn="match_rms_adamw", ns_steps=4
     )
     adamw = torch.optim.AdamW(others, lr=OTHER_LR, betas=(0.9, 0.98), weight_decay=0.0)
     return [muon, adamw]
