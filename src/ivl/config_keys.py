@@ -95,7 +95,8 @@ FIXED: dict[Section, dict[str, tuple[Any, ...]]] = {
     Section.ROPE: {"partial_rotary_factor": (1, None)},
 }
 
-# Written by transformers into every configuration, or of no effect on inference.
+# Written by transformers into every configuration, or of no effect on inference. A section's own
+# tables come first: `tie_word_embeddings` is harmless in a vision tower only.
 HARMLESS: frozenset[str] = frozenset(
     """_attn_implementation _attn_implementation_autoset _commit_hash _name_or_path
     add_cross_attention architectures attn_implementation auto_map bad_words_ids
@@ -108,14 +109,14 @@ HARMLESS: frozenset[str] = frozenset(
     output_hidden_states output_scores pad_token_id prefix problem_type pruned_heads
     remove_invalid_values repetition_penalty return_dict return_dict_in_generate sep_token_id
     suppress_tokens task_specific_params temperature tf_legacy_loss tie_encoder_decoder
-    tokenizer_class top_k top_p torchscript torch_dtype dtype transformers_version typical_p
-    use_bfloat16 use_cache use_flash_attn attention_dropout dropout drop_path_rate
-    hidden_dropout_prob projection_dropout layer_scale_init_value image_token_id
-    image_seq_length img_context_token_id max_window_layers sliding_window layer_types
-    hidden_size system_message image_fold capacity_factor ep_size eval_capacity_factor
-    laux_allreduce moe_coeff_ratio moe_intermediate_size moe_output_scale noisy_gate_policy
-    num_experts num_routed_experts num_shared_experts shared_expert_intermediate_size
-    use_residual use_rts use_weighted_residual""".split()
+    tie_word_embeddings tokenizer_class top_k top_p torchscript torch_dtype dtype
+    transformers_version typical_p use_bfloat16 use_cache use_flash_attn attention_dropout
+    dropout drop_path_rate hidden_dropout_prob projection_dropout layer_scale_init_value
+    image_token_id image_seq_length img_context_token_id max_window_layers sliding_window
+    layer_types hidden_size system_message image_fold capacity_factor ep_size
+    eval_capacity_factor laux_allreduce moe_coeff_ratio moe_intermediate_size moe_output_scale
+    noisy_gate_policy num_experts num_routed_experts num_shared_experts
+    shared_expert_intermediate_size use_residual use_rts use_weighted_residual""".split()
 )
 
 
