@@ -307,7 +307,7 @@ def _images(
             f"the messages show {num_slots} images, but {len(tiles_per_image)} are given",
             "show every image exactly once",
         )
-    if any(num_tiles < 1 for num_tiles in tiles_per_image) or tokens_per_tile < 1:
+    if any(num_tiles * tokens_per_tile < 1 for num_tiles in tiles_per_image):
         raise RequestError("an image has no tokens", "every image has at least one tile")
     return iter(
         [
