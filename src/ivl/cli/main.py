@@ -20,17 +20,33 @@ from collections.abc import Sequence
 from typing import Annotated, Any, NoReturn
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from ivl import __version__
 from ivl.errors import IvlError
 
-COMMANDS: dict[str, str] = {}
+COMMANDS: dict[str, str] = {
+    "ask": "Ask a question about images.",
+    "read": "Read all the text in images.",
+    "chat": "Talk about images, with several questions.",
+    "info": "Say what a model is, and what it needs.",
+}
 """Name of a command -> the line that describes it in `ivl --help`, in the order shown there."""
 
 EXIT_READER_GONE = 1
 EXIT_PERSON_CAN_MEND = 2
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+
+
+class Command(TyperCommand):
+    """A command whose usage line shows its arguments' metavars as they are written.
+
+    typer adds braces and dots of its own, which say too little of `[IMAGE]... QUESTION`.
+    """
+
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        arguments = [p for p in self.get_params(ctx) if p.param_type_name == "argument"]
+        return [self.options_metavar or "", *(p.metavar or p.name or "" for p in arguments)]
 
 
 class LazyGroup(TyperGroup):
@@ -45,7 +61,7 @@ class LazyGroup(TyperGroup):
         if cmd_name not in self.commands:
             module = importlib.import_module(f"ivl.cli.{cmd_name}")
             app = typer.Typer(add_completion=False, rich_markup_mode=None)
-            app.command(cmd_name)(module.command)
+            app.command(cmd_name, cls=Command)(module.command)
             self.add_command(typer.main.get_command(app), cmd_name)
         return self.commands[cmd_name]
 

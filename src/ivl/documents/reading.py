@@ -53,6 +53,8 @@ class Reading:
     """A page and its text while it comes, or the error that kept it from being read."""
 
     page: Page
+    size_px: tuple[int, int] = (0, 0)
+    """Width and height; known, as the grid is, unless there is an error."""
     grid: Grid | None = None
     generation: Generation | None = None
     error: IvlError | None = None
@@ -86,4 +88,4 @@ def read_pages(
         except IvlError as error:
             yield Reading(page=page, error=error)
         else:
-            yield Reading(page=page, grid=grid, generation=generation)
+            yield Reading(page=page, size_px=image.size, grid=grid, generation=generation)

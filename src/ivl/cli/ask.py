@@ -1,0 +1,70 @@
+"""`ivl ask`: one question about images, answered as it comes."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from typer import Argument
+
+from ivl.cli.inputs import load_model, open_images, split_question
+from ivl.cli.options import (
+    Json,
+    MaxTiles,
+    ModelChoice,
+    Quiet,
+    Sampling,
+    System,
+    Times,
+    with_options,
+)
+from ivl.cli.terminal import (
+    Status,
+    answer_record,
+    image_record,
+    note_ending,
+    print_answer,
+    print_json,
+)
+from ivl.engine.request import choose_grids
+
+
+@with_options
+def command(
+    arguments: Annotated[
+        list[str],
+        Argument(metavar="[IMAGE]... QUESTION", hidden=True),
+    ],
+    *,
+    max_tiles: MaxTiles = None,
+    system: System = None,
+    json: Json = False,
+    times: Times = False,
+    quiet: Quiet = False,
+    choice: ModelChoice,
+    sampling: Sampling,
+) -> None:
+    """Ask a question about images.
+
+    The question comes last, in quotation marks: ivl ask receipt.png "What is the total?" An image
+    called - is read from stdin. Without an image, the model answers from what it knows.
+    """
+    names, question = split_question(arguments)
+    options = sampling.options()
+    images = open_images(names)
+    status = Status(quiet=quiet)
+    model = load_model(choice, status)
+    sizes_px = [image.size for image in images]
+    grids = choose_grids(sizes_px, model.config, max_tiles) if images else []
+    generation = model.conversation(system).ask(
+        question, images, max_tiles=max_tiles, options=options
+    )
+    thumbnail = model.config.use_thumbnail
+    status.show_encoding(grids, thumbnail)
+    answer = generation.result() if json else print_answer(generation, status)
+    note_ending(answer, max_tokens=options.max_tokens, times=times, status=status)
+    if json:
+        records = [
+            image_record(name, size, grid, thumbnail)
+            for name, size, grid in zip(names, sizes_px, grids, strict=True)
+        ]
+        print_json({"model": choice.model, **answer_record(answer), "images": records})

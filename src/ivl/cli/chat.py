@@ -1,0 +1,194 @@
+"""`ivl chat`: questions that follow one another, with images added on the way.
+
+What was said stays in the cache, so that a question costs only its own tokens. With stdin from a
+file or a pipe, every line is a question or a command, and nothing but the answers is printed.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from typer import Argument
+
+from ivl.cli.inputs import load_model, open_image
+from ivl.cli.options import MaxTiles, ModelChoice, Quiet, Sampling, System, Times, with_options
+from ivl.cli.terminal import Status, note_ending, print_answer, print_error
+from ivl.engine.request import choose_grids
+from ivl.errors import CapacityError, IvlError, RequestError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from ivl.api import Model
+
+PROMPT = "> "
+EXIT_SOME_FAILED = 2
+COMMANDS = {
+    "/image FILE": "show an image with the next question",
+    "/clear": "forget everything and start anew",
+    "/save FILE": "write the conversation to a text file",
+    "/help": "list the commands",
+    "/exit": "end (Ctrl-D does too)",
+}
+_COMMAND = re.compile(r"(/[a-z]+)(?:\s+(.*))?")
+
+
+@with_options
+def command(
+    images: Annotated[list[str] | None, Argument(metavar="[IMAGE]...", hidden=True)] = None,
+    *,
+    max_tiles: MaxTiles = None,
+    system: System = None,
+    times: Times = False,
+    quiet: Quiet = False,
+    choice: ModelChoice,
+    sampling: Sampling,
+) -> None:
+    """Talk about images, with several questions.
+
+    The images go with the first question; /image FILE adds one on the way, and /help lists the
+    other commands. Ctrl-C stops an answer, Ctrl-D ends the chat.
+    """
+    sampling.options()  # what cannot be used is told before anything is loaded
+    shown = [(name, open_image(name)) for name in images or []]
+    status = Status(quiet=quiet)
+    model = load_model(choice, status)
+    talk = Chat(
+        model, shown, status, sampling=sampling, max_tiles=max_tiles, system=system, times=times
+    )
+    is_typed = sys.stdin.isatty() and sys.stdout.isatty()
+    if is_typed:
+        status.note(f"{choice.model}: ask away; /help lists the commands, Ctrl-D ends.")
+    for line in _typed_lines() if is_typed else sys.stdin:
+        if not talk.take(line.strip()):
+            break
+    if talk.failed and not is_typed:
+        raise typer.Exit(EXIT_SOME_FAILED)
+
+
+def _typed_lines() -> Iterator[str]:
+    """Lines from a terminal, with editing where the platform has it; Ctrl-C empties the line."""
+    try:
+        import readline  # noqa: F401  (its import is what gives input() an editor)
+    except ImportError:
+        pass
+    while True:
+        try:
+            yield input(PROMPT)
+        except EOFError:
+            print()
+            return
+        except KeyboardInterrupt:
+            print("\n(/exit or Ctrl-D ends the chat)", file=sys.stderr)
+
+
+class Chat:
+    """A conversation, the images that wait for its next question, and a record of what was said."""
+
+    def __init__(
+        self,
+        model: Model,
+        images: list[tuple[str, Image]],
+        status: Status,
+        *,
+        sampling: Sampling,
+        max_tiles: int | None,
+        system: str | None,
+        times: bool,
+    ) -> None:
+        self.model, self.status, self.options = model, status, sampling.options()
+        self.max_tiles, self.system, self.times = max_tiles, system, times
+        self.waiting = images
+        self.conversation = model.conversation(system)
+        self.said: list[str] = []
+        self.failed = False
+
+    def take(self, line: str) -> bool:
+        """One line that a person typed; False when it ends the chat."""
+        try:
+            parts = _COMMAND.fullmatch(line)
+            if parts:
+                return self._obey(parts[1], (parts[2] or "").strip())
+            if line:
+                self._ask(line)
+        except IvlError as error:
+            self.failed = True
+            self.status.clear()
+            print_error(error)
+            if isinstance(error, CapacityError):
+                print("hint: /clear starts a new conversation.", file=sys.stderr)
+        return True
+
+    def _ask(self, question: str) -> None:
+        images = [image for _, image in self.waiting]
+        num_tokens = self.conversation.num_tokens
+        generation = self.conversation.ask(
+            question, images, max_tiles=self.max_tiles, options=self.options
+        )
+        config = self.model.config
+        sizes_px = [image.size for image in images]
+        grids = choose_grids(sizes_px, config, self.max_tiles) if images else []
+        self.status.show_encoding(grids, config.use_thumbnail)
+        try:
+            answer = print_answer(generation, self.status)
+        except KeyboardInterrupt:
+            answer = generation.answer
+            print("\n(stopped)", file=sys.stderr)
+        else:
+            note_ending(
+                answer,
+                max_tokens=self.options.max_tokens,
+                times=self.times,
+                status=self.status,
+            )
+        if answer and self.conversation.num_tokens > num_tokens:  # stopped after it was read
+            names = "".join(f"[{name}] " for name, _ in self.waiting)
+            self.said += [f"you: {names}{question}", f"model: {answer.text}"]
+            self.waiting = []
+
+    def _obey(self, name: str, argument: str) -> bool:
+        if name in ("/exit", "/quit"):
+            return False
+        if name == "/image":
+            self._add_image(argument)
+        elif name == "/clear":
+            self.conversation = self.model.conversation(self.system)
+            self.waiting, self.said = [], []
+            self.status.note("A new conversation.")
+        elif name == "/save":
+            self._save(argument)
+        elif name == "/help":
+            for usage, meaning in COMMANDS.items():
+                print(f"{usage:<12}  {meaning}", file=sys.stderr)
+        else:
+            known = [usage.split()[0] for usage in COMMANDS]
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"Is it {near[0]}?" if near else "/help lists the commands."
+            raise RequestError(f"There is no command {name}.", hint)
+        return True
+
+    def _add_image(self, name: str) -> None:
+        if not name:
+            raise RequestError("/image needs a file.", "/image receipt.png")
+        image = open_image(name)
+        self.waiting = [*self.waiting, (name, image)]
+        width, height = image.size
+        self.status.note(f"{name}: {width} x {height}, goes with the next question.")
+
+    def _save(self, name: str) -> None:
+        if not name:
+            raise RequestError("/save needs a file.", "/save chat.txt")
+        try:
+            with Path(name).open("x", encoding="utf-8") as file:
+                file.write("".join(f"{line}\n" for line in self.said))
+        except FileExistsError:
+            raise RequestError(f"{name} exists already.", "Choose another name.") from None
+        except OSError as error:
+            raise RequestError(f"{name} cannot be written: {error.strerror}.") from None
+        self.status.note(f"Saved to {name}.")

@@ -1,0 +1,161 @@
+"""`ivl info`: what a model is and needs, told without loading or downloading it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from typer import Argument, Option
+
+from ivl.cli.machine import machine_facts
+from ivl.cli.model_facts import ModelFacts, family_facts, model_facts
+from ivl.cli.options import Json
+from ivl.cli.terminal import print_json
+from ivl.errors import RequestError
+from ivl.planner.devices import available_memory_bytes
+from ivl.planner.memory import GIB
+
+
+def command(
+    model: Annotated[
+        str | None,
+        Argument(metavar="[MODEL]", hidden=True),
+    ] = None,
+    machine: Annotated[
+        bool, Option("--machine", help="Say what this machine has instead.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Say what a model is, and what it needs.
+
+    MODEL is demo, a size (1b to 78b), a directory, or the hub id of a downloaded model. Without
+    it, a table of the family is printed. Nothing is loaded or downloaded.
+    """
+    if machine:
+        if model is not None:
+            raise RequestError(
+                "--machine is about this machine, and not about a model.", "Leave one of them out."
+            )
+        facts = machine_facts()
+        print_json(facts) if json else _print_rows(_machine_rows(facts))
+    elif model is None:
+        family = family_facts()
+        print_json([facts.record() for facts in family]) if json else _print_family(family)
+    else:
+        facts = model_facts(model)
+        print_json(facts.record()) if json else _print_rows(_model_rows(facts))
+
+
+def _model_rows(facts: ModelFacts) -> list[tuple[str, str]]:
+    config, size = facts.config, facts.size
+    decoder, vision = config.decoder, config.vision
+    rows = [("model", f"{facts.name} ({size.hub_id})" if size else facts.name)]
+    if vision is None:
+        rows.append(("images", "no, it is a text-only model"))
+    else:
+        limit = f"at most {config.max_tiles} for an image"
+        tower = f"InternViT, {vision.num_layers} layers of {vision.hidden_size}"
+        rows += [
+            ("images", "yes"),
+            ("tiles", f"{config.tile_px} px, {config.tokens_per_tile} tokens each, {limit}"),
+            ("vision tower", size.vision_name if size else tower),
+        ]
+    shape = f"{decoder.architecture}, {decoder.num_layers} layers of {decoder.hidden_size}"
+    rows += [
+        ("decoder", f"{size.decoder_name} ({shape})" if size else shape),
+        ("parameters", _parameters(facts)),
+        ("context", _context(facts)),
+        ("cache", f"{facts.kv_bytes_per_token / 1024:g} KiB a token at 16 bits"),
+        ("memory", _memory(facts)),
+        ("files", _files(facts)),
+        ("licence", facts.licence or "its files do not state one"),
+    ]
+    return rows
+
+
+def _parameters(facts: ModelFacts) -> str:
+    parts = facts.parameters
+    text = f"{_count(parts['total'])}: decoder {_count(parts['decoder'])}"
+    if facts.config.vision is None:
+        return text
+    return (
+        f"{text}, vision tower {_count(parts['vision_tower'])}, "
+        f"projector {_count(parts['projector'])}"
+    )
+
+
+def _context(facts: ModelFacts) -> str:
+    trained = facts.config.decoder.max_positions
+    scaled = facts.longest_context
+    return f"{trained} tokens" + (f", {scaled} with rotary scaling" if scaled > trained else "")
+
+
+def _memory(facts: ModelFacts) -> str:
+    needed = f"{_memory_size(facts.needed_bytes)} at 16 bits and {facts.usual_context} tokens"
+    free_bytes = available_memory_bytes()
+    if free_bytes is None:
+        return needed
+    return f"{needed}; {_memory_size(free_bytes)} of main memory are free here"
+
+
+def _files(facts: ModelFacts) -> str:
+    files = facts.files
+    if files is None:
+        return "not downloaded"
+    kinds = ", ".join(files.stored_bytes)
+    number = "1 file" if files.num_files == 1 else f"{files.num_files} files"
+    return f"{files.directory}, {number} of weights, {_disk_size(files.size_bytes)}, {kinds}"
+
+
+def _print_family(family: list[ModelFacts]) -> None:
+    free_bytes = available_memory_bytes()
+    rows = [("model", "parameters", "memory", "fits here", "decoder", "licence")]
+    for facts in family:
+        fits = free_bytes is None or facts.needed_bytes <= free_bytes
+        rows.append(
+            (
+                facts.name,
+                _count(facts.parameters["total"]),
+                _memory_size(facts.needed_bytes),
+                "yes" if fits else "no",
+                facts.size.decoder_name if facts.size else facts.config.decoder.architecture,
+                facts.licence or "",
+            )
+        )
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
+        print("  ".join(cells).rstrip())
+    print("\nMemory: at 16 bits and with the usual context; main memory, for running on the CPU.")
+
+
+def _machine_rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
+    rows = [(name, str(facts[name])) for name in ("system", "processor", "cores")]
+    free_bytes = facts["available_memory_bytes"]
+    rows.append(("free memory", "unknown" if free_bytes is None else _memory_size(free_bytes)))
+    for gpu in facts.get("gpus", []):
+        free, total = (_memory_size(gpu[f"{kind}_memory_bytes"]) for kind in ("available", "total"))
+        rows.append(("gpu", f"{gpu['name']}, {free} of {total} free"))
+    rows.append(("models run on", f"{facts['device']}, in {facts['dtype']}"))
+    return rows + [(name, facts[name]) for name in ("ivl", "torch", "python")]
+
+
+def _print_rows(rows: list[tuple[str, str]]) -> None:
+    width = max(len(name) for name, _ in rows)
+    for name, value in rows:
+        print(f"{name:<{width}}  {value}")
+
+
+def _count(number: int) -> str:
+    """A number of parameters with three digits: 78.4 B, 938 M, 12 K."""
+    for unit, size in (("B", 10**9), ("M", 10**6)):
+        if number >= size:
+            return f"{number / size:.3g} {unit}"
+    return f"{number / 1000:.3g} K"
+
+
+def _memory_size(num_bytes: int) -> str:
+    return f"{num_bytes / GIB:.1f} GiB"
+
+
+def _disk_size(num_bytes: int) -> str:
+    return f"{num_bytes / 1e9:.1f} GB" if num_bytes >= 1e8 else f"{num_bytes / 1e6:.1f} MB"

@@ -1,0 +1,102 @@
+"""From the arguments of a command line to images and a loaded model."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ivl.cli.options import ModelChoice
+from ivl.cli.terminal import Status
+from ivl.errors import ConfigError, RequestError
+from ivl.prompt.pixels import load_image
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from ivl.api import Model
+
+STDIN = "-"
+EXAMPLE = 'ivl ask receipt.png "What is the total?"'
+_SUFFIXES = """.png .jpg .jpeg .webp .gif .tif .tiff .bmp .avif .heic .jp2 .ppm .pdf""".split()
+
+
+def split_question(arguments: Sequence[str]) -> tuple[list[str], str]:
+    """Images and the question, which is the last argument.
+
+    RequestError when it looks as if the question had been forgotten.
+    """
+    *images, question = arguments
+    if not question.strip():
+        raise RequestError("The question is empty.", f"It is the last argument: {EXAMPLE}")
+    looks_like_image = " " not in question and Path(question).suffix.lower() in _SUFFIXES
+    if looks_like_image or question == STDIN or _is_file(question):
+        raise RequestError(
+            f"The question is missing: the last argument, {question}, names a file.",
+            f"Put a question behind the images, or use `ivl read {question}`: {EXAMPLE}",
+        )
+    return images, question
+
+
+def open_images(names: Sequence[str]) -> list[Image]:
+    """The images, decoded before anything large is loaded; `-` is stdin."""
+    return [open_image(name) for name in names]
+
+
+def open_image(name: str) -> Image:
+    """An upright RGB image; RequestError, with a guess at what went wrong, when there is none."""
+    if name == STDIN:
+        return load_image(read_stdin())
+    is_word = "/" not in name and "\\" not in name and not Path(name).suffix
+    if is_word and not Path(name).exists():
+        raise RequestError(
+            f"there is no image {name}",
+            f"Is it a word of the question? A question goes in quotation marks: {EXAMPLE}",
+        )
+    return load_image(name)
+
+
+def read_stdin() -> bytes:
+    """All of stdin; RequestError when that is a terminal, where nobody would know to type."""
+    if sys.stdin.isatty():
+        raise RequestError(
+            "- is the image that comes through a pipe, and there is no pipe.",
+            'Pipe one in: curl ... | ivl ask - "What is this?"',
+        )
+    return sys.stdin.buffer.read()
+
+
+def load_model(choice: ModelChoice, status: Status) -> Model:
+    """The chosen model, with a bar while it is loaded."""
+    if choice.threads is not None and choice.threads < 1:
+        raise ConfigError(f"--threads is {choice.threads}.", "Give 1 or more, or leave it out.")
+    status.show("starting")
+    # Takes a second or two, and everything that can be wrong without it has been told by now.
+    import torch
+
+    from ivl import api
+
+    if choice.threads is not None:
+        torch.set_num_threads(choice.threads)
+    status.clear()  # a download draws its own bar
+    try:
+        return api.load(
+            choice.model,
+            device=choice.device,
+            dtype=choice.dtype,
+            context=choice.context,
+            vision_batch=choice.vision_batch,
+            revision=choice.revision,
+            offline=choice.offline,
+            progress=status.show_loading if status.is_seen else None,
+        )
+    finally:
+        status.clear()
+
+
+def _is_file(name: str) -> bool:
+    try:
+        return Path(name).is_file()
+    except (OSError, ValueError):  # longer than a path can be, or with a zero byte
+        return False

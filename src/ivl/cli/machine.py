@@ -1,0 +1,62 @@
+"""What can be said of this machine."""
+
+from __future__ import annotations
+
+import os
+import platform
+from typing import Any
+
+from ivl import __version__
+from ivl.planner.devices import available_memory_bytes
+
+
+def machine_facts() -> dict[str, Any]:
+    """Processor, memory, and the device and type that models would run in here. Loads torch."""
+    import torch
+
+    from ivl.api import choose_device, choose_dtype
+
+    device = choose_device(None)
+    facts: dict[str, Any] = {
+        "ivl": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "system": platform.platform(),
+        "processor": _processor(),
+        "cores": _cores(),
+        "available_memory_bytes": available_memory_bytes(),
+        "device": device.type,
+        "dtype": str(choose_dtype(None, device)).removeprefix("torch."),
+    }
+    if device.type == "cuda":
+        facts["gpus"] = [_gpu(index) for index in range(torch.cuda.device_count())]
+    return facts
+
+
+def _gpu(index: int) -> dict[str, Any]:
+    import torch
+
+    free, total = torch.cuda.mem_get_info(index)
+    return {
+        "name": torch.cuda.get_device_name(index),
+        "available_memory_bytes": free,
+        "total_memory_bytes": total,
+    }
+
+
+def _cores() -> int:
+    """Those that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
+            names = [line for line in file if line.startswith("model name")]
+    except OSError:
+        names = []
+    if names:
+        return names[0].partition(":")[2].strip()
+    return platform.processor() or platform.machine()

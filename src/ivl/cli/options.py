@@ -1,0 +1,177 @@
+"""Options that several commands take, each declared once, in groups.
+
+A command takes a group by naming it as a parameter and wearing `with_options`:
+
+    @with_options
+    def command(images: list[str], choice: ModelChoice, sampling: Sampling) -> None: ...
+
+On the command line the fields of a group are options; in the function it is one object.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import MISSING, dataclass, fields
+from typing import Annotated, Any, get_type_hints
+
+from typer import Option
+
+from ivl.engine.options import GenerationOptions
+from ivl.errors import RequestError
+from ivl.planner.memory import DEFAULT_VISION_BATCH
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelChoice:
+    """Which model, and how it is loaded."""
+
+    model: Annotated[
+        str,
+        Option(
+            "--model",
+            "-m",
+            envvar="IVL_MODEL",
+            metavar="MODEL",
+            help="demo, a size (1b to 78b), a directory, or a hub id owner/name.",
+        ),
+    ] = "demo"
+    device: Annotated[
+        str | None,
+        Option(metavar="DEVICE", help="cpu, cuda, cuda:1 or mps; by default the best there is."),
+    ] = None
+    dtype: Annotated[
+        str | None,
+        Option(
+            metavar="TYPE",
+            help="bfloat16, float16 or float32; by default what suits the device.",
+        ),
+    ] = None
+    context: Annotated[
+        int | None,
+        Option(metavar="TOKENS", help="Room for questions and answers; by default 8192 tokens."),
+    ] = None
+    vision_batch: Annotated[
+        int, Option(metavar="TILES", help="Tiles encoded at once; fewer take less memory.")
+    ] = DEFAULT_VISION_BATCH
+    threads: Annotated[
+        int | None, Option(metavar="N", help="Processor threads; by default one for each core.")
+    ] = None
+    revision: Annotated[
+        str | None, Option(metavar="REVISION", help="Branch, tag or commit of a model on a hub.")
+    ] = None
+    offline: Annotated[
+        bool, Option("--offline", help="Use only what has been downloaded already.")
+    ] = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampling:
+    """How the tokens of an answer are chosen; None leaves the engine's default."""
+
+    max_tokens: Annotated[
+        int | None,
+        Option(metavar="N", help="Longest answer; by default until the context is full."),
+    ] = None
+    temperature: Annotated[
+        float | None,
+        Option(metavar="T", help="0, the default, always takes the likeliest token."),
+    ] = None
+    top_k: Annotated[
+        int | None, Option(metavar="K", help="Choose among the K likeliest tokens.")
+    ] = None
+    top_p: Annotated[
+        float | None,
+        Option(metavar="P", help="Choose among the likeliest tokens that add up to P."),
+    ] = None
+    min_p: Annotated[
+        float | None,
+        Option(metavar="P", help="Drop tokens less likely than P times the likeliest."),
+    ] = None
+    repetition_penalty: Annotated[
+        float | None,
+        Option(metavar="X", help="Above 1, tokens of question and answer become less likely."),
+    ] = None
+    presence_penalty: Annotated[
+        float | None,
+        Option(metavar="X", help="Above 0, tokens of the answer become less likely."),
+    ] = None
+    frequency_penalty: Annotated[
+        float | None,
+        Option(metavar="X", help="The same, the more so the more often they occurred."),
+    ] = None
+    stop: Annotated[
+        list[str] | None,
+        Option(metavar="TEXT", help="End the answer before this text; may be repeated."),
+    ] = None
+    seed: Annotated[
+        int | None, Option(metavar="N", help="Makes the choice of a temperature repeatable.")
+    ] = None
+
+    def options(self) -> GenerationOptions:
+        """The checked options; RequestError for a value that means nothing."""
+        chosen = {field.name: getattr(self, field.name) for field in fields(self)}
+        given = {name: value for name, value in chosen.items() if value is not None}
+        try:
+            return GenerationOptions.of(given)
+        except RequestError as error:
+            hint = error.hint or "`ivl ask --help` says what the options mean."
+            raise RequestError(error.message, hint) from None
+
+
+MaxTiles = Annotated[
+    int | None,
+    Option(
+        metavar="N",
+        help="Tiles that the images of a question share; more read finer print. "
+        "By default the model's own number.",
+    ),
+]
+System = Annotated[
+    str | None, Option(metavar="TEXT", help="System message in the place of the model's own.")
+]
+Json = Annotated[bool, Option("--json", help="Print JSON, for programs, when all is done.")]
+Quiet = Annotated[bool, Option("--quiet", "-q", help="No progress and no notes on stderr.")]
+Times = Annotated[bool, Option("--timings", help="Say on stderr how long everything took.")]
+
+GROUPS = (ModelChoice, Sampling)
+
+
+def with_options(function: Callable[..., None]) -> Callable[..., None]:
+    """Replaces every parameter that is one of `GROUPS` by the fields of that group."""
+    hints = get_type_hints(function, include_extras=True)
+    groups = {name: kind for name, kind in hints.items() if kind in GROUPS}
+
+    @functools.wraps(function)
+    def command(**given: Any) -> None:
+        for name, kind in groups.items():
+            given[name] = kind(**{field.name: given.pop(field.name) for field in fields(kind)})
+        function(**given)
+
+    parameters = []
+    for parameter in inspect.signature(function).parameters.values():
+        if parameter.name in groups:
+            parameters += _parameters(groups[parameter.name])
+        else:
+            parameters.append(parameter.replace(annotation=hints[parameter.name]))
+    # typer reads both, and would follow `__wrapped__` back to the groups.
+    command.__dict__["__signature__"] = inspect.Signature(
+        [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in parameters]
+    )
+    command.__annotations__ = {p.name: p.annotation for p in parameters}
+    del command.__dict__["__wrapped__"]
+    return command
+
+
+def _parameters(group: type) -> list[inspect.Parameter]:
+    hints = get_type_hints(group, include_extras=True)
+    return [
+        inspect.Parameter(
+            field.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=inspect.Parameter.empty if field.default is MISSING else field.default,
+            annotation=hints[field.name],
+        )
+        for field in fields(group)
+    ]

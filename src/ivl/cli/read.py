@@ -1,0 +1,112 @@
+"""`ivl read`: all the text of files, page after page."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+from typer import Argument
+
+from ivl.cli.inputs import STDIN, load_model, read_stdin
+from ivl.cli.options import Json, MaxTiles, ModelChoice, Quiet, Sampling, Times, with_options
+from ivl.cli.terminal import (
+    Status,
+    answer_record,
+    image_record,
+    note_ending,
+    print_answer,
+    print_error,
+    print_json,
+)
+from ivl.documents.reading import Page, Reading, open_pages, read_pages
+from ivl.errors import IvlError
+
+EXIT_SOME_FAILED = 2
+
+
+@with_options
+def command(
+    files: Annotated[list[str], Argument(metavar="FILE...", hidden=True)],
+    *,
+    max_tiles: MaxTiles = None,
+    json: Json = False,
+    times: Times = False,
+    quiet: Quiet = False,
+    choice: ModelChoice,
+    sampling: Sampling,
+) -> None:
+    """Read all the text in images.
+
+    The pictures of a TIFF or GIF file are pages of their own, and the file - is stdin. A page that
+    cannot be read does not stop the others, and the exit code is 2.
+    """
+    options = sampling.options()
+    status = Status(quiet=quiet)
+    opened = [_open(name) for name in files]
+    num_pages = sum(len(pages) for pages in opened if not isinstance(pages, IvlError))
+    report = Report(status, titled=len(files) > 1 or num_pages > 1, json=json, times=times)
+    model = load_model(choice, status) if num_pages else None
+    for name, pages in zip(files, opened, strict=True):
+        if isinstance(pages, IvlError):
+            report.add_failure(name, pages)
+            continue
+        assert model is not None
+        for reading in read_pages(model, pages, max_tiles=max_tiles, options=options):
+            report.add(reading, model.config.use_thumbnail, sampling.max_tokens)
+    if json:
+        print_json(report.records)
+    if report.failed:
+        raise typer.Exit(EXIT_SOME_FAILED)
+
+
+def _open(name: str) -> list[Page] | IvlError:
+    """The pages of a file, or why it has none."""
+    try:
+        return open_pages(read_stdin() if name == STDIN else name, name)
+    except IvlError as error:
+        return error
+
+
+class Report:
+    """Prints readings as they come, or gathers them for JSON."""
+
+    def __init__(self, status: Status, *, titled: bool, json: bool, times: bool) -> None:
+        self.status, self.titled, self.json, self.times = status, titled, json, times
+        self.failed = False
+        self.records: list[dict[str, Any]] = []
+        self._num_titles = 0
+
+    def add(self, reading: Reading, use_thumbnail: bool, max_tokens: int | None) -> None:
+        page = reading.page
+        if reading.error is not None:
+            self.add_failure(page.title, reading.error, page)
+            return
+        assert reading.generation is not None
+        assert reading.grid is not None
+        self._print_title(page.title)
+        self.status.show_encoding([reading.grid], use_thumbnail, page.title)
+        if self.json:
+            answer = reading.generation.result()
+        else:
+            answer = print_answer(reading.generation, self.status)
+        note_ending(answer, max_tokens=max_tokens, times=self.times, status=self.status)
+        image = image_record(page.name, reading.size_px, reading.grid, use_thumbnail)
+        self.records.append(
+            {**image, "page": page.number, "pages": page.count, **answer_record(answer)}
+        )
+
+    def add_failure(self, title: str, error: IvlError, page: Page | None = None) -> None:
+        self.failed = True
+        self.status.clear()
+        # Most messages name the file themselves; a page's number is known only here.
+        print_error(error, "" if page is None or page.count == 1 else f"{title}: ")
+        record: dict[str, Any] = {"file": page.name if page else title}
+        if page is not None:
+            record |= {"page": page.number, "pages": page.count}
+        self.records.append({**record, "error": error.message, "hint": error.hint})
+
+    def _print_title(self, title: str) -> None:
+        if self.titled and not self.json:
+            blank = "\n" if self._num_titles else ""
+            print(f"{blank}==> {title} <==", flush=True)
+            self._num_titles += 1

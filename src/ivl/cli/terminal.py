@@ -1,0 +1,142 @@
+"""What people see while they wait, and answers as they come.
+
+Answers go to stdout; progress and notes go to stderr, progress only where that is a terminal.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from ivl.errors import IvlError
+from ivl.prompt.tiles import Grid, num_tiles_with_thumbnail
+
+if TYPE_CHECKING:
+    from ivl.engine.answer import Answer
+    from ivl.engine.engine import Generation
+
+BAR_WIDTH = 30
+REDRAW_S = 0.1
+
+# A model repeats what it reads, and a picture may hold commands for a terminal. Of the control
+# characters only tab and newline pass.
+_CONTROLS = {code: None for code in (*range(32), *range(127, 160)) if chr(code) not in "\t\n"}
+
+
+class Status:
+    """One line on stderr that says what is going on, and disappears when it is done."""
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        self.quiet = quiet
+        self.is_seen = not quiet and sys.stderr.isatty()
+        self._shown = False
+        self._drawn_at = 0.0
+
+    def show(self, text: str) -> None:
+        if self.is_seen:
+            width = shutil.get_terminal_size().columns - 1
+            print(f"\r\033[K{text[:width]}", end="", file=sys.stderr, flush=True)
+            self._shown = True
+
+    def show_loading(self, done_bytes: int, total_bytes: int) -> None:
+        """A bar for `ivl.load(progress=...)`."""
+        now = time.monotonic()
+        if now - self._drawn_at < REDRAW_S and done_bytes < total_bytes:
+            return
+        self._drawn_at = now
+        filled = BAR_WIDTH * done_bytes // max(1, total_bytes)
+        bar = "#" * filled + "." * (BAR_WIDTH - filled)
+        self.show(f"loading [{bar}] {done_bytes / 1e9:.2f} of {total_bytes / 1e9:.2f} GB")
+
+    def show_encoding(self, grids: Sequence[Grid], use_thumbnail: bool, title: str = "") -> None:
+        """What the model does before the first word comes."""
+        num_tiles = sum(num_tiles_with_thumbnail(grid, use_thumbnail) for grid in grids)
+        doing = f"encoding {num_tiles} tiles" if num_tiles else "reading the question"
+        self.show(f"{title}: {doing}" if title else doing)
+
+    def clear(self) -> None:
+        if self._shown:
+            print("\r\033[K", end="", file=sys.stderr, flush=True)
+            self._shown = False
+
+    def note(self, text: str) -> None:
+        """A line that stays."""
+        self.clear()
+        if not self.quiet:
+            print(text, file=sys.stderr)
+
+
+def print_answer(generation: Generation, status: Status) -> Answer:
+    """Prints an answer while it comes into being, and ends its line.
+
+    Ctrl-C ends the answer where it stands, with the line ended too, and is raised again.
+    """
+    to_terminal = sys.stdout.isatty()
+    printed = False
+    try:
+        for piece in generation:
+            status.clear()
+            sys.stdout.write(piece.translate(_CONTROLS) if to_terminal else piece)
+            sys.stdout.flush()
+            printed = True
+    except KeyboardInterrupt:
+        generation.close()
+        status.clear()
+        if printed and not to_terminal:
+            print(flush=True)
+        raise
+    status.clear()
+    print(flush=True)
+    assert generation.answer is not None
+    return generation.answer
+
+
+def note_ending(answer: Answer, *, max_tokens: int | None, times: bool, status: Status) -> None:
+    """Says when the context cut an answer short, and, if wanted, how long it took."""
+    if answer.finish_reason == "length" and len(answer.tokens) != max_tokens:
+        status.note(
+            f"note: the context was full after {len(answer.tokens)} tokens of the answer; "
+            "--context makes it larger"
+        )
+    if times:
+        status.clear()
+        print(answer.timings.summary(), file=sys.stderr)
+
+
+def answer_record(answer: Answer) -> dict[str, Any]:
+    """An answer for JSON; `tokens` is how many there are."""
+    return {
+        "text": answer.text,
+        "tokens": len(answer.tokens),
+        "finish_reason": answer.finish_reason,
+        "timings": asdict(answer.timings),
+    }
+
+
+def image_record(
+    name: str, size_px: tuple[int, int], grid: Grid, use_thumbnail: bool
+) -> dict[str, Any]:
+    """For JSON: how an image was cut."""
+    return {
+        "file": name,
+        "width": size_px[0],
+        "height": size_px[1],
+        "grid": {"columns": grid.columns, "rows": grid.rows},
+        "tiles": num_tiles_with_thumbnail(grid, use_thumbnail),
+    }
+
+
+def print_json(value: Mapping[str, Any] | list[dict[str, Any]]) -> None:
+    print(json.dumps(value, ensure_ascii=False, indent=2))
+
+
+def print_error(error: IvlError, about: str = "") -> None:
+    """As an error that ends the program, for one that does not."""
+    print(f"error: {about}{error.message}", file=sys.stderr)
+    if error.hint:
+        print(f"hint: {error.hint}", file=sys.stderr)

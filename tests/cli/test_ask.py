@@ -1,0 +1,248 @@
+"""`ivl ask`, and how the mistakes that people make are answered."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from ivl.api import Model
+from ivl.cli.main import run
+from ivl.prompt.tiles import tile_grid
+
+Output = pytest.CaptureFixture[str]
+
+
+def test_the_answer_is_that_of_the_python_api(
+    tiny: Path, tiny_model: Model, picture: str, capsys: Output
+) -> None:
+    assert run(["ask", picture, "What is it?", "--max-tokens", "12"]) == 0
+    output = capsys.readouterr()
+    expected = tiny_model.ask(picture, "What is it?", max_tokens=12)
+    assert output.out == f"{expected.text}\n"
+    assert output.err == ""
+
+
+def test_json_says_how_it_came_about(
+    tiny: Path, tiny_model: Model, picture: str, tmp_path: Path, capsys: Output
+) -> None:
+    wide = str(tmp_path / "wide.png")
+    Image.new("RGB", (1200, 300), "navy").save(wide)
+    arguments = ["--max-tokens", "5", "--max-tiles", "9", "--json"]
+    assert run(["ask", picture, wide, "Compare them.", *arguments]) == 0
+    record = json.loads(capsys.readouterr().out)
+    images = [picture, wide]
+    expected = tiny_model.ask(images, "Compare them.", max_tokens=5, max_tiles=9)
+    assert record["model"] == str(tiny)
+    assert record["text"] == expected.text
+    assert (record["tokens"], record["finish_reason"]) == (5, "length")
+    assert record["timings"]["num_prompt_tokens"] == expected.timings.num_prompt_tokens
+    shared = 9 // 2
+    for image, size_px in zip(record["images"], [(640, 480), (1200, 300)], strict=True):
+        grid = tile_grid(*size_px, max_tiles=shared, tile_px=56)
+        assert image["grid"] == grid._asdict()
+        assert (image["width"], image["height"]) == size_px
+    assert sum(image["tiles"] for image in record["images"]) == expected.timings.num_tiles
+
+
+def test_a_question_needs_no_image(tiny: Path, tiny_model: Model, capsys: Output) -> None:
+    assert run(["ask", "What is 6 x 7?", "--max-tokens", "6", "--timings"]) == 0
+    output = capsys.readouterr()
+    assert output.out.strip() == tiny_model.ask(None, "What is 6 x 7?", max_tokens=6).text
+    assert "6 tokens" in output.err
+
+
+def test_sampling_options_reach_the_engine(tiny: Path, capsys: Output) -> None:
+    def answer(*options: str) -> str:
+        assert run(["ask", "Hi", "--max-tokens", "12", *options]) == 0
+        return capsys.readouterr().out.strip()
+
+    greedy = answer()
+    warm = [answer("--temperature", "5", "--seed", seed) for seed in ("1", "1", "2")]
+    assert warm[0] == warm[1] != warm[2]
+    assert answer("--temperature", "5", "--top-k", "1") == greedy
+    assert answer("--stop", greedy[4], "--stop", greedy[5]) == greedy.partition(greedy[4])[0]
+    assert answer("--presence-penalty", "2", "--repetition-penalty", "9") != greedy
+
+
+def test_the_system_message_can_be_replaced(tiny: Path, capsys: Output) -> None:
+    def num_prompt_tokens(*options: str) -> int:
+        assert run(["ask", "Hi", "--max-tokens", "1", "--json", *options]) == 0
+        return json.loads(capsys.readouterr().out)["timings"]["num_prompt_tokens"]
+
+    assert num_prompt_tokens("--system", "abcd") == num_prompt_tokens("--system", "a") + 3
+
+
+@pytest.mark.parametrize("typed", ["<|im_end|>", "<IMG_CONTEXT>", "</img>", "<image>"])
+def test_special_tokens_in_a_question_are_letters(typed: str, tiny: Path, capsys: Output) -> None:
+    """In the tiny model every letter is a token, and a control token would be one."""
+    counts = []
+    for question in ("Say ", f"Say {typed}"):
+        assert run(["ask", f"{question}.", "--max-tokens", "1", "--json"]) == 0
+        counts.append(json.loads(capsys.readouterr().out)["timings"]["num_prompt_tokens"])
+    assert counts[1] - counts[0] == len(typed)
+
+
+@pytest.mark.parametrize("size_px", [(1, 1), (30_000, 10)])
+def test_an_image_may_have_any_shape(
+    size_px: tuple[int, int], tiny: Path, tmp_path: Path, capsys: Output
+) -> None:
+    path = str(tmp_path / "odd.png")
+    Image.new("RGB", size_px, "teal").save(path)
+    assert run(["ask", path, "What is it?", "--max-tokens", "3"]) == 0
+    assert len(capsys.readouterr().out) == 4
+
+
+def test_an_image_may_come_through_a_pipe(
+    tiny: Path, picture: str, capsys: Output, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(Path(picture).read_bytes())))
+    assert run(["ask", "-", "What is it?", "--max-tokens", "5"]) == 0
+    piped = capsys.readouterr().out
+    assert run(["ask", picture, "What is it?", "--max-tokens", "5"]) == 0
+    assert piped == capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message", "hint"),
+    [
+        (["gone.png", "What?"], "there is no file gone.png", "spelling"),
+        (["text.png", "What?"], "text.png is a text file", "JPEG"),
+        (["empty.png", "What?"], "empty.png is empty", "saved"),
+        ([".", "What?"], ". is a directory", "files in it"),
+        (["real.png"], "question is missing", "ivl read real.png"),
+        (["gone.png"], "question is missing", "Put a question"),
+        (["real.png", "What", "is", "it"], "no image What", "quotation marks"),
+        (["real.png", " "], "question is empty", "last argument"),
+        ([], "Missing argument", "ivl ask --help"),
+        (["Hi", "--temprature", "1"], "No such option", "ivl ask --help"),
+        (["Hi", "--top-p", "7"], "top_p", "ivl ask --help"),
+        (["Hi", "--top-k", "some"], "--top-k", "ivl ask --help"),
+        (["Hi", "--max-tokens", "0"], "max_tokens", "ivl ask --help"),
+        (["Hi", "--threads", "0"], "--threads", "1 or more"),
+        (["Hi", "--device", "tpu"], "tpu", "cpu"),
+        (["Hi", "--device", "cuda:99"], "cuda:99", "--device cpu"),
+        (["Hi", "--dtype", "int3"], "int3", "bfloat16"),
+        (["Hi", "--context", "1000"], "1000", ""),
+        (["Hi", "--model", "nonesuch"], "no model 'nonesuch'", "directory"),
+        (["Hi", "--model", "."], "config.json", "model directory"),
+        (["Hi", "--model", "1b", "--offline"], "InternVL2_5-1B is not in", "connection"),
+    ],
+)
+def test_a_mistake_is_told_before_anything_is_loaded(
+    arguments: list[str],
+    message: str,
+    hint: str,
+    never_loads: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Output,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (9, 9)).save("real.png")
+    Path("text.png").write_text("These are the words of a text file.\n")
+    Path("empty.png").touch()
+    assert run(["ask", *arguments]) == 2
+    output = capsys.readouterr()
+    assert output.out == ""
+    error, _, rest = output.err.partition("\n")
+    assert error.startswith("error: ")
+    assert message in error
+    assert hint in rest
+
+
+def test_a_hub_that_is_down(never_loads: None, capsys: Output, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    assert run(["ask", "Hi", "--model", "1b"]) == 2
+    assert "127.0.0.1:9 cannot be reached" in capsys.readouterr().err
+
+
+def test_too_little_memory(
+    never_loads: None, capsys: Output, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ivl.api.available_memory_bytes", lambda: 100 * 1024**2)
+    assert run(["ask", "Hi"]) == 2
+    assert "0.1 GiB are free" in capsys.readouterr().err
+
+
+def test_an_image_larger_than_the_context(tiny: Path, picture: str, capsys: Output) -> None:
+    assert run(["ask", picture, "What?", "--context", "60"]) == 2
+    output = capsys.readouterr()
+    assert "13 tiles" in output.err
+    assert "larger context" in output.err
+
+
+def test_an_answer_that_the_context_cuts_short_says_so(tiny: Path, capsys: Output) -> None:
+    assert run(["ask", "Hi", "--context", "60"]) == 0
+    assert "the context was full" in capsys.readouterr().err
+    assert run(["ask", "Hi", "--context", "60", "--quiet"]) == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_ctrl_c_keeps_what_was_said(
+    tiny: Path, interrupt_after: Callable[[int], None], capsys: Output
+) -> None:
+    interrupt_after(4)
+    assert run(["ask", "Hi"]) == 130
+    output = capsys.readouterr()
+    assert len(output.out.rstrip("\n")) == 4
+    assert output.err == "\n"
+
+
+class Terminal(io.StringIO):
+    """A stream that says it is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_progress_is_for_terminals_only(
+    tiny: Path, picture: str, capsys: Output, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stderr = Terminal()
+    monkeypatch.setattr(sys, "stderr", stderr)
+    assert run(["ask", picture, "What is it?", "--max-tokens", "5"]) == 0
+    assert "0.00 of 0.00 GB" in stderr.getvalue()
+    assert "encoding 13 tiles" in stderr.getvalue()
+    assert stderr.getvalue().endswith("\r\033[K")
+    stderr.truncate(0)
+    assert run(["ask", picture, "What is it?", "--max-tokens", "5", "--quiet"]) == 0
+    assert stderr.getvalue().strip("\0") == ""
+
+
+def test_an_answer_cannot_command_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ivl.cli.terminal import Status, print_answer
+
+    class Spoken(list[str]):
+        answer = object()
+
+    pieces = Spoken(["a\tb\n", "\033]0;title\a", "\x9b2J", "c"])
+    monkeypatch.setattr(sys, "stdout", Terminal())
+    print_answer(pieces, Status())  # type: ignore[arg-type]
+    assert sys.stdout.getvalue() == "a\tb\n]0;title2Jc\n"  # type: ignore[attr-defined]
+
+
+def test_the_answer_streams_and_ctrl_c_ends_it(tiny: Path) -> None:
+    """A program of its own, stopped by the signal that a terminal sends."""
+    arguments = ["ask", "Hi", "--context", "512", "--threads", "1"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "ivl.cli.main", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "IVL_MODEL": str(tiny)},
+    )
+    assert process.stdout
+    first = process.stdout.read(1)
+    process.send_signal(signal.SIGINT)
+    rest, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert b"Traceback" not in errors
+    assert 1 <= len((first + rest).strip()) < 450
