@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,7 @@ from ivl.engine.options import GenerationOptions
 from ivl.engine.request import MaxTiles
 from ivl.errors import ConfigError, RequestError
 from ivl.model.build import Progress, build_model
+from ivl.model.internvl import InternVL
 from ivl.planner.devices import available_memory_bytes
 from ivl.planner.memory import check_fits
 from ivl.prompt.template import Message, user_message
@@ -65,15 +67,37 @@ def load(
     kind = choose_dtype(dtype, where)
     context = resolve_context(context, config)
     tokenizer = load_tokenizer(directory)
+    network = load_network(
+        directory,
+        config,
+        device=where,
+        dtype=kind,
+        context=context,
+        vision_batch=vision_batch,
+        progress=progress,
+    )
+    return Model(Engine(network, tokenizer, context=context, vision_batch=vision_batch))
+
+
+def load_network(
+    directory: Path,
+    config: ModelConfig,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    context: int,
+    vision_batch: int = DEFAULT_VISION_BATCH,
+    progress: Progress | None = None,
+) -> InternVL:
+    """The network alone, which needs no tokenizer. CapacityError when the memory is too small."""
     check_fits(
         config,
-        _free_bytes(where),
-        itemsize=kind.itemsize,
+        _free_bytes(device),
+        itemsize=dtype.itemsize,
         context=context,
         vision_batch=vision_batch,
     )
-    network = build_model(config, directory, device=where, dtype=kind, progress=progress)
-    return Model(Engine(network, tokenizer, context=context, vision_batch=vision_batch))
+    return build_model(config, directory, device=device, dtype=dtype, progress=progress)
 
 
 class Model:

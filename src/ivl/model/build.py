@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -19,6 +19,41 @@ Progress = Callable[[int, int], None]
 """Called with the bytes loaded so far and the bytes in all."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Weights:
+    """The tensors of a directory, whose headers fit the configuration. Nothing is loaded yet.
+
+    `config` is the configuration as the tensors settle it (see `_with_own_head`), `table` has the
+    `Source` of every parameter, and `available` the name in the files of every name in `table`.
+    """
+
+    config: ModelConfig
+    files: SafetensorsDirectory
+    table: dict[str, Source]
+    available: dict[str, str]
+
+    def read(self, name: str) -> Tensor:
+        """The tensor that `table` calls so, on the CPU, in the type that it is stored in."""
+        return self.files.read(self.available[name])
+
+
+def open_weights(config: ModelConfig, directory: Path) -> Weights:
+    """Compares names, types and shapes of the files' headers with the configuration.
+
+    A missing, an unexpected or a wrongly shaped tensor raises CheckpointError. This takes no
+    memory and reads no weights.
+    """
+    files = SafetensorsDirectory(directory)
+    available = {canonical(name, config): name for name in files.tensors}
+    config = _with_own_head(config, available)
+    table = sources(config)
+    _check_names(table, available, directory)
+    _check_types(table, available, files)
+    parameters = dict(empty_model(config).named_parameters())
+    _check_shapes(table, parameters, available, files, config)
+    return Weights(config=config, files=files, table=table, available=available)
+
+
 def build_model(
     config: ModelConfig,
     directory: Path,
@@ -29,24 +64,16 @@ def build_model(
 ) -> InternVL:
     """Loads the weights of `directory` into a new model.
 
-    Names and shapes are compared from the files' headers first: a missing, an unexpected or a
-    wrongly shaped tensor raises CheckpointError before memory is taken. Then tensors are read,
-    cast and moved one by one, so that the peak is the model plus one tensor.
+    Everything is checked first (`open_weights`). Then tensors are read, cast and moved one by one,
+    so that the peak is the model plus one tensor.
     """
-    files = SafetensorsDirectory(directory)
-    available = {canonical(name, config): name for name in files.tensors}
-    config = _with_own_head(config, available)
+    weights = open_weights(config, directory)
+    config = weights.config
     model = empty_model(config)
-    table = sources(config)
-    parameters = dict(model.named_parameters())
-    _check_names(table, available, directory)
-    _check_types(table, available, files)
-    _check_shapes(table, parameters, available, files, config)
-
-    total = sum(p.numel() for p in parameters.values()) * dtype.itemsize
+    total = sum(p.numel() for p in model.parameters()) * dtype.itemsize
     done = 0
-    for ours, source in table.items():
-        parts = [files.read(available[name]) for name in source.names]
+    for ours, source in weights.table.items():
+        parts = [weights.read(name) for name in source.names]
         tensor = combine(source, parts, config.decoder)
         # A view of a mapped file must not become the parameter: the file may change or vanish.
         tensor = tensor.to(device=device, dtype=dtype, copy=True).contiguous()
