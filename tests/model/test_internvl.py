@@ -73,9 +73,11 @@ def test_chunked_prefill_is_full_prefill(
     full = model.logits(sample.ids, sample.is_image, features)
     x = model.embed(sample.ids, sample.is_image, features)
     cache = KVCache(model.config.decoder, 64)
-    chunked = model.prefill(x, cache, chunk_tokens=chunk_tokens, all_logits=True)
+    chunked = model.prefill(x, cache, chunk_tokens=chunk_tokens, num_logits=38)
     torch.testing.assert_close(chunked, full, rtol=1e-4, atol=1e-4)
     assert cache.length == len(sample.ids)
+    some = model.prefill(x, KVCache(model.config.decoder, 64), num_logits=5)
+    torch.testing.assert_close(some, full[-5:], rtol=1e-4, atol=1e-4)
     last = model.prefill(x, KVCache(model.config.decoder, 64), chunk_tokens=chunk_tokens)
     torch.testing.assert_close(last, full[-1], rtol=1e-4, atol=1e-4)
 

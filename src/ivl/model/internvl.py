@@ -79,15 +79,18 @@ class InternVL(nn.Module):
         return x[None]
 
     def prefill(
-        self, x: Tensor, cache: KVCache, *, chunk_tokens: int = 512, all_logits: bool = False
+        self, x: Tensor, cache: KVCache, *, chunk_tokens: int = 512, num_logits: int | None = None
     ) -> Tensor:
         """Reads embeddings (1, tokens, hidden) into the cache, `chunk_tokens` at a time.
 
-        Returns float32 logits: (vocab,) of the last position, or (tokens, vocab) of all.
+        Returns float32 logits: (vocab,) of the last position, or (num_logits, vocab) of the last
+        `num_logits` positions.
         """
         total = cache.length + x.shape[1]
         hidden = [self.decoder(chunk, cache, total) for chunk in x.split(chunk_tokens, dim=1)]
-        last = torch.cat(hidden, dim=1)[0] if all_logits else hidden[-1][0, -1]
+        last = (
+            hidden[-1][0, -1] if num_logits is None else torch.cat(hidden, dim=1)[0, -num_logits:]
+        )
         return self.decoder.lm_head(last).float()
 
     def step(self, token: int, cache: KVCache) -> Tensor:

@@ -1,0 +1,1 @@
+"""How well a model reads, and whether it computes what it should."""
