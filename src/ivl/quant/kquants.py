@@ -69,7 +69,7 @@ class Q3_K(_Nested):
     scales_range = (-32, 31)
     targets = tuple(
         sign * float(level)
-        for sign, stop in ((-1, 4.6), (1, 3.6))
+        for sign, stop in ((-1, 6.1), (1, 5.1))
         for level in np.arange(2.2, stop, 0.2)
     )
     starts = (-32.0, -30.0, -28.5, 31.0)

@@ -80,9 +80,9 @@ class _Affine(BlockFormat):
 
 
 def _both_signs(start: float, stop: float, steps: int) -> tuple[float, ...]:
-    """Targets for a range with one level more below zero than above: both ends, both signs."""
-    spread = np.linspace(start, stop, steps)
-    return (*(-spread), *(spread[:-1] if steps > 1 else spread))
+    """Targets for a range with one level more below zero than above: both signs."""
+    spread = np.linspace(start, stop, steps).astype(np.float32)
+    return (*(-spread), *(spread - 1))
 
 
 class Q8_0(_Symmetric):
@@ -116,7 +116,7 @@ class Q4_0(_Symmetric):
     type_id = 2
     block_bytes = 18
     low, high = -8, 7
-    targets = _both_signs(8.8, 6.0, 15)
+    targets = _both_signs(10.0, 6.0, 17)
 
     def _decode(self, blocks: Bytes) -> Floats:
         levels = split_nibbles(blocks[:, 2:]).astype(np.int8) - np.int8(8)
@@ -160,7 +160,7 @@ class Q5_0(_Symmetric):
     type_id = 6
     block_bytes = 22
     low, high = -16, 15
-    targets = _both_signs(16.8, 13.0, 20)
+    targets = _both_signs(18.5, 13.0, 23)
 
     def _decode(self, blocks: Bytes) -> Floats:
         levels = split_nibbles(blocks[:, 6:]) | (split_bits(blocks[:, 2:6]) << 4)

@@ -107,7 +107,8 @@ def fit_affine(
         found = _solve_affine(weights, importance, start, step, high, signed=signed)
         better = found[2] < best
         scale, offset, best = (
-            np.where(better, new, old) for new, old in zip(found, (scale, offset, best))
+            np.where(better, new, old)
+            for new, old in zip(found, (scale, offset, best), strict=True)
         )
     for _ in range(REFINEMENTS):
         scale, offset, _ = _solve_affine(weights, importance, offset, scale, high, signed=signed)

@@ -1,4 +1,4 @@
-"""Formats whose levels are in a table, not evenly spaced. ivl reads them and does not write them."""
+"""Formats whose levels are in a table, not evenly spaced: read here, never written."""
 
 from __future__ import annotations
 
