@@ -26,6 +26,8 @@ EMPTY = 0
 NUM_CLASSES = 1 + 94
 IGNORE = -100
 POOL = 5
+PAD_MULTIPLE = 64
+"""Few lengths, because the matrix library prepares itself anew for each."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,6 +143,7 @@ def patch_labels(text: str, boxes: np.ndarray) -> Tensor:
 def collate(samples: list[Sample], pad_id: int) -> tuple[Tensor, Tensor, list[int]]:
     """Pads at the end. labels[t] is the token that follows ids[t], where it is the answer's."""
     length = max(len(s.prompt) + len(s.answer) for s in samples) - 1
+    length = -(-length // PAD_MULTIPLE) * PAD_MULTIPLE
     ids = torch.full((len(samples), length), pad_id)
     labels = torch.full((len(samples), length), IGNORE)
     starts = []

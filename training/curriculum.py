@@ -9,19 +9,19 @@ DEMO_MAX_LINES = 14
 
 STAGES = (
     Stage(
-        name="characters", steps=1300, batch=16, window=GRID // 3, max_lines=16, dense=0.6,
+        name="characters", steps=1000, batch=16, window=GRID // 3, max_lines=16, dense=0.6,
         text_weight=0.0, patch_weight=1.0, align_weight=0.0, lr=1.25,
     ),
     Stage(
-        name="lines", steps=1000, batch=16, window=GRID // 2, max_lines=8, dense=0.4,
-        text_weight=0.5, patch_weight=1.5, align_weight=0.3,
+        name="lines", steps=450, batch=16, window=GRID // 2, max_lines=8, dense=0.2,
+        text_weight=0.5, patch_weight=1.5, align_weight=0.5, lr=1.25,
     ),
     Stage(
-        name="pages", steps=400, batch=16, window=GRID, max_lines=14, dense=0.1,
-        questions=0.2, text_weight=1.0, patch_weight=1.0, align_weight=0.3,
+        name="pages", steps=250, batch=16, window=GRID, max_lines=14, dense=0.15,
+        questions=0.15, text_weight=1.0, patch_weight=1.0, align_weight=0.3,
     ),
     Stage(
-        name="cooldown", steps=700, batch=16, window=GRID, max_lines=14, dense=0.05,
-        questions=0.3, text_weight=1.0, patch_weight=0.5, align_weight=0.2, cooldown=True,
+        name="cooldown", steps=380, batch=16, window=GRID, max_lines=14, dense=0.05,
+        questions=0.25, text_weight=1.0, patch_weight=0.5, align_weight=0.2, cooldown=True,
     ),
 )  # fmt: skip

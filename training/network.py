@@ -82,10 +82,9 @@ class Network(nn.Module):
 
     def text_loss(self, hidden: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """The loss of the answers' tokens, and the share of them that is right."""
-        wanted = labels != IGNORE
-        logits = self.model.decoder.lm_head(hidden[wanted]).float()
-        loss = F.cross_entropy(logits, labels[wanted])
-        return loss, (logits.argmax(-1) == labels[wanted]).float().mean()
+        logits = self.model.decoder.lm_head(hidden).float()
+        loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORE)
+        return loss, (logits.argmax(-1) == labels)[labels != IGNORE].float().mean()
 
 
 def align_loss(

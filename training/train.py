@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from training.attention import written_out
 from training.batches import Batch, Batches, Stage
 from training.curriculum import STAGES
 from training.demo_config import demo_config
@@ -25,7 +26,7 @@ MATRIX_LR = 2e-3
 OTHER_LR = 2e-3
 WARMUP_STEPS = 200
 LOG_EVERY = 25
-SAVE_EVERY = 250
+SAVE_EVERY = 100
 
 
 def main() -> None:
@@ -97,7 +98,7 @@ class Trainer:
                 group["lr"] = lr * scale
 
     def train_step(self, stage: Stage, batch: Batch) -> dict[str, float]:
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16), written_out():
             losses = compute_losses(self.network, stage, batch)
         total = losses.pop("total")
         total.backward()
