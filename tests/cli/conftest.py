@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from PIL import Image
 
-from ivl import api
+if TYPE_CHECKING:  # torch takes its time, and many tests here do without
+    from ivl.api import Model
 
 
 @pytest.fixture
@@ -19,8 +21,10 @@ def tiny(tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny_model(tiny_model_dir: Path) -> api.Model:
+def tiny_model(tiny_model_dir: Path) -> Model:
     """The same model through the Python API, to compare with."""
+    from ivl import api
+
     return api.load(tiny_model_dir)
 
 
@@ -31,7 +35,7 @@ def never_loads(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def build_model(*args: object, **options: object) -> None:
         raise AssertionError("the model was loaded")
 
-    monkeypatch.setattr(api, "build_model", build_model)
+    monkeypatch.setattr("ivl.api.build_model", build_model)
 
 
 @pytest.fixture

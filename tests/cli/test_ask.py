@@ -159,7 +159,9 @@ def test_a_mistake_is_told_before_anything_is_loaded(
     assert hint in rest
 
 
-def test_a_hub_that_is_down(never_loads: None, capsys: Output, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hub_that_is_down(
+    never_loads: None, capsys: Output, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     assert run(["ask", "Hi", "--model", "1b"]) == 2
     assert "127.0.0.1:9 cannot be reached" in capsys.readouterr().err

@@ -30,6 +30,7 @@ COMMANDS: dict[str, str] = {
     "read": "Read all the text in images.",
     "chat": "Talk about images, with several questions.",
     "info": "Say what a model is, and what it needs.",
+    "check": "Check that a model is whole and computes what it should.",
 }
 """Name of a command -> the line that describes it in `ivl --help`, in the order shown there."""
 

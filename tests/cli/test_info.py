@@ -1,0 +1,157 @@
+"""`ivl info`: true facts, told without loading or fetching anything."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors import safe_open
+
+from ivl.cli.main import run
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+Output = pytest.CaptureFixture[str]
+
+
+def facts_of(model: str, capsys: Output) -> dict:
+    assert run(["info", model, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+@pytest.mark.parametrize(
+    ("size", "parameters", "kv_bytes", "longest_context"),
+    [
+        # Counts of the published safetensors files; 2 x layers x kv heads x head width x 2 bytes.
+        ("1b", 0.938e9, 12_288, 32_768),
+        ("2b", 2.21e9, 98_304, 65_536),
+        ("78b", 78.4e9, 327_680, 32_768),
+        ("OpenGVLab/InternVL2_5-4B", 3.71e9, 36_864, 32_768),
+    ],
+)
+def test_a_size_is_known_without_a_network(
+    size: str,
+    parameters: float,
+    kv_bytes: int,
+    longest_context: int,
+    capsys: Output,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    facts = facts_of(size, capsys)
+    assert facts["parameters"]["total"] == pytest.approx(parameters, rel=0.005)
+    assert facts["kv_bytes_per_token"] == kv_bytes
+    assert (facts["context"], facts["longest_context"]) == (32_768, longest_context)
+    assert facts["images"] is True
+    assert facts["files"] is None
+    # Weights of two bytes, the cache, and something for the rest.
+    least = 2 * facts["parameters"]["total"] + 8192 * kv_bytes
+    assert least < facts["memory_bytes"] < 1.2 * least + 2**30
+    assert run(["info", size]) == 0
+    assert "not downloaded" in capsys.readouterr().out
+
+
+def test_licences_name_the_terms_of_the_decoder(capsys: Output) -> None:
+    assert "Qwen" in facts_of("78b", capsys)["licence"]
+    assert "not for commercial use" in facts_of("4b", capsys)["licence"]
+
+
+def test_a_directory_is_read_from_its_headers(capsys: Output) -> None:
+    directory = GOLDEN / "internvit-6b-like_internlm2"
+    facts = facts_of(str(directory), capsys)
+    with safe_open(directory / "model.safetensors", framework="np") as file:
+        names = list(file.keys())
+        counts = {name: file.get_tensor(name).size for name in names}
+    assert facts["parameters"]["total"] == sum(counts.values())
+    assert facts["parameters"]["projector"] == sum(
+        count for name, count in counts.items() if name.startswith("mlp1.")
+    )
+    assert facts["files"]["stored_bytes"] == {"F32": 4 * sum(counts.values())}
+    assert facts["files"]["size_bytes"] == (directory / "model.safetensors").stat().st_size
+    assert facts["size"] is None
+    assert (facts["tile_px"], facts["tokens_per_tile"]) == (448, 256)
+    assert run(["info", str(directory)]) == 0
+    output = capsys.readouterr().out
+    assert "F32" in output
+    assert "its files do not state one" in output
+
+
+def test_the_licence_of_a_model_card_is_shown(
+    tiny_model_dir: Path, tmp_path: Path, capsys: Output
+) -> None:
+    directory = shutil.copytree(tiny_model_dir, tmp_path / "model")
+    (directory / "README.md").write_text("---\ntags: [x]\nlicense: cc-by-4.0\n---\n# A model\n")
+    assert facts_of(str(directory), capsys)["licence"] == "cc-by-4.0"
+
+
+def test_a_text_only_model_says_so(tmp_path: Path, capsys: Output) -> None:
+    golden = GOLDEN / "internvit-300m-like_qwen2"
+    config = json.loads((golden / "config.json").read_text())["llm_config"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    shutil.copy(golden / "model.safetensors", tmp_path)
+    assert facts_of(str(tmp_path), capsys)["images"] is False
+    assert run(["info", str(tmp_path)]) == 0
+    assert "no, it is a text-only model" in capsys.readouterr().out
+
+
+def test_a_missing_shard_is_named(tiny_model_dir: Path, tmp_path: Path, capsys: Output) -> None:
+    directory = shutil.copytree(tiny_model_dir, tmp_path / "model")
+    (directory / "model.safetensors").rename(directory / "model-00001-of-00002.safetensors")
+    shards = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
+    (directory / "model.safetensors.index.json").write_text(json.dumps({"weight_map": shards}))
+    for command in (["info", str(directory)], ["ask", "Hi", "--model", str(directory)]):
+        assert run(command) == 2
+        output = capsys.readouterr()
+        assert output.out == ""
+        assert "model-00002-of-00002.safetensors" in output.err
+        assert "hint: " in output.err
+
+
+@pytest.mark.parametrize("model", ["nonesuch", "owner/nonesuch"])
+def test_a_model_that_is_not_here(
+    model: str, capsys: Output, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    assert run(["info", model]) == 2
+    output = capsys.readouterr()
+    assert model in output.err
+    assert "hint: " in output.err
+    assert "reached" not in output.err
+
+
+def test_the_table_has_the_whole_family(capsys: Output, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ivl.cli.info.available_memory_bytes", lambda: 10 * 2**30)
+    assert run(["info"]) == 0
+    rows = capsys.readouterr().out.split("\n\n")[0].splitlines()
+    fits = {row.split()[0]: "yes" in row.split() for row in rows[1:]}
+    sizes = {"1b": True, "2b": True, "4b": True, "8b": False} | dict.fromkeys(
+        ["26b", "38b", "78b"], False
+    )
+    assert fits.items() >= sizes.items()
+
+
+def test_the_machine(capsys: Output) -> None:
+    import torch
+
+    assert run(["info", "--machine", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["torch"] == torch.__version__
+    assert facts["cores"] >= 1
+    assert run(["info", "--machine"]) == 0
+    assert facts["processor"] in capsys.readouterr().out
+    assert run(["info", "--machine", "1b"]) == 2
+
+
+def test_info_does_not_wait_for_torch() -> None:
+    directory = str(GOLDEN / "internvit-300m-like_qwen2")
+    program = (
+        "import sys\n"
+        "from ivl.cli.main import run\n"
+        f"assert run(['info', '78b']) == run(['info', {directory!r}]) == 0\n"
+        "print(sorted({'torch', 'transformers', 'huggingface_hub'} & {*sys.modules}))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1:] == ["[]"], done.stderr

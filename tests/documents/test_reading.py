@@ -1,0 +1,75 @@
+"""Pages of files, and reading them one after the other."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+import ivl
+from ivl.api import Model
+from ivl.documents.reading import open_pages, read_pages
+from ivl.engine.options import GenerationOptions
+from ivl.errors import RequestError
+
+COLOURS = ["red", "lime", "blue"]
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model_dir: Path) -> Model:
+    return ivl.load(tiny_model_dir)
+
+
+def three_pages(file_format: str) -> bytes:
+    first, *rest = [Image.new("RGB", (300, 400), colour) for colour in COLOURS]
+    file = io.BytesIO()
+    first.save(file, file_format, save_all=True, append_images=rest)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("file_format", ["TIFF", "GIF"])
+def test_every_picture_of_a_file_is_a_page(file_format: str) -> None:
+    pages = open_pages(three_pages(file_format), "scan")
+    assert [page.title for page in pages] == [f"scan, page {n} of 3" for n in (1, 2, 3)]
+    for page, colour in zip(pages, COLOURS, strict=True):
+        assert page.load().getpixel((9, 9)) == Image.new("RGB", (1, 1), colour).getpixel((0, 0))
+
+
+def test_a_photo_with_a_further_map_in_it_is_one_page(tmp_path: Path) -> None:
+    """Phones put a depth or gain map behind the photo, in the same file."""
+    photo, gain_map = Image.new("RGB", (64, 48), "red"), Image.new("RGB", (16, 12), "grey")
+    photo.save(tmp_path / "photo.jpg", "MPO", save_all=True, append_images=[gain_map])
+    [page] = open_pages(tmp_path / "photo.jpg")
+    assert page.title == str(tmp_path / "photo.jpg")
+    assert page.load().size == (64, 48)
+
+
+def test_pages_are_read_as_images_are(model: Model) -> None:
+    options = GenerationOptions(max_tokens=6)
+    readings = list(read_pages(model, open_pages(three_pages("TIFF"), "scan"), options=options))
+    for reading, colour in zip(readings, COLOURS, strict=True):
+        assert reading.generation is not None
+        expected = model.read(Image.new("RGB", (300, 400), colour), max_tokens=6)
+        assert reading.generation.result().text == expected.text
+        assert reading.size_px == (300, 400)
+        assert reading.grid == ivl.tile_grid(300, 400, tile_px=56)
+
+
+def test_a_page_that_fails_leaves_the_others(model: Model) -> None:
+    data = three_pages("TIFF")
+    first, lost, last = open_pages(data, "scan")
+    cut = data[: len(data) * 2 // 3 - 1000]  # the pixels of the second page, and its directory
+    pages = [first, *open_pages(data, "scan")[1:2], last]
+    broken = type(lost)(name="scan", source=cut, number=2, count=3)
+    pages[1] = broken
+    options = GenerationOptions(max_tokens=1)
+    readings = list(read_pages(model, pages, options=options))
+    assert [reading.error is None for reading in readings] == [True, False, True]
+    assert isinstance(readings[1].error, RequestError)
+
+
+def test_a_file_that_is_no_image_has_no_pages() -> None:
+    with pytest.raises(RequestError, match="text file"):
+        open_pages(b"Nothing but words, and no picture at all.", "words.txt")
