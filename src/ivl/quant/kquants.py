@@ -69,8 +69,8 @@ class Q3_K(_Nested):
     scales_range = (-32, 31)
     targets = tuple(
         sign * float(level)
-        for sign, stop in ((-1, 6.1), (1, 5.1))
-        for level in np.arange(2.2, stop, 0.2)
+        for sign, first in ((-1, 6.0), (1, 5.0))
+        for level in np.arange(first, 2.1, -0.2)
     )
     starts = (-32.0, -30.0, -28.5, 31.0)
     rounds = 3
@@ -124,8 +124,8 @@ class Q6_K(_Nested):
     scales_range = (-128, 127)
     targets = tuple(
         sign * float(level)
-        for sign, stop in ((-1, 33.2), (1, 32.2))
-        for level in np.arange(27.0, stop, 0.5)
+        for sign, first in ((-1, 33.0), (1, 32.0))
+        for level in np.arange(first, 26.9, -0.5)
     )
     starts = (-128.0, -125.0, 127.0)
     rounds = 2

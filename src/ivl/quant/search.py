@@ -60,7 +60,8 @@ def fit_scale(
     """The scale per group, of either sign, with weight = scale * level, level in [low, high].
 
     `targets`: the (fractional, signed) levels that the weight of the largest magnitude is mapped
-    to, one candidate each.
+    to, one candidate each. Of equals the first wins, so that magnitudes should fall: the smaller
+    scale leaves finer steps to the other groups of a block.
     """
     where = np.abs(weights).argmax(axis=-1)[..., None]
     peak = np.take_along_axis(weights, where, axis=-1)
@@ -106,10 +107,9 @@ def fit_affine(
         step = span * np.float32((1 - below - above) / high)
         found = _solve_affine(weights, importance, start, step, high, signed=signed)
         better = found[2] < best
-        scale, offset, best = (
-            np.where(better, new, old)
-            for new, old in zip(found, (scale, offset, best), strict=True)
-        )
+        scale = np.where(better, found[0], scale)
+        offset = np.where(better, found[1], offset)
+        best = np.where(better, found[2], best)
     for _ in range(REFINEMENTS):
         scale, offset, _ = _solve_affine(weights, importance, offset, scale, high, signed=signed)
     return scale, offset
