@@ -26,6 +26,8 @@ EMPTY = 0
 NUM_CLASSES = 1 + 94
 IGNORE = -100
 POOL = 5
+COMMON_SHARE = 0.9
+"""The share of pages in common fonts. A wider choice needs far longer training."""
 PAD_MULTIPLE = 64
 """Few lengths, because the matrix library prepares itself anew for each."""
 
@@ -111,7 +113,14 @@ def make_batch(pages: list[Page], samples: list[Sample], prompts: Prompts) -> Ba
 def draw(stage: Stage, rng: np.random.Generator) -> Page:
     dense = bool(rng.random() < stage.dense)
     max_lines = stage.max_lines if dense else int(rng.integers(1, stage.max_lines + 1))
-    return make_page(rng, split="train", max_lines=max_lines, dense=dense, scan=stage.scan)
+    return make_page(
+        rng,
+        split="train",
+        max_lines=max_lines,
+        dense=dense,
+        scan=stage.scan,
+        fonts="common" if rng.random() < COMMON_SHARE else "train",
+    )
 
 
 def tile_boxes(page: Page) -> np.ndarray:

@@ -1,7 +1,8 @@
 """How well a model reads pages that training never saw: `python -m training.evaluate`.
 
-Fonts, words and layouts are those of the evaluation's side of the split; decoding is greedy. The
-result is the character error rate: edit distance over length, over all pages of a kind together.
+Words and layouts are those of the evaluation's side of the split, and with `--fonts eval` the font
+families too; decoding is greedy. The result is the character error rate: edit distance over
+length, over all pages of a kind together.
 """
 
 from __future__ import annotations
@@ -28,6 +29,12 @@ def main() -> None:
     parser.add_argument("--model", default="demo")
     parser.add_argument("--pages", type=int, default=200)
     parser.add_argument("--scan", type=float, default=0.0, help="strength of scan effects, 0 to 1")
+    parser.add_argument(
+        "--fonts",
+        choices=("common", "eval"),
+        default="common",
+        help="the common fonts of training, or families that training never saw",
+    )
     parser.add_argument("--max-lines", type=int, default=DEMO_MAX_LINES)
     parser.add_argument("--dtype", default=None)
     parser.add_argument("--worst", type=int, default=0, help="print so many of the worst pages")
@@ -36,7 +43,7 @@ def main() -> None:
     model = ivl.load(args.model, dtype=args.dtype)
     rows = []
     for index in range(args.pages):
-        page = evaluation_page(index, max_lines=args.max_lines, scan=args.scan)
+        page = evaluation_page(index, max_lines=args.max_lines, scan=args.scan, fonts=args.fonts)
         began = time.perf_counter()
         read = model.read(page.image, max_tokens=900).text
         seconds = time.perf_counter() - began
@@ -50,12 +57,14 @@ def main() -> None:
         args.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
 
-def evaluation_page(index: int, *, max_lines: int, scan: float = 0.0) -> Page:
+def evaluation_page(
+    index: int, *, max_lines: int, scan: float = 0.0, fonts: str = "common"
+) -> Page:
     """Page number `index` of the evaluation; kinds take turns."""
     rng = np.random.default_rng([SEED, index])
     kind = KINDS[index % len(KINDS)]
     lines = int(rng.integers(3, max_lines + 1)) if kind != "tag" else int(rng.integers(1, 7))
-    return make_page(rng, split="eval", max_lines=lines, scan=scan, kind=kind)
+    return make_page(rng, split="eval", max_lines=lines, scan=scan, kind=kind, fonts=fonts)
 
 
 def summarise(rows: list[tuple[Page, str, int, float]]) -> dict[str, float | int]:

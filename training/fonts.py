@@ -75,6 +75,12 @@ ODD_FAMILIES = (
     *("Junicode Two Beta", "Linux Libertine Display O", "Noto Serif Display", "OpenDyslexic"),
     *("OpenDyslexicAlta", "OpenDyslexicMono", "URW Gothic", "monofur", "Fantasque Sans Mono"),
 )
+# What receipts, labels and notes are mostly printed in; of these, upright faces only.
+COMMON_FAMILIES = (
+    *("DejaVu Sans Mono", "Liberation Mono", "Go Mono", "Noto Sans Mono", "Courier Prime"),
+    *("Liberation Sans", "DejaVu Sans", "Open Sans", "Noto Sans", "Lato", "Carlito"),
+    *("Liberation Serif", "DejaVu Serif", "PT Serif"),
+)
 CLASS_WEIGHTS = {"mono": 1.5, "sans": 1.2, "serif": 0.9, "odd": 0.3}
 STYLE_WEIGHTS = {"regular": 1.0, "bold": 0.55, "italic": 0.15, "bold italic": 0.08, "light": 0.2}
 
@@ -94,10 +100,16 @@ class Face:
 
 
 def faces(split: str) -> list[Face]:
-    """The faces of one side, `train` or `eval`, in a fixed order.
+    """The faces of one side, `train` or `eval`, or the `common` ones of train, in a fixed order.
 
     Raises `ConfigError` when the Debian packages are not installed.
     """
+    if split == "common":
+        return [
+            face
+            for face in _faces_of("train")
+            if face.family in COMMON_FAMILIES and face.style in ("regular", "bold")
+        ]
     return list(_faces_of(split))
 
 

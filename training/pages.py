@@ -49,10 +49,12 @@ def make_page(
     dense: bool = False,
     scan: float = 0.0,
     kind: str | None = None,
+    fonts: str | None = None,
 ) -> Page:
     """A random page of at most `max_lines` (1 to 25) lines; the same `rng` state, the same page.
 
-    `split` (train, eval) chooses fonts, words and layouts. `scan` (0 to 1) is how likely and how
+    `split` (train, eval) chooses words, layouts and, unless `fonts` (train, eval, common) does, the
+    fonts. `scan` (0 to 1) is how likely and how
     strong the traces of scanning are. `dense` is short for kind="dense". Raises `ConfigError`
     when the fonts are not installed, ValueError for an unknown kind or a wrong `max_lines`.
     """
@@ -68,7 +70,7 @@ def make_page(
         boxes = np.zeros((0, 4), dtype=np.float32)
     else:
         content = build(rng, kind, split, max_lines)
-        coverage, text, boxes = print_page(rng, content, _face_table(split))
+        coverage, text, boxes = print_page(rng, content, _face_table(fonts or split))
         facts = content.facts
     printed, boxes = scans.distort(rng, Image.fromarray(coverage), boxes, strength=scan)
     image = scans.soil(rng, _colourise(printed, ink, paper), strength=scan)
@@ -76,8 +78,8 @@ def make_page(
 
 
 @functools.cache
-def _face_table(split: str) -> FaceTable:
-    return FaceTable(split)
+def _face_table(fonts: str) -> FaceTable:
+    return FaceTable(fonts)
 
 
 def _pick_kind(rng: np.random.Generator, max_lines: int) -> str:
