@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
+import os
 import subprocess
 import sys
 import types
@@ -163,6 +164,27 @@ def test_a_reader_that_goes_away_is_no_noise(num_lines: int) -> None:
     process.stdin.close()
     assert process.stderr.read() == ""
     assert process.wait() == cli.EXIT_READER_GONE
+
+
+def test_letters_that_cannot_be_shown_and_warnings_do_not_disturb() -> None:
+    program = (
+        "import sys, types, warnings\n"
+        "from ivl.cli import main as cli\n"
+        "def command():\n"
+        "    warnings.warn('of a library')\n"
+        "    print('5 \u20ac')\n"
+        "module = types.ModuleType('ivl.cli.speak')\n"
+        "module.command = command\n"
+        "sys.modules['ivl.cli.speak'] = module\n"
+        "cli.COMMANDS['speak'] = 'Speak.'\n"
+        "sys.argv = ['ivl', 'speak']\n"
+        "cli.main()\n"
+    )
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, env=environment
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "5 ?\n", "")
 
 
 def test_every_command_has_its_file_and_says_the_same_of_itself() -> None:

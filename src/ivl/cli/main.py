@@ -14,8 +14,10 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import io
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from typing import Annotated, Any, NoReturn
 
@@ -150,7 +152,16 @@ def _silence_stdout() -> None:
 
 
 def main() -> NoReturn:
-    """The entry point of the `ivl` script."""
+    """The entry point of the `ivl` script.
+
+    Warnings of libraries are for their callers, not for ours (`python -W` still shows them), and a
+    letter that the terminal or the file cannot take must not end an answer.
+    """
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     sys.exit(run(sys.argv[1:]))
 
 
