@@ -20,48 +20,57 @@ if TYPE_CHECKING:
 QUESTION = "Describe the image."
 
 
+Reference = Annotated[
+    Path | None,
+    Option(metavar="FILE", help="Compare with the outputs in this file; needs no tokenizer."),
+]
+Tolerance = Annotated[
+    float | None,
+    Option(
+        metavar="X",
+        help="Largest relative error; by default 0.001 in float32, 0.01 in float16, 0.05 in "
+        "bfloat16.",
+    ),
+]
+Record = Annotated[
+    Path | None,
+    Option(metavar="FILE", help="Write such a file, computed by transformers, and do no more."),
+]
+RecordedImage = Annotated[
+    Path | None, Option(metavar="IMAGE", help="For --record; by default a drawn one.")
+]
+RecordedQuestion = Annotated[
+    str | None, Option(metavar="TEXT", help=f'For --record; by default "{QUESTION}"')
+]
+Device = Annotated[
+    str | None,
+    Option(metavar="DEVICE", help="cpu, cuda, cuda:1 or mps; by default the best there is."),
+]
+Dtype = Annotated[
+    str | None,
+    Option(
+        metavar="TYPE",
+        help="bfloat16, float16 or float32; by default float32 with --reference, and otherwise "
+        "what suits the device.",
+    ),
+]
+Revision = Annotated[
+    str | None, Option(metavar="REVISION", help="Branch, tag or commit of a model on a hub.")
+]
+Offline = Annotated[bool, Option("--offline", help="Use only what has been downloaded already.")]
+
+
 def command(
     model: Annotated[str, Argument(metavar="[MODEL]", hidden=True, envvar="IVL_MODEL")] = "demo",
-    reference: Annotated[
-        Path | None,
-        Option(metavar="FILE", help="Compare with the outputs in this file; needs no tokenizer."),
-    ] = None,
-    tolerance: Annotated[
-        float | None,
-        Option(
-            metavar="X",
-            help="Largest relative error; by default 0.001 in float32, 0.01 in float16, 0.05 in "
-            "bfloat16.",
-        ),
-    ] = None,
-    record: Annotated[
-        Path | None,
-        Option(metavar="FILE", help="Write such a file, computed by transformers, and do no more."),
-    ] = None,
-    image: Annotated[
-        Path | None, Option(metavar="IMAGE", help="For --record; by default a drawn one.")
-    ] = None,
-    question: Annotated[
-        str | None, Option(metavar="TEXT", help=f'For --record; by default "{QUESTION}"')
-    ] = None,
-    device: Annotated[
-        str | None,
-        Option(metavar="DEVICE", help="cpu, cuda, cuda:1 or mps; by default the best there is."),
-    ] = None,
-    dtype: Annotated[
-        str | None,
-        Option(
-            metavar="TYPE",
-            help="bfloat16, float16 or float32; by default float32 with --reference, and "
-            "otherwise what suits the device.",
-        ),
-    ] = None,
-    revision: Annotated[
-        str | None, Option(metavar="REVISION", help="Branch, tag or commit of a model on a hub.")
-    ] = None,
-    offline: Annotated[
-        bool, Option("--offline", help="Use only what has been downloaded already.")
-    ] = False,
+    reference: Reference = None,
+    tolerance: Tolerance = None,
+    record: Record = None,
+    image: RecordedImage = None,
+    question: RecordedQuestion = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    revision: Revision = None,
+    offline: Offline = False,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -76,7 +85,7 @@ def command(
     if record is None and (image is not None or question is not None):
         raise RequestError("--image and --question are for --record.", "`ivl ask` asks a model.")
     if tolerance is not None and (reference is None or not tolerance > 0):
-        raise RequestError("--tolerance is a number above 0, for --reference.")
+        raise RequestError("--tolerance is a number above 0, for --reference.", "Try 0.001.")
 
     from ivl.checkpoint.locate import locate
     from ivl.config import read_config
@@ -252,6 +261,8 @@ def _record(
     require_transformers()
     if out.exists():
         raise RequestError(f"{out} is there already.", "Remove it, or choose another name.")
+    if not out.parent.is_dir():
+        raise RequestError(f"There is no directory {out.parent}.", "Make it first.")
     tokenizer = check_tokenizer(config, directory)
     if image is None:
         tiles = sample_tile(config.tile_px)
@@ -277,7 +288,7 @@ def _record(
     context_id = tokenizer.control(IMG_CONTEXT)
     tensors = record(directory, config, tiles_u8=tiles, input_ids=ids, image_token_id=context_id)
     write_reference(out, tensors, context_id)
-    status.note(f"{out}: {len(ids)} tokens, {len(tiles)} of the tiles, by transformers in float32")
+    status.note(f"{out}: {len(ids)} tokens, {len(tiles)} tiles, by transformers in float32")
 
 
 def _note_machine(findings: Findings, device: torch.device, dtype: torch.dtype) -> None:

@@ -1,0 +1,159 @@
+"""Whether the files of a model are whole: every weight a number, the tokenizer the model's own.
+
+Names, shapes and lengths are checked whenever a model is loaded; a download can pass those and
+still hold garbage, or zeros where its pieces never arrived. Here every value is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ivl.config import ModelConfig
+from ivl.errors import CheckpointError, ConfigError
+from ivl.model.build import open_weights
+from ivl.model.cache import KVCache
+from ivl.model.internvl import InternVL
+from ivl.prompt.tokenizer import Tokenizer, load_tokenizer, require_image_tokens
+
+CHUNK_VALUES = 1 << 24
+"""Values looked at together, so that a large matrix needs no second one beside it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WeightsReport:
+    """What the values of all tensors are. Names are those in the files."""
+
+    num_tensors: int
+    num_values: int
+    stored_bytes: int
+    dtypes: tuple[str, ...]
+    not_finite: dict[str, int]
+    """Tensors that hold NaN or infinity, and how many of them."""
+    only_zeros: tuple[str, ...]
+    """Matrices in which no training leaves all values zero."""
+
+    def require_sound(self) -> None:
+        """CheckpointError that names the first of the tensors with such values."""
+        hint = "The files are damaged: download them again, and compare their sizes or hashes."
+        if self.not_finite:
+            name, count = next(iter(self.not_finite.items()))
+            raise CheckpointError(
+                f"{len(self.not_finite)} of {self.num_tensors} tensors hold NaN or infinity: "
+                f"{name} does {count} times.",
+                hint,
+            )
+        if self.only_zeros:
+            raise CheckpointError(
+                f"{len(self.only_zeros)} of {self.num_tensors} tensors hold nothing but zeros: "
+                f"{self.only_zeros[0]}.",
+                hint,
+            )
+
+
+def scan_weights(
+    config: ModelConfig, directory: Path, progress: Callable[[int, int], None] | None = None
+) -> WeightsReport:
+    """Reads every value once, one tensor at a time; the memory of the largest tensor is enough.
+
+    Raises CheckpointError as loading does, for names, types and shapes.
+    """
+    weights = open_weights(config, directory)
+    names = list(dict.fromkeys(name for source in weights.table.values() for name in source.names))
+    not_finite: dict[str, int] = {}
+    only_zeros: list[str] = []
+    num_values = stored_bytes = 0
+    dtypes: set[str] = set()
+    for done, name in enumerate(names):
+        tensor = weights.read(name)
+        label = weights.available[name]
+        bad, zero = _look_at(tensor)
+        if bad:
+            not_finite[label] = bad
+        if zero and tensor.ndim > 1:
+            only_zeros.append(label)
+        num_values += tensor.numel()
+        stored_bytes += tensor.nbytes
+        dtypes.add(str(tensor.dtype).removeprefix("torch."))
+        if progress:
+            progress(done + 1, len(names))
+    return WeightsReport(
+        num_tensors=len(names),
+        num_values=num_values,
+        stored_bytes=stored_bytes,
+        dtypes=tuple(sorted(dtypes)),
+        not_finite=not_finite,
+        only_zeros=tuple(only_zeros),
+    )
+
+
+def _look_at(tensor: Tensor) -> tuple[int, bool]:
+    """How many values are NaN or infinite, and whether all are zero."""
+    bad, zero = 0, True
+    for part in tensor.flatten().split(CHUNK_VALUES):
+        bad += part.numel() - int(torch.isfinite(part).sum())
+        zero = zero and not bool(part.any())
+    return bad, zero
+
+
+def check_tokenizer(config: ModelConfig, directory: Path) -> Tokenizer:
+    """The tokenizer, if it is one for this model.
+
+    Raises CheckpointError when there is none, UnsupportedError when a model that sees has no image
+    tokens in it, ConfigError when it has more tokens than the model.
+    """
+    tokenizer = load_tokenizer(directory)
+    if config.vision is not None:
+        require_image_tokens(tokenizer)
+    if tokenizer.vocab_size > config.decoder.vocab_size:
+        raise ConfigError(
+            f"The tokenizer has {tokenizer.vocab_size} tokens, and the model "
+            f"{config.decoder.vocab_size}.",
+            "The tokenizer's files are not those of this model.",
+        )
+    return tokenizer
+
+
+def sample_tile(tile_px: int) -> Tensor:
+    """A picture to try a model with: uint8 (1, tile_px, tile_px, 3), two crossing ramps."""
+    ramp = torch.linspace(0, 255, tile_px).to(torch.uint8)
+    across, down = ramp.expand(tile_px, tile_px), ramp[:, None].expand(tile_px, tile_px)
+    return torch.stack([across, down, across.flip(1)], dim=-1)[None]
+
+
+@torch.inference_mode()
+def run_once(model: InternVL, tokenizer: Tokenizer) -> None:
+    """One tile and a few tokens through the whole model.
+
+    Raises CheckpointError when what comes out is not finite.
+    """
+    ids, features = tokenizer.encode_text("What is this?"), None
+    is_image = [False] * len(ids)
+    if model.config.vision is not None:
+        features = model.encode_tiles(sample_tile(model.config.tile_px))
+        _require_finite("image features", features, model.dtype)
+        start, end, context = require_image_tokens(tokenizer)
+        num_tokens = model.config.tokens_per_tile
+        ids = [start, *[context] * num_tokens, end, *ids]
+        is_image = [False, *[True] * num_tokens, False, *is_image]
+    input_ids = torch.tensor(ids, device=model.device)
+    places = torch.tensor(is_image, device=model.device)
+    cache = KVCache(model.config.decoder, len(ids), dtype=model.dtype, device=model.device)
+    logits = model.prefill(model.embed(input_ids, places, features), cache)
+    _require_finite("logits", logits, model.dtype)
+
+
+def _require_finite(what: str, values: Tensor, dtype: torch.dtype) -> None:
+    bad = values.numel() - int(torch.isfinite(values).sum())
+    if not bad:
+        return
+    raise CheckpointError(
+        f"The {what} of a test image hold NaN or infinity: {bad} of {values.numel()} values.",
+        "Try --dtype bfloat16, whose range is wider than that of float16."
+        if dtype == torch.float16
+        else "The weights are finite but not those of a trained model: download them again.",
+    )
