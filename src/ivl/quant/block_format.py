@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
 from ivl.errors import CheckpointError, UnsupportedError
 
-Bytes = npt.NDArray[np.uint8]
-Floats = npt.NDArray[np.float32]
+# uint8 and float32 throughout. They are declared wider than that because NumPy's stubs take a
+# uint8 array shifted by a Python number for a signed one, and a float32 one times it for float64.
+Bytes = npt.NDArray[np.integer[Any]]
+Floats = npt.NDArray[np.floating[Any]]
 
 # Weights that are converted at once: the temporaries of one chunk stay in the processor's cache.
 _CHUNK_WEIGHTS = 1 << 16

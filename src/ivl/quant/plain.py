@@ -31,7 +31,7 @@ def join_nibbles(levels: Bytes) -> Bytes:
 
 def split_bits(packed: Bytes) -> Bytes:
     """Zeros and ones (n, 32) of bytes (n, 4): bit j of the 32-bit word belongs to weight j."""
-    return np.unpackbits(packed, axis=-1, bitorder="little")
+    return np.unpackbits(packed.view(np.uint8), axis=-1, bitorder="little")
 
 
 def join_bits(bits: Bytes) -> Bytes:

@@ -28,7 +28,6 @@ joint choice of scale and minimum, and errors weighted by the weights' own size.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import product
 
 import numpy as np
 
@@ -42,7 +41,7 @@ def round_to_levels(values: Floats, low: int, high: int) -> Floats:
     return np.clip(np.rint(values), low, high)
 
 
-def divide(numerator: Floats, denominator: Floats) -> Floats:
+def divide(numerator: Floats | np.float32, denominator: Floats) -> Floats:
     """The quotient, and 0 where the denominator is 0 or so small that the quotient overflows."""
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         quotient = numerator / denominator
@@ -241,7 +240,7 @@ def nest_affine(
         best = np.where(better, errors, best)
         factors = np.where(better[:, None], trial, factors)
         integers = np.where(better[:, None, None], whole, integers)
-    neighbours = tuple(product((0, -1, 1), repeat=2))
+    neighbours = [(scale, minimum) for scale in (0, -1, 1) for minimum in (0, -1, 1)]
     for _ in range(rounds):
         integers, _ = _best_pairs(
             weights, importance, factors, integers, high, scales_high, neighbours
