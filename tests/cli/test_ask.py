@@ -212,7 +212,7 @@ def test_progress_is_for_terminals_only(
     stderr = Terminal()
     monkeypatch.setattr(sys, "stderr", stderr)
     assert run(["ask", picture, "What is it?", "--max-tokens", "5"]) == 0
-    assert "0.00 of 0.00 GB" in stderr.getvalue()
+    assert "] 0.4 MB of 0.4 MB" in stderr.getvalue()
     assert "encoding 13 tiles" in stderr.getvalue()
     assert stderr.getvalue().endswith("\r\033[K")
     stderr.truncate(0)

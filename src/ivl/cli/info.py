@@ -9,7 +9,7 @@ from typer import Argument, Option
 from ivl.cli.machine import machine_facts
 from ivl.cli.model_facts import ModelFacts, family_facts, model_facts
 from ivl.cli.options import Json
-from ivl.cli.terminal import print_json
+from ivl.cli.terminal import disk_size, print_json
 from ivl.errors import RequestError
 from ivl.planner.devices import available_memory_bytes
 from ivl.planner.memory import GIB
@@ -103,7 +103,7 @@ def _files(facts: ModelFacts) -> str:
         return "not downloaded"
     kinds = ", ".join(files.stored_bytes)
     number = "1 file" if files.num_files == 1 else f"{files.num_files} files"
-    return f"{files.directory}, {number} of weights, {_disk_size(files.size_bytes)}, {kinds}"
+    return f"{files.directory}, {number} of weights, {disk_size(files.size_bytes)}, {kinds}"
 
 
 def _print_family(family: list[ModelFacts]) -> None:
@@ -155,7 +155,3 @@ def _count(number: int) -> str:
 
 def _memory_size(num_bytes: int) -> str:
     return f"{num_bytes / GIB:.1f} GiB"
-
-
-def _disk_size(num_bytes: int) -> str:
-    return f"{num_bytes / 1e9:.1f} GB" if num_bytes >= 1e8 else f"{num_bytes / 1e6:.1f} MB"

@@ -51,12 +51,13 @@ class Status:
         self._drawn_at = now
         filled = BAR_WIDTH * done_bytes // max(1, total_bytes)
         bar = "#" * filled + "." * (BAR_WIDTH - filled)
-        self.show(f"loading [{bar}] {done_bytes / 1e9:.2f} of {total_bytes / 1e9:.2f} GB")
+        self.show(f"loading [{bar}] {disk_size(done_bytes)} of {disk_size(total_bytes)}")
 
     def show_encoding(self, grids: Sequence[Grid], use_thumbnail: bool, title: str = "") -> None:
         """What the model does before the first word comes."""
         num_tiles = sum(num_tiles_with_thumbnail(grid, use_thumbnail) for grid in grids)
-        doing = f"encoding {num_tiles} tiles" if num_tiles else "reading the question"
+        tiles = "1 tile" if num_tiles == 1 else f"{num_tiles} tiles"
+        doing = f"encoding {tiles}" if num_tiles else "reading the question"
         self.show(f"{title}: {doing}" if title else doing)
 
     def clear(self) -> None:
@@ -100,8 +101,8 @@ def note_ending(answer: Answer, *, max_tokens: int | None, times: bool, status: 
     """Says when the context cut an answer short, and, if wanted, how long it took."""
     if answer.finish_reason == "length" and len(answer.tokens) != max_tokens:
         status.note(
-            f"note: the context was full after {len(answer.tokens)} tokens of the answer; "
-            "--context makes it larger"
+            f"note: the context was full after {len(answer.tokens)} tokens of the answer "
+            "(--context sets its size)"
         )
     if times:
         status.clear()
@@ -133,6 +134,11 @@ def image_record(
 
 def print_json(value: Mapping[str, Any] | list[dict[str, Any]]) -> None:
     print(json.dumps(value, ensure_ascii=False, indent=2))
+
+
+def disk_size(num_bytes: int) -> str:
+    """In decimal units, as disks and hubs count."""
+    return f"{num_bytes / 1e9:.1f} GB" if num_bytes >= 1e8 else f"{num_bytes / 1e6:.1f} MB"
 
 
 def print_error(error: IvlError, about: str = "") -> None:
