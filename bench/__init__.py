@@ -1,0 +1,1 @@
+"""Measurements. Each prints the command, the machine and the commit that it comes from."""
