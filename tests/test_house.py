@@ -42,7 +42,7 @@ FLOORS = {
 LAZY_DOOR = PACKAGE / "__init__.py"
 """Exempt from the floors: it opens on the names that users import. Through it one reaches `api`."""
 
-WITHOUT_TORCH = ("prompt", "planner")
+WITHOUT_TORCH = ("prompt", "planner", "quant")
 MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 60
 NAMES_WITHOUT_A_SUBJECT = {"utils.py", "helpers.py", "common.py"}
