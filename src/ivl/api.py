@@ -24,6 +24,7 @@ from ivl.engine.engine import (
     Conversation,
     Engine,
     Generation,
+    check_at_least_one,
     resolve_context,
 )
 from ivl.engine.options import GenerationOptions
@@ -66,6 +67,7 @@ def load(
     where = choose_device(device)
     kind = choose_dtype(dtype, where)
     context = resolve_context(context, config)
+    check_at_least_one("vision_batch", vision_batch)
     tokenizer = load_tokenizer(directory)
     network = load_network(
         directory,

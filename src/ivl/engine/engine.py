@@ -30,6 +30,7 @@ from ivl.engine.stopping import StopText
 from ivl.errors import ConfigError
 from ivl.model.cache import KVCache
 from ivl.model.internvl import InternVL
+from ivl.model.out_of_memory import capacity_error
 from ivl.planner.memory import DEFAULT_CONTEXT, DEFAULT_VISION_BATCH
 from ivl.prompt.template import (
     Message,
@@ -43,6 +44,8 @@ from ivl.prompt.template import (
 from ivl.prompt.tokenizer import StreamDecoder, Tokenizer, require_image_tokens
 
 PREFILL_CHUNK = 512
+LESS_VISION = "Load the model with a smaller vision_batch, or give fewer tiles."
+LESS_CONTEXT = "Load the model with a smaller context, or give fewer tiles."
 
 
 class Engine:
@@ -62,9 +65,8 @@ class Engine:
         `vision_batch` tiles are encoded at once, and `prefill_chunk` tokens read at once; both
         bound the memory of activations and change nothing else.
         """
-        for name, value in (("vision_batch", vision_batch), ("prefill_chunk", prefill_chunk)):
-            if value < 1:
-                raise ConfigError(f"{name} must be at least 1, not {value}.")
+        check_at_least_one("vision_batch", vision_batch)
+        check_at_least_one("prefill_chunk", prefill_chunk)
         if tokenizer.vocab_size > model.config.decoder.vocab_size:
             raise ConfigError(
                 f"The tokenizer has {tokenizer.vocab_size} tokens, and the model "
@@ -83,6 +85,12 @@ class Engine:
     def conversation(self, system: str | None = None) -> Conversation:
         """A new, empty conversation; `system` None is the model's own system message."""
         return Conversation(self, system)
+
+
+def check_at_least_one(name: str, value: int) -> None:
+    """ConfigError for a number of things done at once that is no such number."""
+    if value < 1:
+        raise ConfigError(f"{name} must be at least 1, not {value}.", "The default is a good one.")
 
 
 def resolve_context(context: int | None, config: Any) -> int:
@@ -247,7 +255,8 @@ class Generation:
         features = None
         if self._tiles is not None:
             tiles = torch.from_numpy(self._tiles)
-            features = engine.model.encode_tiles(tiles, engine.vision_batch)
+            with capacity_error("encoding the image", LESS_VISION):
+                features = engine.model.encode_tiles(tiles, engine.vision_batch)
             self._encode_s, began = _elapsed(engine.model.device, began)
         device = engine.model.device
         ids = torch.tensor(self._prompt.ids, device=device)
@@ -255,7 +264,8 @@ class Generation:
         x = engine.model.embed(ids, is_image, features)
         before = cache.length
         try:
-            logits = engine.model.prefill(x, cache, chunk_tokens=engine.prefill_chunk)
+            with capacity_error("reading the question", LESS_CONTEXT):
+                logits = engine.model.prefill(x, cache, chunk_tokens=engine.prefill_chunk)
         except BaseException:
             cache.truncate(before)
             raise
