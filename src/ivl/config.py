@@ -18,7 +18,7 @@ from ivl.errors import CheckpointError, ConfigError, UnsupportedError
 
 Architecture = Literal["qwen2", "internlm2", "llama"]
 Norm = Literal["layer_norm", "rms_norm"]
-Layout = Literal["official", "huggingface"]
+Layout = Literal["official", "huggingface", "gguf"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
