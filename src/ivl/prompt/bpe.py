@@ -93,27 +93,28 @@ def load_bpe(directory: Path) -> BpeTokenizer:
         sections = qwen2_sections(add_prefix_space=metadata.add_prefix_space)
         vocab = _checked_vocab(read_json(directory / "vocab.json"), directory / "vocab.json")
         merges = _read_merges(directory / "merges.txt")
-    return _assemble(directory, sections, metadata, vocab, merges)
+    return assemble_bpe(directory, sections, metadata, vocab, merges)
 
 
-def _assemble(
-    directory: Path,
+def assemble_bpe(
+    origin: Path | str,
     sections: Mapping[str, Any],
     metadata: TokenizerMetadata,
     vocab: dict[str, int],
     merges: Merges,
 ) -> BpeTokenizer:
+    """A tokenizer of the sections of a `tokenizer.json`; `origin` is for messages."""
     alphabet, drops_space = alphabet_of(sections.get("decoder"))
     unk = (sections.get("model") or {}).get("unk_token")
     controls = {name: i for name, i in metadata.added.items() if name != unk}
     pieces = {token_id: piece for piece, token_id in vocab.items()}
     if len(pieces) != len(vocab):
-        raise CheckpointError(f"{directory}: two pieces of the vocabulary share an id.", _ANEW)
+        raise CheckpointError(f"{origin}: two pieces of the vocabulary share an id.", _ANEW)
     if alphabet == "byte_level":
         _check_no_reuse(controls, pieces)
     core_vocab, core_merges = _without_controls(vocab, merges, set(controls.values()), unk)
     if alphabet == "byte_level" and unk is None:
-        _check_bytes(core_vocab, directory)
+        _check_bytes(core_vocab, origin)
     ids_by_name = {**vocab, **metadata.added}
     bos_id = template_bos_id(sections.get("post_processor"))
     if metadata.add_bos is not None:
@@ -163,11 +164,11 @@ def _check_no_reuse(controls: Mapping[str, int], pieces: Mapping[int, str]) -> N
             )
 
 
-def _check_bytes(vocab: Mapping[str, int], directory: Path) -> None:
+def _check_bytes(vocab: Mapping[str, int], origin: Path | str) -> None:
     missing = sum(char not in vocab for char in _BYTE_OF)
     if missing:
         raise CheckpointError(
-            f"{directory}: the vocabulary lacks {missing} of the 256 bytes, and text with them "
+            f"{origin}: the vocabulary lacks {missing} of the 256 bytes, and text with them "
             "would vanish.",
             "Fetch the file again, or train the tokenizer with the whole byte alphabet.",
         )

@@ -8,7 +8,8 @@ Source: src/sentencepiece_model.proto in https://github.com/google/sentencepiece
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import struct
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from ivl.errors import CheckpointError, UnsupportedError
@@ -18,6 +19,8 @@ _PIECES, _TRAINER, _NORMALIZER, _SELF_TEST, _DENORMALIZER = 1, 2, 3, 4, 5
 # Fields of NormalizerSpec, and of TrainerSpec.
 _CHARS_MAP, _ADD_DUMMY_PREFIX, _REMOVE_EXTRA_SPACES = 2, 3, 4
 _SPACE_AS_SUFFIX = 24
+_MODEL_TYPE, _BYTE_FALLBACK, _UNK_ID, _UNK_SURFACE, _UNK_PIECE = 3, 35, 40, 44, 45
+_BPE = 2
 # Field of SentencePiece, and its values.
 _TYPE = 3
 _NORMAL, _UNKNOWN, _CONTROL, _BYTE = 1, 2, 3, 6
@@ -79,6 +82,38 @@ def reserve_pieces(model: bytes, controls: Mapping[int, str]) -> bytes:
             piece_id += 1
         out += model[field.start : field.end]
     return bytes(out)
+
+
+def build_model(
+    pieces: Sequence[tuple[str, float, int]], *, add_dummy_prefix: bool, unk_surface: str = " ⁇ "
+) -> bytes:
+    """A byte pair model of these pieces: text, score (higher merges first) and type.
+
+    The text is not normalised, extra spaces stay, and bytes stand for what no piece covers, as in
+    the models of this family. BOS and EOS are left to the caller.
+    """
+    byte_fallback = any(kind == _BYTE for _, _, kind in pieces)
+    unknown = [piece_id for piece_id, (_, _, kind) in enumerate(pieces) if kind == _UNKNOWN]
+    unk_id = unknown[0] if unknown else 0
+    unk_piece = pieces[unk_id][0] if pieces else "<unk>"
+    out = bytearray()
+    for text, score, kind in pieces:
+        body = _bytes_field(1, text.encode()) + b"\x15" + struct.pack("<f", score)
+        out += _bytes_field(_PIECES, body + _varint_field(_TYPE, kind))
+    trainer = _varint_field(_MODEL_TYPE, _BPE) + _varint_field(_BYTE_FALLBACK, byte_fallback)
+    trainer += _varint_field(_UNK_ID, unk_id) + _bytes_field(_UNK_PIECE, unk_piece.encode())
+    trainer += _bytes_field(_UNK_SURFACE, unk_surface.encode())
+    rules = _bytes_field(1, b"identity") + _varint_field(_ADD_DUMMY_PREFIX, add_dummy_prefix)
+    rules += _varint_field(_REMOVE_EXTRA_SPACES, 0)
+    return bytes(out) + _bytes_field(_TRAINER, trainer) + _bytes_field(_NORMALIZER, rules)
+
+
+def _bytes_field(number: int, value: bytes) -> bytes:
+    return _varint_bytes(number << 3 | _BYTES) + _varint_bytes(len(value)) + value
+
+
+def _varint_field(number: int, value: int) -> bytes:
+    return _varint_bytes(number << 3 | _VARINT) + _varint_bytes(value)
 
 
 def _control_piece(piece: bytes, piece_id: int, name: str) -> bytes:
