@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from ivl.model.build import build_model
 from training.attention import written_out
 from training.batches import Batch, Batches, Stage
 from training.curriculum import STAGES
@@ -36,7 +37,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=1, help="processes that render pages")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--until", default=STAGES[-1].name, help="the last stage to run")
-    parser.add_argument("--init", type=Path, help="start from the weights of another checkpoint")
+    parser.add_argument("--init", type=Path, help="start from the weights of a model directory")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     args.run.mkdir(parents=True, exist_ok=True)
@@ -60,8 +61,8 @@ class Trainer:
         if self.path.exists():
             self.resume()
         elif args.init:
-            state = torch.load(args.init, weights_only=True)
-            self.network.load_state_dict(state["network"])
+            start = build_model(self.network.model.config, args.init, dtype=torch.float32)
+            self.network.model.load_state_dict(start.state_dict())
 
     def run_stage(self, index: int) -> None:
         if index != self.stage:
