@@ -30,12 +30,12 @@ from ivl.engine.engine import (
 from ivl.engine.options import GenerationOptions
 from ivl.engine.request import MaxTiles
 from ivl.errors import ConfigError, RequestError
+from ivl.evaluate.integrity import check_tokenizer
 from ivl.model.build import Progress, build_model
 from ivl.model.internvl import InternVL
 from ivl.planner.devices import available_memory_bytes
 from ivl.planner.memory import check_fits
-from ivl.prompt.template import Message, user_message
-from ivl.prompt.tokenizer import load_tokenizer
+from ivl.prompt.template import Message, get_template, user_message
 
 DTYPES = {
     "bfloat16": torch.bfloat16,
@@ -68,7 +68,9 @@ def load(
     kind = choose_dtype(dtype, where)
     context = resolve_context(context, config)
     check_at_least_one("vision_batch", vision_batch)
-    tokenizer = load_tokenizer(directory)
+    # Both are checked before the weights are read, which can take minutes.
+    get_template(config.template)
+    tokenizer = check_tokenizer(config, directory)
     network = load_network(
         directory,
         config,

@@ -272,3 +272,20 @@ def test_v1_checkpoints_differ_in_the_order_of_tokens_alone() -> None:
     transposed = v1.unflatten(1, (16, 16)).transpose(1, 2).flatten(1, 2)
     torch.testing.assert_close(transposed, v2)
     assert not torch.allclose(v1, v2, atol=1e-3)
+
+
+@pytest.mark.parametrize("change", ["template", "vocabulary"])
+def test_what_only_the_engine_needs_is_checked_before_the_weights(
+    change: str, tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    """Reading those of a large model takes minutes."""
+    directory = Path(shutil.copytree(tiny_model_dir, tmp_path / "model"))
+    raw = json.loads((directory / "config.json").read_text())
+    if change == "template":
+        raw["template"] = "vicuna"
+    else:
+        raw["llm_config"]["vocab_size"] = 90
+    (directory / "config.json").write_text(json.dumps(raw))
+    (directory / "model.safetensors").unlink()
+    with pytest.raises(IvlError, match=r"'vicuna'|the model 90"):
+        ivl.load(directory)
