@@ -235,8 +235,15 @@ def test_an_answer_cannot_command_the_terminal(monkeypatch: pytest.MonkeyPatch) 
 def test_the_answer_streams_and_ctrl_c_ends_it(tiny: Path) -> None:
     """A program of its own, stopped by the signal that a terminal sends."""
     arguments = ["ask", "Hi", "--context", "512", "--threads", "1"]
+    # Slowed down, or the tiny model would be done before the signal comes.
+    slowed = (
+        "import time; from ivl.engine.sampling import Sampler; from ivl.cli.main import main\n"
+        "choose = Sampler.choose\n"
+        "Sampler.choose = lambda *given: (time.sleep(0.05), choose(*given))[1]\n"
+        "main()"
+    )
     process = subprocess.Popen(
-        [sys.executable, "-m", "ivl.cli.main", *arguments],
+        [sys.executable, "-c", slowed, *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         env={**os.environ, "IVL_MODEL": str(tiny)},
