@@ -1,0 +1,47 @@
+"""The bundled model sees what stands on a page. How well it reads, `training.evaluate` measures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import ivl
+from ivl.evaluate.metrics import character_error_rate
+
+SAMPLES = Path(__file__).parent.parent / "samples"
+KINDS = ("receipt", "label", "tag", "note")
+MAX_DEMO_BYTES = 25_000_000
+
+
+@pytest.fixture(scope="module")
+def demo() -> Any:
+    return ivl.load("demo", device="cpu", dtype="float32")
+
+
+@pytest.fixture(scope="module")
+def read(demo: Any) -> dict[str, str]:
+    return {kind: demo.read(SAMPLES / f"{kind}.png", max_tokens=400).text for kind in KINDS}
+
+
+def truth(kind: str) -> str:
+    return (SAMPLES / f"{kind}.txt").read_text(encoding="utf-8").strip()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_it_reads_is_nearer_to_the_page_than_to_any_other(
+    read: dict[str, str], kind: str
+) -> None:
+    rates = {other: character_error_rate(truth(other), read[kind]) for other in KINDS}
+    assert min(rates, key=lambda other: rates[other]) == kind
+
+
+def test_it_is_small_enough_to_ship() -> None:
+    directory = Path(ivl.__file__).parent / "assets" / "demo"
+    assert sum(file.stat().st_size for file in directory.iterdir()) <= MAX_DEMO_BYTES
+
+
+def test_a_page_is_one_tile(demo: Any) -> None:
+    assert demo.config.max_tiles == 1
+    assert demo.config.tokens_per_tile == 144
