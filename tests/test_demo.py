@@ -11,7 +11,7 @@ import ivl
 from ivl.evaluate.metrics import character_error_rate
 
 SAMPLES = Path(__file__).parent.parent / "samples"
-KINDS = ("receipt", "label", "tag", "note")
+KINDS = ("receipt", "label", "tag")
 MAX_DEMO_BYTES = 25_000_000
 
 
