@@ -27,7 +27,7 @@ NUM_CLASSES = 1 + 94
 IGNORE = -100
 POOL = 5
 COMMON_SHARE = 0.9
-"""The share of pages in common fonts. A wider choice needs far longer training."""
+"""The share of pages in common fonts, which a short training has a better chance to learn."""
 PAD_MULTIPLE = 64
 """Few lengths, because the matrix library prepares itself anew for each."""
 
