@@ -5,7 +5,7 @@ Source: the `config.json` files and model cards of OpenGVLab's repositories.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ivl.config import DecoderConfig, ModelConfig, VisionConfig
 
@@ -79,19 +79,12 @@ def _qwen2(layers: int, hidden: int, ffn: int, heads: int, kv_heads: int) -> Dec
 
 
 def _internlm2(layers: int, hidden: int, ffn: int, heads: int, kv_heads: int) -> DecoderConfig:
-    return DecoderConfig(
+    return replace(
+        _qwen2(layers, hidden, ffn, heads, kv_heads),
         architecture="internlm2",
-        hidden_size=hidden,
-        intermediate_size=ffn,
-        num_layers=layers,
-        num_heads=heads,
-        num_kv_heads=kv_heads,
-        head_dim=hidden // heads,
         vocab_size=92553,
         norm_eps=1e-5,
-        rope_theta=1e6,
         rope_factor=2.0,
-        max_positions=32768,
         qkv_bias=False,
     )
 
