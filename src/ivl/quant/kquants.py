@@ -6,6 +6,7 @@ all three. Layouts as in ggml-common.h of llama.cpp.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import ClassVar
 
 import numpy as np
@@ -46,8 +47,8 @@ class _Nested(BlockFormat):
         )
         return self._pack(factor, integers.astype(np.int8), levels.reshape(-1, BLOCK))
 
-    def _pack(self, factor: Floats, scales: np.ndarray, levels: Floats) -> Bytes:
-        raise NotImplementedError
+    @abstractmethod
+    def _pack(self, factor: Floats, scales: np.ndarray, levels: Floats) -> Bytes: ...
 
 
 class Q3_K(_Nested):

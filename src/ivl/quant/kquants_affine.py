@@ -6,6 +6,7 @@ the whole block. `nest_affine` chooses all of them. Layouts as in ggml-common.h 
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import ClassVar
 
 import numpy as np
@@ -44,12 +45,12 @@ class _NestedAffine(BlockFormat):
         levels = levels.reshape(-1, BLOCK).astype(np.uint8)
         return self._pack(factors, whole[..., 0], whole[..., 1], levels)
 
+    @abstractmethod
     def _unpack(self, blocks: Bytes) -> tuple[Floats, Floats, Bytes, Bytes, Bytes]:
         """d and dmin (n, 1), scales and minima (n, groups), levels of all weights in order."""
-        raise NotImplementedError
 
-    def _pack(self, factors: Floats, scales: Bytes, minima: Bytes, levels: Bytes) -> Bytes:
-        raise NotImplementedError
+    @abstractmethod
+    def _pack(self, factors: Floats, scales: Bytes, minima: Bytes, levels: Bytes) -> Bytes: ...
 
 
 def _unpack_pairs(packed: Bytes) -> tuple[Bytes, Bytes]:

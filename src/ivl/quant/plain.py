@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import ClassVar
 
 import numpy as np
@@ -54,8 +55,8 @@ class _Symmetric(BlockFormat):
         levels = round_to_levels(weights * inverse, self.low, self.high)
         return np.concatenate([float16_bytes(scale), self._pack(levels)], axis=-1)
 
-    def _pack(self, levels: Floats) -> Bytes:
-        raise NotImplementedError
+    @abstractmethod
+    def _pack(self, levels: Floats) -> Bytes: ...
 
 
 class _Affine(BlockFormat):
@@ -75,8 +76,8 @@ class _Affine(BlockFormat):
         packed = self._pack(levels.astype(np.uint8))
         return np.concatenate([float16_bytes(scale), float16_bytes(offset), packed], axis=-1)
 
-    def _pack(self, levels: Bytes) -> Bytes:
-        raise NotImplementedError
+    @abstractmethod
+    def _pack(self, levels: Bytes) -> Bytes: ...
 
 
 def _both_signs(start: float, stop: float, steps: int) -> tuple[float, ...]:
