@@ -235,8 +235,10 @@ def test_an_answer_cannot_command_the_terminal(monkeypatch: pytest.MonkeyPatch) 
 def test_the_answer_streams_and_ctrl_c_ends_it(tiny: Path) -> None:
     """A program of its own, stopped by the signal that a terminal sends."""
     arguments = ["ask", "Hi", "--context", "512", "--threads", "1"]
-    # Slowed down, or the tiny model would be done before the signal comes.
+    # Slowed down, or the tiny model would be done before the signal comes. A shell's background job
+    # ignores Ctrl-C, and so would what it starts: here the program is as in a terminal.
     slowed = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "import time; from ivl.engine.sampling import Sampler; from ivl.cli.main import main\n"
         "choose = Sampler.choose\n"
         "Sampler.choose = lambda *given: (time.sleep(0.05), choose(*given))[1]\n"
