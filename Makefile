@@ -9,6 +9,8 @@ PIP_INSTALL := $(BIN)/python -m pip install -qq --constraint constraints.txt
 # A stamp is newer than what it was installed from, so that a second run installs nothing.
 PACKAGE_STAMP := $(VENV)/.stamp-package
 DEV_STAMP := $(VENV)/.stamp-dev
+# What the C++ extension is built from.
+SOURCES := CMakeLists.txt $(wildcard csrc/*.* csrc/*/*.*)
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint format clean
@@ -40,12 +42,12 @@ $(BIN)/python:
 		{ echo 'constraints.txt is for Python 3.11 or newer: make PYTHON=python3.11 ...' >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
 
-$(PACKAGE_STAMP): pyproject.toml constraints.txt | $(BIN)/python
+$(PACKAGE_STAMP): pyproject.toml constraints.txt $(SOURCES) | $(BIN)/python
 	@echo 'Installing ivl into $(VENV). PyTorch is large: the first time takes a while.'
 	$(PIP_INSTALL) --editable .
 	@touch $@
 
-$(DEV_STAMP): pyproject.toml constraints.txt | $(BIN)/python
+$(DEV_STAMP): pyproject.toml constraints.txt $(SOURCES) | $(BIN)/python
 	@echo 'Installing ivl and the development tools into $(VENV). The first time takes a while.'
 	$(PIP_INSTALL) --editable '.[dev]'
 	@touch $@ $(PACKAGE_STAMP)

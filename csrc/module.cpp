@@ -1,0 +1,19 @@
+// The extension module `ivl.kernels._cpu`. Each subject binds itself in its own file; ivl.kernels.cpu
+// is its only user and holds the documentation for Python.
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include "isa.hpp"
+
+namespace nb = nanobind;
+
+NB_MODULE(_cpu, m) {
+  m.def("isa", [] { return std::string(ivl::isa_name(ivl::current_isa())); });
+  m.def("use_isa", &ivl::use_isa);
+  m.def("usable_isas", [] {
+    std::vector<std::string> names;
+    for (ivl::Isa isa : ivl::usable_isas()) names.emplace_back(ivl::isa_name(isa));
+    return names;
+  });
+}

@@ -1,0 +1,49 @@
+"""The C++ extension `_cpu`: whether it is there, and which instruction set it runs.
+
+`IVL_ISA` chooses an instruction set by name (portable, neon, avx2, avx512), or `reference`: no
+extension at all.
+"""
+
+from __future__ import annotations
+
+import os
+from types import ModuleType
+
+from ivl.errors import ConfigError
+
+try:
+    from ivl.kernels import _cpu as _extension
+except ImportError:  # no compiler when ivl was installed, or a file of another Python
+    _extension = None
+
+ISA_VARIABLE = "IVL_ISA"
+REFERENCE = "reference"
+
+
+def extension() -> ModuleType | None:
+    """The extension with the instruction set of `IVL_ISA`; None when it is absent or not wanted.
+
+    Raises ConfigError for an instruction set that this build or this processor does not have.
+    """
+    wanted = os.environ.get(ISA_VARIABLE, "").lower()
+    if wanted == REFERENCE:
+        return None
+    if _extension is None:
+        if wanted:
+            raise ConfigError(
+                f"{ISA_VARIABLE} is {wanted!r}, but ivl was installed without its C++ extension.",
+                "Install a C++ compiler and install ivl again, or set it to reference.",
+            )
+        return None
+    if wanted and not _extension.use_isa(wanted):
+        usable = ", ".join([*_extension.usable_isas(), REFERENCE])
+        raise ConfigError(
+            f"{ISA_VARIABLE} is {wanted!r}, which cannot run here.", f"This machine has: {usable}."
+        )
+    return _extension
+
+
+def isa() -> str:
+    """The instruction set whose kernels run: `avx512`, `avx2`, `neon`, `portable`, `reference`."""
+    module = extension()
+    return REFERENCE if module is None else module.isa()
