@@ -11,6 +11,8 @@ uint8 array of (rows, columns / block_size * block_bytes). The formats are those
                                             them, and a float16 scale for those
     tables    IQ4_NL IQ4_XS                 4 bits that point into a table of 16 levels
 
+and one that is not: AWQ, 128 weights of 4 bits with a float16 scale and an integer zero point.
+
 A format is four things that must agree, and one parametrised test compares them: a docstring with
 the byte layout, a NumPy reference (both here), a C++ kernel (`ivl.kernels.cpu`, sources in `csrc/`)
 and a Triton kernel (`ivl.kernels.triton`). The reference defines what is right and is what everyone
@@ -20,7 +22,8 @@ falls back to; the kernels are what makes it fast. Quantizing follows the same p
 Where to look:
 
     block_format.py  the interface of a format, and the checks that all formats share
-    floats.py plain.py kquants.py kquants_affine.py tables.py   the formats
+    floats.py plain.py kquants.py kquants_affine.py tables.py   the formats of GGUF
+    awq.py           the format of AWQ checkpoints
     formats.py       all formats by name and by GGUF number
     search.py        how scales and minima are chosen when weights are quantized
     mixes.py         Q4_K_M and its like: a format for every tensor of a model; sizes of files

@@ -1,8 +1,9 @@
-"""All block formats, by name and by the number that GGUF files use."""
+"""All block formats, by name; those of GGUF files also by the number that they have there."""
 
 from __future__ import annotations
 
 from ivl.errors import UnsupportedError
+from ivl.quant.awq import AWQ
 from ivl.quant.block_format import BlockFormat
 from ivl.quant.floats import BF16, F16, F32
 from ivl.quant.kquants import Q3_K, Q6_K
@@ -16,18 +17,22 @@ _ALL: tuple[BlockFormat, ...] = (
 )  # fmt: skip
 
 FORMATS: dict[str, BlockFormat] = {format_.name: format_ for format_ in _ALL}
-"""Every format by its name in GGUF's terms, such as `Q4_K`."""
+"""Every format of GGUF files by its name there, such as `Q4_K`."""
 
 FORMATS_BY_ID: dict[int, BlockFormat] = {format_.type_id: format_ for format_ in _ALL}
-"""Every format by its number in GGUF files (ggml_type)."""
+"""The same by their numbers there (ggml_type)."""
+
+
+_BEYOND_GGUF: dict[str, BlockFormat] = {AWQ.name: AWQ()}
 
 
 def find_format(key: str | int) -> BlockFormat:
     """The format of a name (in any case) or a GGUF number. Raises UnsupportedError for others."""
-    found = FORMATS_BY_ID.get(key) if isinstance(key, int) else FORMATS.get(key.upper())
+    by_name = FORMATS | _BEYOND_GGUF
+    found = FORMATS_BY_ID.get(key) if isinstance(key, int) else by_name.get(key.upper())
     if found is None:
         what = f"number {key}" if isinstance(key, int) else repr(key)
         raise UnsupportedError(
-            f"ivl does not know the tensor type {what}.", f"It reads {', '.join(FORMATS)}."
+            f"ivl does not know the tensor type {what}.", f"It reads {', '.join(by_name)}."
         )
     return found
