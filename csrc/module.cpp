@@ -8,6 +8,8 @@
 
 namespace nb = nanobind;
 
+void bind_threads(nb::module_&);
+
 NB_MODULE(_cpu, m) {
   m.def("isa", [] { return std::string(ivl::isa_name(ivl::current_isa())); });
   m.def("use_isa", &ivl::use_isa);
@@ -16,4 +18,5 @@ NB_MODULE(_cpu, m) {
     for (ivl::Isa isa : ivl::usable_isas()) names.emplace_back(ivl::isa_name(isa));
     return names;
   });
+  bind_threads(m);
 }

@@ -1,15 +1,186 @@
 #include "threads.hpp"
 
+#include <atomic>
+#include <condition_variable>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+#if defined(_WIN32)
+#include <windows.h>
+#else
+#include <dlfcn.h>
+#include <pthread.h>
+#endif
+
 namespace ivl {
 namespace {
+
 int count_in_use = 1;
+
+// What the threads share during one parallel_for.
+struct Work {
+  const std::function<void(int64_t)>* body;
+  int64_t num_tasks;
+  std::atomic<int64_t> next{0};
+
+  void run() {
+    for (int64_t task; (task = next.fetch_add(1, std::memory_order_relaxed)) < num_tasks;) {
+      (*body)(task);
+    }
+  }
+};
+
+void run_work(void* work) { static_cast<Work*>(work)->run(); }
+
+// ---- GNU's OpenMP
+
+using GompParallel = void (*)(void (*)(void*), void*, unsigned num_threads, unsigned flags);
+GompParallel gomp_parallel = nullptr;
+
+// ---- Our own threads
+
+inline void relax() {
+#if defined(__x86_64__) || defined(__i386__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  __asm__ volatile("yield");
+#endif
 }
+
+// Turns of a waiting loop before a thread goes to sleep: about 50 us, longer than the gap between
+// two kernels of a layer, and shorter than what the next thread on this core would mind.
+constexpr int SPINS = 2000;
+
+class Pool {
+ public:
+  explicit Pool(int num_workers) {
+    for (int i = 0; i < num_workers; ++i) threads_.emplace_back([this] { serve(); });
+  }
+
+  ~Pool() {
+    stopping_ = true;
+    announce();
+    for (std::thread& thread : threads_) thread.join();
+  }
+
+  int num_workers() const { return static_cast<int>(threads_.size()); }
+
+  void run(Work& work) {
+    work_ = &work;
+    busy_.store(num_workers(), std::memory_order_relaxed);
+    announce();
+    work.run();
+    // All tasks are taken; those that others took are short, so waiting is spinning.
+    for (int turn = 0; busy_.load(std::memory_order_acquire) != 0; ++turn) {
+      if (turn < SPINS) {
+        relax();
+      } else {
+        std::this_thread::yield();
+      }
+    }
+  }
+
+ private:
+  void announce() {
+    round_.fetch_add(1, std::memory_order_seq_cst);
+    if (num_asleep_.load(std::memory_order_seq_cst) == 0) return;
+    std::lock_guard<std::mutex> lock(mutex_);
+    wake_.notify_all();
+  }
+
+  void serve() {
+    for (uint32_t seen = 0;;) {
+      for (int turn = 0; round_.load(std::memory_order_acquire) == seen && turn < SPINS; ++turn) {
+        relax();
+      }
+      if (round_.load(std::memory_order_acquire) == seen) {
+        std::unique_lock<std::mutex> lock(mutex_);
+        num_asleep_.fetch_add(1, std::memory_order_seq_cst);
+        wake_.wait(lock, [&] { return round_.load(std::memory_order_seq_cst) != seen; });
+        num_asleep_.fetch_sub(1, std::memory_order_relaxed);
+      }
+      ++seen;  // a new round begins only when every worker has finished this one
+      if (stopping_) return;
+      work_->run();
+      busy_.fetch_sub(1, std::memory_order_release);
+    }
+  }
+
+  std::vector<std::thread> threads_;
+  std::atomic<uint32_t> round_{0};
+  std::atomic<int> busy_{0}, num_asleep_{0};
+  std::atomic<bool> stopping_{false};
+  std::mutex mutex_;
+  std::condition_variable wake_;
+  Work* work_ = nullptr;
+};
+
+std::mutex pool_mutex;  // one parallel_for at a time uses the pool
+Pool* pool = nullptr;   // never freed at exit: its threads may outlive what a destructor needs
+
+#if !defined(_WIN32)
+// A forked child has none of the threads: it begins with a pool of its own.
+void forget_pool() {
+  pool = nullptr;
+  new (&pool_mutex) std::mutex;
+}
+#endif
+
+void run_on_pool(Work& work) {
+  std::unique_lock<std::mutex> lock(pool_mutex, std::try_to_lock);
+  if (!lock.owns_lock()) {  // another thread of the program computes: its threads are taken
+    work.run();
+    return;
+  }
+  if (!pool || pool->num_workers() != count_in_use - 1) {
+#if !defined(_WIN32)
+    static const int registered = pthread_atfork(nullptr, nullptr, forget_pool);
+    (void)registered;
+#endif
+    delete pool;
+    pool = new Pool(count_in_use - 1);
+  }
+  pool->run(work);
+}
+
+}  // namespace
 
 int num_threads() { return count_in_use; }
 void set_num_threads(int count) { count_in_use = count < 1 ? 1 : count; }
 
 void parallel_for(int64_t num_tasks, const std::function<void(int64_t)>& body) {
-  for (int64_t task = 0; task < num_tasks; ++task) body(task);
+  const int64_t count = num_tasks < count_in_use ? num_tasks : count_in_use;
+  if (count <= 1) {
+    for (int64_t task = 0; task < num_tasks; ++task) body(task);
+    return;
+  }
+  Work work{&body, num_tasks};
+  if (gomp_parallel) {
+    // Always the whole team: GNU's runtime ends threads that a smaller team does not need.
+    gomp_parallel(run_work, &work, static_cast<unsigned>(count_in_use), 0);
+  } else {
+    run_on_pool(work);
+  }
 }
+
+bool use_openmp(const std::string& path) {
+  if (path.empty()) {
+    gomp_parallel = nullptr;
+    return true;
+  }
+#if defined(_WIN32) || !defined(RTLD_NOLOAD)
+  return false;
+#else
+  void* library = dlopen(path.c_str(), RTLD_LAZY | RTLD_NOLOAD);
+  if (!library) return false;
+  const auto found = reinterpret_cast<GompParallel>(dlsym(library, "GOMP_parallel"));
+  dlclose(library);  // only the count: whoever loaded it keeps it
+  if (found) gomp_parallel = found;
+  return found != nullptr;
+#endif
+}
+
+const char* thread_pool() { return gomp_parallel ? "openmp" : "own"; }
 
 }  // namespace ivl

@@ -31,6 +31,7 @@ from ivl.engine.options import GenerationOptions
 from ivl.engine.request import MaxTiles
 from ivl.errors import ConfigError, RequestError
 from ivl.evaluate.integrity import check_tokenizer
+from ivl.kernels.threads import use_threads
 from ivl.model.build import Progress, build_model
 from ivl.model.internvl import InternVL
 from ivl.planner.devices import available_memory_bytes
@@ -51,6 +52,7 @@ def load(
     dtype: str | None = None,
     context: int | None = None,
     vision_batch: int = DEFAULT_VISION_BATCH,
+    threads: int | None = None,
     revision: str | None = None,
     offline: bool = False,
     progress: Progress | None = None,
@@ -60,8 +62,10 @@ def load(
     device: `cpu`, `cuda`, `cuda:1`, `mps`; by default the first of cuda, mps, cpu that is there.
     dtype: `bfloat16`, `float16`, `float32`; by default what the device computes well in.
     context: tokens of question and answer together. vision_batch: tiles encoded at once.
+    threads: processor threads, for the whole program; by default one for each core that it may use.
     Raises CapacityError, before anything is loaded, when the memory is too small.
     """
+    use_threads(threads)
     directory = locate(model, revision=revision, offline=offline, show_progress=bool(progress))
     config = read_config(directory)
     where = choose_device(device)

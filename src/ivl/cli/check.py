@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, Option
 
-from ivl.cli.options import Json, Quiet
+from ivl.cli.options import Json, Quiet, Threads
 from ivl.cli.terminal import Status, print_json
 from ivl.errors import CheckpointError, RequestError
+from ivl.planner.threads import choose_threads
 
 if TYPE_CHECKING:
     import torch
@@ -69,6 +70,7 @@ def command(
     question: RecordedQuestion = None,
     device: Device = None,
     dtype: Dtype = None,
+    threads: Threads = None,
     revision: Revision = None,
     offline: Offline = False,
     json: Json = False,
@@ -87,9 +89,13 @@ def command(
     if tolerance is not None and (reference is None or not tolerance > 0):
         raise RequestError("--tolerance is a number above 0, for --reference.", "Try 0.001.")
 
+    choose_threads(threads, "--threads")
+
     from ivl.checkpoint.locate import locate
     from ivl.config import read_config
+    from ivl.kernels.threads import use_threads
 
+    use_threads(threads)
     status = Status(quiet=quiet)
     directory = locate(model, revision=revision, offline=offline, show_progress=status.is_seen)
     config = read_config(directory)

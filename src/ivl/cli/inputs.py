@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from ivl.cli.options import ModelChoice
 from ivl.cli.terminal import Status
-from ivl.errors import ConfigError, RequestError
+from ivl.errors import RequestError
+from ivl.planner.threads import choose_threads
 from ivl.prompt.pixels import load_image
 
 if TYPE_CHECKING:
@@ -69,16 +70,11 @@ def read_stdin() -> bytes:
 
 def load_model(choice: ModelChoice, status: Status) -> Model:
     """The chosen model, with a bar while it is loaded."""
-    if choice.threads is not None and choice.threads < 1:
-        raise ConfigError(f"--threads is {choice.threads}.", "Give 1 or more, or leave it out.")
+    choose_threads(choice.threads, "--threads")
     status.show("starting")
     # Takes a second or two, and everything that can be wrong without it has been told by now.
-    import torch
-
     from ivl import api
 
-    if choice.threads is not None:
-        torch.set_num_threads(choice.threads)
     status.clear()  # a download draws its own bar
     try:
         return api.load(
@@ -87,6 +83,7 @@ def load_model(choice: ModelChoice, status: Status) -> Model:
             dtype=choice.dtype,
             context=choice.context,
             vision_batch=choice.vision_batch,
+            threads=choice.threads,
             revision=choice.revision,
             offline=choice.offline,
             progress=status.show_loading if status.is_seen else None,

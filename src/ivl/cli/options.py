@@ -22,6 +22,10 @@ from ivl.engine.options import GenerationOptions
 from ivl.errors import RequestError
 from ivl.planner.memory import DEFAULT_VISION_BATCH
 
+Threads = Annotated[
+    int | None, Option(metavar="N", help="Processor threads; by default one for each core.")
+]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelChoice:
@@ -55,9 +59,7 @@ class ModelChoice:
     vision_batch: Annotated[
         int, Option(metavar="TILES", help="Tiles encoded at once; fewer take less memory.")
     ] = DEFAULT_VISION_BATCH
-    threads: Annotated[
-        int | None, Option(metavar="N", help="Processor threads; by default one for each core.")
-    ] = None
+    threads: Threads = None
     revision: Annotated[
         str | None, Option(metavar="REVISION", help="Branch, tag or commit of a model on a hub.")
     ] = None

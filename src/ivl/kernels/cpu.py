@@ -6,10 +6,14 @@ extension at all.
 
 from __future__ import annotations
 
+import functools
 import os
 from types import ModuleType
 
+import torch
+
 from ivl.errors import ConfigError
+from ivl.kernels.threads import join_pool_of_torch
 
 try:
     from ivl.kernels import _cpu as _extension
@@ -18,6 +22,15 @@ except ImportError:  # no compiler when ivl was installed, or a file of another 
 
 ISA_VARIABLE = "IVL_ISA"
 REFERENCE = "reference"
+
+
+@functools.cache
+def loaded() -> ModuleType | None:
+    """The extension, whatever `IVL_ISA` says, with as many threads as torch has; None: absent."""
+    if _extension is not None:
+        join_pool_of_torch(_extension)
+        _extension.set_num_threads(torch.get_num_threads())
+    return _extension
 
 
 def extension() -> ModuleType | None:
@@ -35,12 +48,14 @@ def extension() -> ModuleType | None:
                 "Install a C++ compiler and install ivl again, or set it to reference.",
             )
         return None
-    if wanted and not _extension.use_isa(wanted):
-        usable = ", ".join([*_extension.usable_isas(), REFERENCE])
+    module = loaded()
+    assert module is not None
+    if wanted and not module.use_isa(wanted):
+        usable = ", ".join([*module.usable_isas(), REFERENCE])
         raise ConfigError(
             f"{ISA_VARIABLE} is {wanted!r}, which cannot run here.", f"This machine has: {usable}."
         )
-    return _extension
+    return module
 
 
 def isa() -> str:
