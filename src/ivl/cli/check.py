@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from typer import Argument, Option
 
+from ivl.cli.check_reference import check_reference, record_reference
+from ivl.cli.findings import Findings, dtype_name
 from ivl.cli.options import Json, Quiet, Threads
-from ivl.cli.terminal import Status, print_json
-from ivl.errors import CheckpointError, RequestError
+from ivl.cli.terminal import Status
+from ivl.errors import RequestError
 from ivl.planner.threads import choose_threads
 
 if TYPE_CHECKING:
-    import torch
-
     from ivl.config import ModelConfig
-    from ivl.evaluate.reference import Comparison
 
 QUESTION = "Describe the image."
 
@@ -100,7 +99,7 @@ def command(
     directory = locate(model, revision=revision, offline=offline, show_progress=status.is_seen)
     config = read_config(directory)
     if record is not None:
-        _record(directory, config, record, image, question or QUESTION, status)
+        record_reference(directory, config, record, image, question or QUESTION, status)
         return
     findings = Findings(model=model, directory=str(directory), in_json=json, status=status)
     try:
@@ -109,28 +108,10 @@ def command(
             _check_alone(directory, config, device, dtype, findings)
         else:
             chosen = dtype or "float32"
-            _check_reference(directory, config, reference, tolerance, device, chosen, findings)
+            check_reference(directory, config, reference, tolerance, device, chosen, findings)
         findings.ok = True
     finally:
         findings.finish()
-
-
-class Findings:
-    """What was found so far: printed line by line for people, or at the end as JSON."""
-
-    def __init__(self, *, model: str, directory: str, in_json: bool, status: Status) -> None:
-        self.record: dict[str, Any] = {"model": model, "directory": directory}
-        self.in_json, self.status, self.ok = in_json, status, False
-
-    def add(self, name: str, text: str) -> None:
-        self.status.clear()
-        if not self.in_json:
-            print(f"{name:<15} {text}", flush=True)
-
-    def finish(self) -> None:
-        self.status.clear()
-        if self.in_json:
-            print_json({**self.record, "ok": self.ok})
 
 
 def _check_weights(directory: Path, config: ModelConfig, findings: Findings) -> None:
@@ -185,121 +166,6 @@ def _check_alone(
         progress=findings.status.show_loading,
     )
     run_once(network, tokenizer)
-    _note_machine(findings, where, kind)
+    findings.note_machine(where, kind)
     what = "logits" if config.vision is None else "features and logits"
-    findings.add("one run", f"{what} finite, in {_name(kind)} on {where.type}")
-
-
-def _check_reference(
-    directory: Path,
-    config: ModelConfig,
-    file: Path,
-    tolerance: float | None,
-    device: str | None,
-    dtype: str,
-    findings: Findings,
-) -> None:
-    from ivl.api import choose_device, choose_dtype, load_network
-    from ivl.evaluate.reference import TOLERANCE, compare, read_reference
-
-    where = choose_device(device)
-    kind = choose_dtype(dtype, where)
-    expected = read_reference(file, config)
-    network = load_network(
-        directory,
-        config,
-        device=where,
-        dtype=kind,
-        context=len(expected.input_ids) + len(expected.greedy),
-        progress=findings.status.show_loading,
-    )
-    findings.status.show("comparing")
-    tolerance = TOLERANCE[kind] if tolerance is None else tolerance
-    comparisons = compare(network, expected, tolerance=tolerance)
-    _note_machine(findings, where, kind)
-    findings.record["tolerance"] = tolerance
-    findings.record["comparisons"] = [
-        {
-            "quantity": c.quantity,
-            # JSON has no NaN and no infinity.
-            "relative_error": c.relative_error if c.relative_error < float("inf") else None,
-            "agrees": c.agrees,
-            "detail": c.detail,
-        }
-        for c in comparisons
-    ]
-    for c in comparisons:
-        text = c.detail or f"relative error {c.relative_error:.1e}"
-        findings.add(c.quantity, text if c.agrees else f"{text}  DIFFERS")
-    _require_agreement(comparisons, tolerance, file)
-    findings.add("agrees", f"in {_name(kind)} on {where.type}, tolerance {tolerance:g}")
-
-
-def _require_agreement(comparisons: list[Comparison], tolerance: float, file: Path) -> None:
-    for c in comparisons:
-        if not c.agrees:
-            measure = c.detail or (
-                f"the relative error is {c.relative_error:.2g}, and the tolerance {tolerance:g}"
-            )
-            raise CheckpointError(
-                f"The {c.quantity} differ from {file}: {measure}.",
-                "The weights are not those of the reference, or something here computes wrongly.",
-            )
-
-
-def _record(
-    directory: Path,
-    config: ModelConfig,
-    out: Path,
-    image: Path | None,
-    question: str,
-    status: Status,
-) -> None:
-    import torch
-
-    from ivl.engine.request import prepare_images, tokenize
-    from ivl.evaluate.integrity import check_tokenizer, sample_tile
-    from ivl.evaluate.record import record, require_transformers, write_reference
-    from ivl.planner.devices import available_memory_bytes
-    from ivl.planner.memory import check_fits
-    from ivl.prompt.template import IMG_CONTEXT, render, user_message
-
-    require_transformers()
-    if out.exists():
-        raise RequestError(f"{out} is there already.", "Remove it, or choose another name.")
-    if not out.parent.is_dir():
-        raise RequestError(f"There is no directory {out.parent}.", "Make it first.")
-    tokenizer = check_tokenizer(config, directory)
-    if image is None:
-        tiles = sample_tile(config.tile_px)
-    else:
-        cut, _ = prepare_images([image], config)
-        assert cut is not None
-        tiles = torch.from_numpy(cut)
-    prompt = render(
-        [user_message(question, 1)],
-        template=config.template,
-        tiles_per_image=[len(tiles)],
-        tokens_per_tile=config.tokens_per_tile,
-    )
-    ids = tokenize(prompt, tokenizer).ids
-    check_fits(
-        config,
-        available_memory_bytes(),
-        itemsize=torch.float32.itemsize,
-        context=len(ids),
-        vision_batch=len(tiles),
-    )
-    status.show("computing with transformers")
-    context_id = tokenizer.control(IMG_CONTEXT)
-    tensors = record(directory, config, tiles_u8=tiles, input_ids=ids, image_token_id=context_id)
-    write_reference(out, tensors, context_id)
-    status.note(f"{out}: {len(ids)} tokens, {len(tiles)} tiles, by transformers in float32")
-
-
-def _note_machine(findings: Findings, device: torch.device, dtype: torch.dtype) -> None:
-    findings.record |= {"device": device.type, "dtype": _name(dtype)}
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
+    findings.add("one run", f"{what} finite, in {dtype_name(kind)} on {where.type}")
