@@ -139,6 +139,27 @@ def test_what_transformers_writes_is_read(kind: str, tmp_path: Path) -> None:
     assert read_config(tmp_path).max_tiles == 6
 
 
+AWQ = {"quant_method": "awq", "version": "gemm", "bits": 4, "group_size": 128, "zero_point": True}
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("quantization_config", AWQ),
+        ("llm_config.quantization_config", AWQ),
+        ("llm_config.quantization_config", AWQ | {"modules_to_not_convert": ["lm_head"]}),
+        (
+            "quantization_config",
+            {"quant_method": "awq", "w_bit": 4, "q_group_size": 128}
+            | {"zero_point": True, "version": "GEMM"},
+        ),
+    ],
+)
+def test_awq_is_recognised_wherever_it_is_written(path: str, value: Any) -> None:
+    assert parse_config(changed(OFFICIAL_1B, path, value)).quantization == "awq"
+    assert parse_config(OFFICIAL_1B).quantization is None
+
+
 def test_one_tile_where_the_model_was_not_trained_on_more() -> None:
     config = parse_config(changed(OFFICIAL_1B, "dynamic_image_size", False))
     assert (config.min_tiles, config.max_tiles) == (1, 1)
@@ -151,8 +172,15 @@ def test_one_tile_where_the_model_was_not_trained_on_more() -> None:
         ("select_layer", -4, "layer -4"),
         ("use_llm_lora", 16, "use_llm_lora"),
         ("force_image_size", 224, "force_image_size"),
-        ("quantization_config", {"quant_method": "awq"}, "quantization_config"),
-        ("llm_config.quantization_config", {"bits": 4}, "quantization_config"),
+        ("quantization_config", {"quant_method": "awq"}, "does not say 'bits'"),
+        ("llm_config.quantization_config", {"bits": 4}, "quant_method"),
+        ("quantization_config", AWQ | {"quant_method": "gptq"}, "gptq"),
+        ("quantization_config", AWQ | {"bits": 8}, "bits = 8"),
+        ("quantization_config", AWQ | {"group_size": 64}, "group_size = 64"),
+        ("quantization_config", AWQ | {"zero_point": False}, "zero_point = False"),
+        ("llm_config.quantization_config", AWQ | {"version": "gemv"}, "version = 'gemv'"),
+        ("llm_config.quantization_config", AWQ | {"act_order": True}, "act_order"),
+        ("vision_config.quantization_config", AWQ, "quantization_config"),
         ("llm_config.use_sliding_window", True, "use_sliding_window"),
         ("llm_config.hidden_act", "gelu", "hidden_act"),
         ("llm_config.model_type", "phi3", "phi3"),

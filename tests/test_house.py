@@ -34,6 +34,7 @@ FLOORS = {
     "planner": 2,
     "config": 1,
     "config_keys": 1,
+    "config_quantization": 1,
     "family": 1,
     "errors": 1,
 }

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from ivl.config_keys import Section, check_keys
+from ivl.config_quantization import Quantization, read_quantization
 from ivl.errors import CheckpointError, ConfigError, UnsupportedError
 
 Architecture = Literal["qwen2", "internlm2", "llama"]
@@ -95,6 +96,8 @@ class ModelConfig:
     layout: Layout
     template: str
     dtype: str
+    quantization: Quantization | None = None
+    """How the decoder's linear layers are stored; None: as plain numbers."""
     max_tiles: int = 12
     min_tiles: int = 1
     use_thumbnail: bool = True
@@ -185,6 +188,7 @@ def parse_config(raw: dict[str, Any], preprocessor: dict[str, Any] | None = None
             layout="official" if kind == "internlm2" else "huggingface",
             template="internvl2_5",
             dtype=_dtype(raw),
+            quantization=read_quantization(raw),
         )
     raise UnsupportedError(
         f"The configuration is of a {kind!r} model.",
@@ -220,6 +224,7 @@ def _parse_official(raw: dict[str, Any]) -> ModelConfig:
         layout="official",
         template=str(_required(raw, "template")),
         dtype=_dtype(raw),
+        quantization=read_quantization(raw, _subsection(raw, "llm_config")),
         max_tiles=raw.get("max_dynamic_patch", 6) if raw.get("dynamic_image_size", False) else 1,
         min_tiles=raw.get("min_dynamic_patch", 1) if raw.get("dynamic_image_size", False) else 1,
         use_thumbnail=bool(raw.get("use_thumbnail", False)),
@@ -252,6 +257,7 @@ def _parse_huggingface(raw: dict[str, Any], preprocessor: dict[str, Any]) -> Mod
         layout="huggingface",
         template="internvl2_5",
         dtype=_dtype(raw),
+        quantization=read_quantization(raw, _subsection(raw, "text_config")),
         max_tiles=preprocessor.get("max_patches", 12),
         min_tiles=preprocessor.get("min_patches", 1),
         use_thumbnail=True,

@@ -29,7 +29,7 @@ USED: dict[Section, frozenset[str]] = {
     Section.OFFICIAL: frozenset(
         """llm_config vision_config model_type template force_image_size downsample_ratio
         dynamic_image_size max_dynamic_patch min_dynamic_patch ps_version select_layer
-        use_thumbnail torch_dtype dtype""".split()
+        use_thumbnail torch_dtype dtype quantization_config""".split()
     ),
     Section.OFFICIAL_VISION: frozenset(
         """hidden_size intermediate_size num_hidden_layers num_attention_heads image_size
@@ -37,7 +37,7 @@ USED: dict[Section, frozenset[str]] = {
     ),
     Section.HUGGINGFACE: frozenset(
         """text_config vision_config model_type downsample_ratio vision_feature_layer
-        torch_dtype dtype""".split()
+        torch_dtype dtype quantization_config""".split()
     ),
     Section.HUGGINGFACE_VISION: frozenset(
         """hidden_size intermediate_size num_hidden_layers num_attention_heads image_size
@@ -46,7 +46,8 @@ USED: dict[Section, frozenset[str]] = {
     Section.DECODER: frozenset(
         """model_type hidden_size intermediate_size num_hidden_layers num_attention_heads
         num_key_value_heads head_dim vocab_size rms_norm_eps rope_theta rope_scaling
-        rope_parameters max_position_embeddings tie_word_embeddings torch_dtype dtype""".split()
+        rope_parameters max_position_embeddings tie_word_embeddings torch_dtype dtype
+        quantization_config""".split()
     ),
     Section.ROPE: frozenset("type rope_type factor rope_theta".split()),
 }
@@ -57,7 +58,6 @@ FIXED: dict[Section, dict[str, tuple[Any, ...]]] = {
         "pad2square": (False, None),
         "use_backbone_lora": (0, False, None),
         "use_llm_lora": (0, False, None),
-        "quantization_config": (None,),
         # The language model's own setting counts; some files repeat transformers' default here.
         "tie_word_embeddings": (False, True, None),
     },
@@ -70,7 +70,6 @@ FIXED: dict[Section, dict[str, tuple[Any, ...]]] = {
     Section.HUGGINGFACE: {
         "projector_hidden_act": ("gelu",),
         "vision_feature_select_strategy": ("default",),
-        "quantization_config": (None,),
         "tie_word_embeddings": (False, True, None),
     },
     Section.HUGGINGFACE_VISION: {
@@ -90,7 +89,6 @@ FIXED: dict[Section, dict[str, tuple[Any, ...]]] = {
         "use_sliding_window": (False, None),
         "pretraining_tp": (1, None),
         "moe_config": (None,),
-        "quantization_config": (None,),
     },
     Section.ROPE: {"partial_rotary_factor": (1, None)},
 }
@@ -127,7 +125,8 @@ def check_keys(raw: dict[str, Any], section: Section) -> None:
         if key in fixed:
             if value not in fixed[key]:
                 raise UnsupportedError(
-                    f"{section.value} sets {key} to {_short(value)}.", _fixed_hint(key, fixed[key])
+                    f"{section.value} sets {key} to {_short(value)}.",
+                    f"ivl implements {key} = {fixed[key][0]} only.",
                 )
         elif key not in used and key not in HARMLESS:
             near = difflib.get_close_matches(key, [*used, *fixed, *HARMLESS], n=1)
@@ -135,12 +134,6 @@ def check_keys(raw: dict[str, Any], section: Section) -> None:
                 f"{section.value} has the key {key!r}, which ivl does not know.",
                 f"Did you mean {near[0]!r}?" if near else "It may change what the model computes.",
             )
-
-
-def _fixed_hint(key: str, allowed: tuple[Any, ...]) -> str:
-    if key == "quantization_config":
-        return "Quantized safetensors are not read; take the 16-bit model."
-    return f"ivl implements {key} = {allowed[0]} only."
 
 
 def _short(value: Any) -> str:

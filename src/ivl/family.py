@@ -175,6 +175,13 @@ def decoder_parameters(config: DecoderConfig) -> int:
     return config.num_layers * layer + embeddings + width
 
 
+def decoder_matrix_parameters(config: DecoderConfig) -> int:
+    """Weights of the matrices in the decoder's layers: what AWQ quantizes."""
+    q, kv = (heads * config.head_dim for heads in (config.num_heads, config.num_kv_heads))
+    layer = config.hidden_size * (2 * q + 2 * kv + 3 * config.intermediate_size)
+    return config.num_layers * layer
+
+
 def num_parameters(config: ModelConfig) -> int:
     """All weights of a model."""
     vision = vision_parameters(config.vision) if config.vision else 0

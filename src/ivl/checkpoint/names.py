@@ -6,8 +6,8 @@ layers. Tables are literal, one a layout; nothing is guessed from what a file ha
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Container, Iterator
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from ivl.config import DecoderConfig, ModelConfig, VisionConfig
@@ -20,11 +20,13 @@ class Source:
     """Where a tensor of ours comes from.
 
     `copy`: as it is; `stack`: several, one below the other (rows); `squeeze`: without the leading
-    dimensions of size one; `wqkv_*`: the part of InternLM2's packed matrix.
+    dimensions of size one; `wqkv_*`: the part of InternLM2's packed matrix. Of an `awq` matrix the
+    names are those of its three tensors, and `combine` is about its rows.
     """
 
     names: tuple[str, ...]
     combine: Combine = "copy"
+    awq: bool = False
 
 
 def _copy(table: dict[str, str]) -> dict[str, Source]:
@@ -175,6 +177,13 @@ INTERNLM2_DECODER = {
     ),
 }
 
+# The tensors that stand for a `weight` in AWQ checkpoints, and which weights may be so stored.
+AWQ_TENSORS = ("qweight", "qzeros", "scales")
+AWQ_MATRICES = (
+    "attn.q.weight", "attn.k.weight", "attn.v.weight", "attn.o.weight",
+    "ffn.gate.weight", "ffn.up.weight", "ffn.down.weight",
+)  # fmt: skip
+
 # Buffers and other entries that checkpoints carry and that hold no weights.
 IGNORED_SUFFIXES = (".rotary_emb.inv_freq", ".attention.rope.inv_freq", "embeddings.position_ids")
 
@@ -196,6 +205,27 @@ def sources(config: ModelConfig) -> dict[str, Source]:
     vision = OFFICIAL_VISION if config.layout == "official" else HUGGINGFACE_VISION
     prefixed.update(_expand(vision, config.vision.num_layers, _absent_in_vision(config.vision)))
     return prefixed
+
+
+def with_awq(table: dict[str, Source], stored: Container[str]) -> dict[str, Source]:
+    """The table of an AWQ checkpoint: what is not stored plainly comes in three tensors."""
+    return {
+        ours: awq_source(source)
+        if is_awq_matrix(ours) and source.names[0] not in stored
+        else source
+        for ours, source in table.items()
+    }
+
+
+def is_awq_matrix(ours: str) -> bool:
+    """Whether AWQ quantizes the tensor that we call so: the decoder's layers' matrices only."""
+    return ours.startswith("decoder.layers.") and ours.endswith(AWQ_MATRICES)
+
+
+def awq_source(source: Source) -> Source:
+    """Where the matrix of a plain `source` comes from when it is stored as AWQ."""
+    stem = source.names[0].removesuffix("weight")
+    return replace(source, names=tuple(stem + name for name in AWQ_TENSORS), awq=True)
 
 
 def canonical(name: str, config: ModelConfig) -> str:

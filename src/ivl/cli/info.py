@@ -63,6 +63,7 @@ def _model_rows(facts: ModelFacts) -> list[tuple[str, str]]:
     rows += [
         ("decoder", f"{size.decoder_name} ({shape})" if size else shape),
         ("parameters", _parameters(facts)),
+        *_quantization(facts),
         ("context", _context(facts)),
         ("cache", f"{facts.kv_bytes_per_token / 1024:g} KiB a token at 16 bits"),
         ("memory", _memory(facts)),
@@ -70,6 +71,12 @@ def _model_rows(facts: ModelFacts) -> list[tuple[str, str]]:
         ("licence", facts.licence or "its files do not state one"),
     ]
     return rows
+
+
+def _quantization(facts: ModelFacts) -> list[tuple[str, str]]:
+    if facts.config.quantization is None:
+        return []
+    return [("quantized", "AWQ: the decoder's matrices have 4 bits, in groups of 128")]
 
 
 def _parameters(facts: ModelFacts) -> str:
@@ -90,7 +97,8 @@ def _context(facts: ModelFacts) -> str:
 
 
 def _memory(facts: ModelFacts) -> str:
-    needed = f"{_memory_size(facts.needed_bytes)} at 16 bits and {facts.usual_context} tokens"
+    kind = "with 4 bits in the decoder" if facts.config.quantization else "at 16 bits"
+    needed = f"{_memory_size(facts.needed_bytes)} {kind} and {facts.usual_context} tokens"
     free_bytes = available_memory_bytes()
     if free_bytes is None:
         return needed

@@ -103,6 +103,7 @@ class ModelFacts:
             "vision_tower": self.size.vision_name if self.size else None,
             "decoder": self.size.decoder_name if self.size else None,
             "architecture": config.decoder.architecture,
+            "quantization": config.quantization,
             "parameters": self.parameters,
             "context": config.decoder.max_positions,
             "longest_context": self.longest_context,

@@ -9,11 +9,20 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ivl.checkpoint.names import IGNORED_SUFFIXES, Source, canonical, sources
+from ivl.checkpoint.awq import AwqTensors, stored_shapes, to_blocks
+from ivl.checkpoint.names import IGNORED_SUFFIXES, Source, canonical, sources, with_awq
 from ivl.checkpoint.safetensors import FLOAT_DTYPES, SafetensorsDirectory
 from ivl.config import DecoderConfig, ModelConfig
 from ivl.errors import CheckpointError
+from ivl.kernels.dispatch import pack
+from ivl.kernels.linear import QuantizedLinear
+from ivl.kernels.matrix import Matrix
 from ivl.model.internvl import InternVL
+from ivl.quant.awq import AWQ
+from ivl.quant.block_format import Bytes
+
+AWQ_DTYPES = ("I32", "I32", "F16")
+"""The types of qweight, qzeros and scales."""
 
 Progress = Callable[[int, int], None]
 """Called with the bytes loaded so far and the bytes in all."""
@@ -36,6 +45,16 @@ class Weights:
         """The tensor that `table` calls so, on the CPU, in the type that it is stored in."""
         return self.files.read(self.available[name])
 
+    def read_combined(self, source: Source) -> Tensor:
+        """A plain tensor of ours, on the CPU, in the type that it is stored in."""
+        return combine(source, [self.read(name) for name in source.names], self.config.decoder)
+
+    def read_awq(self, source: Source) -> Bytes:
+        """An AWQ matrix of ours as blocks uint8 (rows, row_bytes)."""
+        # Outputs to the front: so packed, they are taken apart as the rows of a plain matrix are.
+        parts = [combine(source, [self.read(n).T], self.config.decoder).T for n in source.names]
+        return to_blocks(AwqTensors(*(part.numpy() for part in parts)))
+
 
 def open_weights(config: ModelConfig, directory: Path) -> Weights:
     """Compares names, types and shapes of the files' headers with the configuration.
@@ -47,6 +66,8 @@ def open_weights(config: ModelConfig, directory: Path) -> Weights:
     available = {canonical(name, config): name for name in files.tensors}
     config = _with_own_head(config, available)
     table = sources(config)
+    if config.quantization:
+        table = with_awq(table, available)
     _check_names(table, available, directory)
     _check_types(table, available, files)
     parameters = dict(empty_model(config).named_parameters())
@@ -70,15 +91,23 @@ def build_model(
     weights = open_weights(config, directory)
     config = weights.config
     model = empty_model(config)
-    total = sum(p.numel() for p in model.parameters()) * dtype.itemsize
-    done = 0
+    shapes = dict(model.named_parameters())
+    sizes = {
+        ours: shapes[ours].numel() * AWQ.block_bytes // AWQ.block_size
+        if source.awq
+        else shapes[ours].numel() * dtype.itemsize
+        for ours, source in weights.table.items()
+    }
+    done, total = 0, sum(sizes.values())
     for ours, source in weights.table.items():
-        parts = [weights.read(name) for name in source.names]
-        tensor = combine(source, parts, config.decoder)
-        # A view of a mapped file must not become the parameter: the file may change or vanish.
-        tensor = tensor.to(device=device, dtype=dtype, copy=True).contiguous()
-        _assign(model, ours, tensor)
-        done += tensor.numel() * dtype.itemsize
+        if source.awq:
+            _assign_matrix(model, ours, pack(weights.read_awq(source), AWQ.name, device))
+        else:
+            tensor = weights.read_combined(source)
+            # A view of a mapped file must not become the parameter: the file may change or vanish.
+            _assign(model, ours, tensor.to(device=device, dtype=dtype, copy=True).contiguous())
+            del tensor
+        done += sizes[ours]
         if progress:
             progress(done, total)
     if config.decoder.tied_embeddings:
@@ -122,7 +151,7 @@ def combine(source: Source, parts: list[Tensor], config: DecoderConfig) -> Tenso
         return parts[0]
     # InternLM2: for each kv head its query heads, then k, then v, each of head_dim rows.
     group = config.num_heads // config.num_kv_heads
-    packed = parts[0].unflatten(0, (config.num_kv_heads, group + 2, config.head_dim))
+    packed = parts[0].unflatten(0, (config.num_kv_heads, group + 2, -1))
     rows = {"wqkv_q": slice(0, group), "wqkv_k": slice(group, group + 1), "wqkv_v": slice(-1, None)}
     return packed[:, rows[source.combine]].flatten(0, 2)
 
@@ -141,6 +170,15 @@ def _with_own_head(config: ModelConfig, available: Collection[str]) -> ModelConf
 def _assign(model: nn.Module, name: str, tensor: Tensor) -> None:
     path, _, leaf = name.rpartition(".")
     setattr(model.get_submodule(path), leaf, nn.Parameter(tensor, requires_grad=False))
+
+
+def _assign_matrix(model: nn.Module, name: str, matrix: Matrix) -> None:
+    """Puts a layer over the matrix in the place of the `nn.Linear` whose weight is called so."""
+    path, _, leaf = name.removesuffix(".weight").rpartition(".")
+    parent = model.get_submodule(path)
+    layer = QuantizedLinear(matrix)
+    layer.bias = getattr(parent, leaf).bias
+    setattr(parent, leaf, layer)
 
 
 def _check_names(table: dict[str, Source], available: dict[str, str], directory: Path) -> None:
@@ -164,12 +202,17 @@ def _check_types(
     table: dict[str, Source], available: dict[str, str], files: SafetensorsDirectory
 ) -> None:
     for source in table.values():
-        for name in source.names:
+        for number, name in enumerate(source.names):
             dtype = files.tensors[available[name]].dtype
-            if dtype not in FLOAT_DTYPES:
+            if source.awq and dtype != AWQ_DTYPES[number]:
+                raise CheckpointError(
+                    f"The tensor {name} is of type {dtype}; of AWQ it is {AWQ_DTYPES[number]}.",
+                    "Take weights that AutoAWQ, LMDeploy or ivl quantized.",
+                )
+            if not source.awq and dtype not in FLOAT_DTYPES:
                 raise CheckpointError(
                     f"The tensor {name} is of type {dtype}, which holds no plain weights.",
-                    "Quantized safetensors are not read; take the 16-bit model.",
+                    "Of quantized safetensors, AWQ is read; take that, or the 16-bit model.",
                 )
 
 
@@ -183,11 +226,7 @@ def _check_shapes(
     wrong = []
     for ours, source in table.items():
         shapes = [files.tensors[available[name]].shape for name in source.names]
-        try:
-            parts = [torch.empty(shape, device="meta") for shape in shapes]
-            found = tuple(combine(source, parts, config.decoder).shape)
-        except RuntimeError:
-            found = None
+        found = _shape_of(source, shapes, config.decoder)
         if found != tuple(parameters[ours].shape):
             given = " + ".join(str(list(shape)) for shape in shapes)
             wrong.append(f"{source.names[0]} is {given}, for {list(parameters[ours].shape)} here")
@@ -196,6 +235,21 @@ def _check_shapes(
             f"{len(wrong)} tensors have other shapes than config.json says: {wrong[0]}.",
             "The weights are of another size of the model, or the config.json is.",
         )
+
+
+def _shape_of(
+    source: Source, shapes: list[tuple[int, ...]], config: DecoderConfig
+) -> tuple[int, ...] | None:
+    """The shape of our tensor by those of its sources; None when they do not fit together."""
+    try:
+        parts = [torch.empty(shape, device="meta") for shape in shapes]
+        if not source.awq:
+            return tuple(combine(source, parts, config).shape)
+        turned = [tuple(combine(source, [part.T], config).T.shape) for part in parts]
+        inputs, outputs = turned[0][0], turned[2][-1]
+    except (RuntimeError, IndexError):
+        return None
+    return (outputs, inputs) if tuple(turned) == stored_shapes(outputs, inputs) else None
 
 
 def _some(names: Iterable[str], count: int = 3) -> str:

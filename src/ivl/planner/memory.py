@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from ivl.config import ModelConfig
 from ivl.errors import CapacityError
-from ivl.family import FAMILY, num_parameters
+from ivl.family import FAMILY, decoder_matrix_parameters, num_parameters
+from ivl.quant.awq import AWQ
 
 GIB = 1024**3
 DEFAULT_CONTEXT = 8192
@@ -32,10 +33,18 @@ def vision_activation_bytes(config: ModelConfig, vision_batch: int, itemsize: in
     return vision_batch * (1 + v.num_patches) * (values * itemsize + 4 * v.hidden_size)
 
 
+def weights_bytes(config: ModelConfig, itemsize: int) -> int:
+    """Weights in memory: `itemsize` bytes each, but those that stay quantized as they are."""
+    plain, quantized = num_parameters(config), 0
+    if config.quantization == "awq":
+        quantized = decoder_matrix_parameters(config.decoder)
+    return (plain - quantized) * itemsize + quantized * AWQ.block_bytes // AWQ.block_size
+
+
 def needed_bytes(config: ModelConfig, *, itemsize: int, context: int, vision_batch: int) -> int:
     """Weights, cache, activations and run time, in bytes."""
     return (
-        num_parameters(config) * itemsize
+        weights_bytes(config, itemsize)
         + context * kv_bytes_per_token(config, itemsize)
         + vision_activation_bytes(config, vision_batch, itemsize)
         + RUNTIME_BYTES
@@ -54,7 +63,7 @@ def check_fits(
     needed = needed_bytes(config, itemsize=itemsize, context=context, vision_batch=vision_batch)
     if available_bytes is None or needed <= available_bytes:
         return
-    weights = num_parameters(config) * itemsize
+    weights = weights_bytes(config, itemsize)
     raise CapacityError(
         f"The model needs {needed / GIB:.1f} GiB ({weights / GIB:.1f} GiB of weights, "
         f"a context of {context} tokens), and {available_bytes / GIB:.1f} GiB are free.",
