@@ -8,6 +8,7 @@
 
 namespace nb = nanobind;
 
+void bind_matmul(nb::module_&);
 void bind_threads(nb::module_&);
 
 NB_MODULE(_cpu, m) {
@@ -18,5 +19,6 @@ NB_MODULE(_cpu, m) {
     for (ivl::Isa isa : ivl::usable_isas()) names.emplace_back(ivl::isa_name(isa));
     return names;
   });
+  bind_matmul(m);
   bind_threads(m);
 }

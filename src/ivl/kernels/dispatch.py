@@ -5,8 +5,11 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from ivl.kernels import cpu
+from ivl.kernels.cpu_matrix import CpuMatrix
 from ivl.kernels.matrix import Matrix
 from ivl.kernels.reference import ReferenceMatrix
+from ivl.quant.formats import find_format
 
 
 def pack(blocks: np.ndarray, format: str, device: torch.device | str = "cpu") -> Matrix:
@@ -15,4 +18,8 @@ def pack(blocks: np.ndarray, format: str, device: torch.device | str = "cpu") ->
     The blocks may be a view of a mapped file; they are copied where the implementation keeps them
     in another order, and kept where it does not. Raises UnsupportedError for unknown formats.
     """
+    if torch.device(device).type == "cpu":
+        extension = cpu.extension()
+        if extension is not None and extension.supports_format(find_format(format).type_id):
+            return CpuMatrix(blocks, format, extension)
     return ReferenceMatrix(blocks, format, device)

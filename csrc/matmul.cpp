@@ -1,0 +1,147 @@
+#include "matmul.hpp"
+
+#include <cstring>
+#include <stdexcept>
+#include <string>
+
+#include "isa.hpp"
+#include "packing.hpp"
+#include "threads.hpp"
+#include "variant/matmul.hpp"
+
+namespace ivl {
+namespace {
+
+// Panels of one task: enough to read for a while in one place, few enough that every thread gets
+// several tasks of a product.
+constexpr int64_t kTaskPanels = 8;
+
+const MatmulKernels& kernels() {
+  switch (current_isa()) {
+#if defined(IVL_HAS_AVX512)
+    case Isa::avx512: return avx512::matmul_kernels;
+#endif
+#if defined(IVL_HAS_AVX2)
+    case Isa::avx2: return avx2::matmul_kernels;
+#endif
+#if defined(IVL_HAS_NEON)
+    case Isa::neon: return neon::matmul_kernels;
+#endif
+    default: return portable::matmul_kernels;
+  }
+}
+
+const Layout& find_layout(int type_id) {
+  const int index = layout_index(type_id);
+  if (index < 0) throw std::invalid_argument("no kernel for tensor type " + std::to_string(type_id));
+  return kLayouts[index];
+}
+
+int64_t num_panels(const PackedMatrix& matrix) {
+  return (matrix.rows() + kPanelRows - 1) / kPanelRows;
+}
+
+int64_t num_tasks(const PackedMatrix& matrix) {
+  return (num_panels(matrix) + kTaskPanels - 1) / kTaskPanels;
+}
+
+}  // namespace
+
+bool PackedMatrix::supports(int type_id) { return layout_index(type_id) >= 0; }
+
+PackedMatrix::PackedMatrix(const uint8_t* blocks, int type_id, int64_t rows, int64_t columns)
+    : type_id_(type_id), rows_(rows), columns_(columns) {
+  const Layout& layout = find_layout(type_id);
+  if (rows < 0 || columns < 0 || columns % layout.block != 0) {
+    throw std::invalid_argument("columns are no whole number of blocks");
+  }
+  const int64_t size = panel_bytes(layout, columns);
+  packed_ = Buffer(static_cast<size_t>(num_panels(*this) * size));
+  parallel_for(num_panels(*this), [&](int64_t panel) {
+    pack_panel(layout, blocks, rows, columns, panel, packed_.data());
+  });
+}
+
+void PackedMatrix::rows_at(const int64_t* ids, int64_t num_ids, float* out) const {
+  const Layout& layout = find_layout(type_id_);
+  const auto one = [&](int64_t i) {
+    unpack_row(layout, packed_.data(), columns_, ids[i], out + i * columns_);
+  };
+  if (num_ids < 8) {
+    for (int64_t i = 0; i < num_ids; ++i) one(i);
+  } else {
+    parallel_for(num_ids, one);
+  }
+}
+
+void QuantizedRows::quantize(const void* x, Dtype dtype, int64_t num_rows, int64_t columns,
+                             int64_t row_stride) {
+  num_rows_ = num_rows;
+  columns_ = columns;
+  const int64_t size = num_rows * columns, groups = size / kGroup;
+  scales_at_ = static_cast<size_t>((size + 63) / 64 * 64);
+  memory_.reserve(scales_at_ + static_cast<size_t>(16 * groups));
+  uint8_t* memory = memory_.data();
+  float* scales = reinterpret_cast<float*>(memory + scales_at_);
+  const MatmulKernels& of_isa = kernels();
+  const int64_t stride = row_stride == 0 ? columns : row_stride;
+  const auto tile = [&](int64_t index) {
+    const int64_t first = index * kTileRows;
+    const int64_t last = first + kTileRows < num_rows ? first + kTileRows : num_rows;
+    of_isa.quantize(x, static_cast<int>(dtype), stride, first, last, num_rows, columns,
+                    reinterpret_cast<int8_t*>(memory), scales, scales + groups,
+                    reinterpret_cast<int32_t*>(scales + 2 * groups));
+  };
+  const int64_t tiles = (num_rows + kTileRows - 1) / kTileRows;
+  if (tiles > 1) {
+    parallel_for(tiles, tile);
+  } else if (tiles == 1) {
+    tile(0);
+  }
+}
+
+void QuantizedRows::unpack(int8_t* values_out, float* scales_out) const {
+  for (int64_t row = 0; row < num_rows_; ++row) {
+    const int64_t tile = row / kTileRows * kTileRows;
+    const int64_t height = num_rows_ - tile < kTileRows ? num_rows_ - tile : kTileRows;
+    for (int64_t g = 0; g < num_groups(); ++g) {
+      const int64_t at = tile * num_groups() + g * height + row - tile;
+      std::memcpy(values_out + row * columns_ + kGroup * g, values() + kGroup * at, kGroup);
+      scales_out[row * num_groups() + g] = scales()[at];
+    }
+  }
+}
+
+int64_t matmul_num_parts(const Product* products, int num_products, int64_t num_rows) {
+  int64_t parts = 0;
+  for (int i = 0; i < num_products; ++i) parts += num_tasks(*products[i].matrix);
+  return num_rows == 0 ? 0 : parts;
+}
+
+void matmul_part(const Product* products, int num_products, const QuantizedRows& x, int64_t part) {
+  int which = 0;
+  while (which + 1 < num_products && part >= num_tasks(*products[which].matrix)) {
+    part -= num_tasks(*products[which++].matrix);
+  }
+  const Product& product = products[which];
+  const PackedMatrix& matrix = *product.matrix;
+  const int64_t first = part * kTaskPanels, end = first + kTaskPanels;
+  const PanelTask task = {
+      matrix.data(), matrix.type_id(), matrix.rows(), matrix.columns(), first,
+      end < num_panels(matrix) ? end : num_panels(matrix), product.bias, product.out,
+      static_cast<int>(product.out_dtype),
+      product.out_stride == 0 ? matrix.rows() : product.out_stride};
+  const RowsView rows = {x.values(), x.scales(), x.weighted_sums(), x.half_sums(), x.num_rows(),
+                         x.columns()};
+  static thread_local Buffer scratch;
+  const MatmulKernels& of_isa = kernels();
+  scratch.reserve(static_cast<size_t>(of_isa.scratch_bytes(x.num_rows(), x.columns())));
+  of_isa.matmul(task, rows, scratch.data());
+}
+
+void matmul(const Product* products, int num_products, const QuantizedRows& x) {
+  parallel_for(matmul_num_parts(products, num_products, x.num_rows()),
+               [&](int64_t part) { matmul_part(products, num_products, x, part); });
+}
+
+}  // namespace ivl

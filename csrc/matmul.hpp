@@ -1,0 +1,113 @@
+// Products with quantized matrices: y = x W^T + bias.
+//
+// A matrix is packed once, when it is loaded; the activations are quantized once for all matrices
+// that share them; then come the products:
+//
+//     QuantizedRows x;
+//     x.quantize(hidden, Dtype::float32, num_rows, columns);
+//     matmul({{&q, q_bias, q_out}, {&k, k_bias, k_out}, {&v, v_bias, v_out}}, x);
+//
+// Results depend on neither the number of threads nor how many rows are multiplied together: each
+// output is summed by one thread in the order of the columns, always the same. docs/kernels.md
+// describes layouts and loops.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <initializer_list>
+
+#include "memory.hpp"
+
+namespace ivl {
+
+struct MatmulKernels;
+
+// The numbers are those of GGUF files (ggml_type).
+enum class Dtype : int { float32 = 0, float16 = 1, bfloat16 = 30 };
+
+inline int64_t bytes_of(Dtype dtype) { return dtype == Dtype::float32 ? 4 : 2; }
+
+// Weights that stay quantized, 16 rows interleaved. Immutable.
+class PackedMatrix {
+ public:
+  // Block formats by their numbers in GGUF files; AWQ has none there.
+  static constexpr int kAwq = -1;
+  static bool supports(int type_id);
+
+  // `blocks`: rows one after the other, each columns / block size blocks; they are not kept. Throws
+  // std::invalid_argument for a format that is not supported or columns that blocks do not divide.
+  PackedMatrix(const uint8_t* blocks, int type_id, int64_t rows, int64_t columns);
+
+  int type_id() const { return type_id_; }
+  int64_t rows() const { return rows_; }
+  int64_t columns() const { return columns_; }
+  size_t num_bytes() const { return packed_.size(); }
+  const uint8_t* data() const { return packed_.data(); }
+
+  // Rows `ids` as float32 (num_ids, columns), bit for bit what ivl.quant's reference gives. Ids must
+  // lie in [0, rows).
+  void rows_at(const int64_t* ids, int64_t num_ids, float* out) const;
+
+ private:
+  int type_id_;
+  int64_t rows_, columns_;
+  Buffer packed_;
+};
+
+// Activations of int8, with a float32 scale for each group of 32 neighbours in a row:
+// x = scale * q, scale = largest magnitude / 127. Can be filled again and again; the memory stays.
+class QuantizedRows {
+ public:
+  static constexpr int kGroup = 32;
+  // Rows are stored in tiles of so many, the last one of what is left: group by group, and in it row
+  // by row, the 32 bytes. A single row is stored as it is.
+  static constexpr int kTileRows = 12;
+
+  // x (num_rows, columns), rows `row_stride` elements apart (0: columns). columns is a multiple of
+  // 32; anything may be unaligned. Values that are not finite make their group's results NaN.
+  void quantize(const void* x, Dtype dtype, int64_t num_rows, int64_t columns,
+                int64_t row_stride = 0);
+
+  int64_t num_rows() const { return num_rows_; }
+  int64_t columns() const { return columns_; }
+  int64_t num_groups() const { return columns_ / kGroup; }
+  const int8_t* values() const { return memory_.as<int8_t>(); }
+  // Per group and row, in the order of the values; so are the sums.
+  const float* scales() const { return reinterpret_cast<const float*>(memory_.data() + scales_at_); }
+  // scale * sum of the group's values, float32.
+  const float* weighted_sums() const { return scales() + num_rows_ * num_groups(); }
+  // For each group of a tile: the sums of the first 16 values for all rows, then of the last 16.
+  const int32_t* half_sums() const {
+    return reinterpret_cast<const int32_t*>(weighted_sums() + num_rows_ * num_groups());
+  }
+
+  // The quantized activations in plain order: values (num_rows, columns), scales (num_rows, groups).
+  void unpack(int8_t* values, float* scales) const;
+
+ private:
+  int64_t num_rows_ = 0, columns_ = 0;
+  size_t scales_at_ = 0;
+  Buffer memory_;
+};
+
+// One product: out (num_rows, matrix rows), rows `out_stride` elements apart (0: matrix rows).
+struct Product {
+  const PackedMatrix* matrix;
+  const float* bias;  // (matrix rows,), or null
+  void* out;
+  Dtype out_dtype = Dtype::float32;
+  int64_t out_stride = 0;
+};
+
+// Products that share one input, on all threads. Every matrix has x.columns() columns.
+void matmul(const Product* products, int num_products, const QuantizedRows& x);
+inline void matmul(std::initializer_list<Product> products, const QuantizedRows& x) {
+  matmul(products.begin(), static_cast<int>(products.size()), x);
+}
+
+// The same for callers that run on several threads themselves: the work comes in
+// `matmul_num_parts` independent parts, to be run in any order on any threads.
+int64_t matmul_num_parts(const Product* products, int num_products, int64_t num_rows);
+void matmul_part(const Product* products, int num_products, const QuantizedRows& x, int64_t part);
+
+}  // namespace ivl

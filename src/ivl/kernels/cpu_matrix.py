@@ -1,0 +1,66 @@
+"""Quantized matrices on CPUs, in the C++ extension (`csrc/matmul.hpp`)."""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ivl.kernels.matrix import Matrix
+from ivl.quant.formats import find_format
+
+DTYPE_NUMBERS = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 30}
+"""Types of activations, by their numbers in GGUF files (ggml_type)."""
+
+
+class CpuMatrix(Matrix):
+    """Keeps the weights with 16 rows interleaved; multiplies by int8 activations.
+
+    Activations are rounded to 8 bits with a scale for each 32 of them. What is computed depends on
+    neither the number of threads nor how many activations are multiplied at once.
+    """
+
+    def __init__(self, blocks: np.ndarray, format: str, extension: ModuleType) -> None:
+        """blocks: uint8 (rows, row_bytes); not kept. `extension`: of `ivl.kernels.cpu`."""
+        found = find_format(format)
+        self.format = found.name
+        self.rows = blocks.shape[0]
+        self.columns = blocks.shape[1] // found.block_bytes * found.block_size
+        blocks = np.ascontiguousarray(blocks)
+        self.packed = extension.PackedMatrix(
+            blocks.ctypes.data, found.type_id, self.rows, self.columns
+        )
+        self._bias: tuple[Tensor, Tensor] | None = None
+
+    @property
+    def num_bytes(self) -> int:
+        return self.packed.num_bytes
+
+    def linear(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        if x.shape[-1] != self.columns:
+            raise ValueError(f"x must be (..., {self.columns}), not {tuple(x.shape)}")
+        x = x.contiguous()
+        out = torch.empty((*x.shape[:-1], self.rows), dtype=x.dtype)
+        dtype = DTYPE_NUMBERS[x.dtype]
+        bias_at = 0 if bias is None else self._float_bias(bias).data_ptr()
+        num_rows = x.numel() // self.columns if self.columns else 0
+        self.packed.matmul(x.data_ptr(), dtype, num_rows, bias_at, out.data_ptr(), dtype)
+        return out
+
+    def rows_at(self, ids: Tensor) -> Tensor:
+        flat = ids.flatten().to(torch.int64).contiguous()
+        if flat.numel() and not 0 <= int(flat.min()) <= int(flat.max()) < self.rows:
+            raise IndexError(f"ids must be in [0, {self.rows})")
+        out = torch.empty((flat.numel(), self.columns))
+        self.packed.rows_at(flat.data_ptr(), flat.numel(), out.data_ptr())
+        return out.reshape(*ids.shape, self.columns)
+
+    def _float_bias(self, bias: Tensor) -> Tensor:
+        """The bias in float32, converted once for each tensor."""
+        if bias.dtype == torch.float32 and bias.is_contiguous():
+            return bias
+        if self._bias is None or self._bias[0] is not bias:
+            self._bias = (bias, bias.detach().float().contiguous())
+        return self._bias[1]
