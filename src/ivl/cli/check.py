@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 
 from typer import Argument, Option
 
+from ivl.cli.check_against import Against, check_against
 from ivl.cli.check_reference import check_reference, record_reference
 from ivl.cli.findings import Findings, dtype_name
-from ivl.cli.options import Json, Quiet, Threads
+from ivl.cli.options import Json, MaxTiles, Quiet, Threads
 from ivl.cli.terminal import Status
 from ivl.errors import RequestError
 from ivl.planner.threads import choose_threads
@@ -42,6 +43,26 @@ RecordedImage = Annotated[
 RecordedQuestion = Annotated[
     str | None, Option(metavar="TEXT", help=f'For --record; by default "{QUESTION}"')
 ]
+Original = Annotated[
+    str | None,
+    Option(
+        "--against",
+        metavar="ORIGINAL",
+        help="Compare with the model that MODEL was made from: next tokens, image features, "
+        "answers.",
+    ),
+]
+Data = Annotated[
+    list[Path] | None,
+    Option(
+        metavar="PATH",
+        help="For --against: an image, a .txt or .jsonl file, or a directory; may be repeated. "
+        "By default, bundled pages.",
+    ),
+]
+NoAnswers = Annotated[
+    bool, Option("--no-answers", help="For --against: do not write whole answers; much faster.")
+]
 Device = Annotated[
     str | None,
     Option(metavar="DEVICE", help="cpu, cuda, cuda:1 or mps; by default the best there is."),
@@ -67,6 +88,10 @@ def command(
     record: Record = None,
     image: RecordedImage = None,
     question: RecordedQuestion = None,
+    against: Original = None,
+    data: Data = None,
+    max_tiles: MaxTiles = None,
+    no_answers: NoAnswers = False,
     device: Device = None,
     dtype: Dtype = None,
     threads: Threads = None,
@@ -79,15 +104,13 @@ def command(
 
     MODEL is demo, a size (1b to 78b), a directory, or a hub id; by default $IVL_MODEL, or demo.
     Every weight is read, and one image is run through the model. With --reference, its features,
-    logits and tokens are compared with those that another code computed.
+    logits and tokens are compared with those that another code computed. With --against, a
+    quantized model is compared with its original; the exit code is 2 when it is damaged.
     """
-    if record is not None and (reference is not None or tolerance is not None):
-        raise RequestError("--record writes a reference and compares nothing.", "Compare with it.")
-    if record is None and (image is not None or question is not None):
-        raise RequestError("--image and --question are for --record.", "`ivl ask` asks a model.")
-    if tolerance is not None and (reference is None or not tolerance > 0):
-        raise RequestError("--tolerance is a number above 0, for --reference.", "Try 0.001.")
-
+    _require_one_check(reference, tolerance, record, (image, question), against)
+    if against is None and (data or no_answers or max_tiles is not None):
+        message = "--data, --max-tiles and --no-answers are for --against."
+        raise RequestError(message, "Name the original with it.")
     choose_threads(threads, "--threads")
 
     from ivl.checkpoint.locate import locate
@@ -96,12 +119,18 @@ def command(
 
     use_threads(threads)
     status = Status(quiet=quiet)
+    if against is not None:
+        loading = {"device": device, "dtype": dtype, "revision": revision, "offline": offline}
+        asked = Against(model, against, data or (), max_tiles, not no_answers, loading)
+        _compare_models(asked, Findings(model=model, in_json=json, status=status))
+        return
     directory = locate(model, revision=revision, offline=offline, show_progress=status.is_seen)
     config = read_config(directory)
     if record is not None:
         record_reference(directory, config, record, image, question or QUESTION, status)
         return
-    findings = Findings(model=model, directory=str(directory), in_json=json, status=status)
+    findings = Findings(model=model, in_json=json, status=status)
+    findings.record["directory"] = str(directory)
     try:
         _check_weights(directory, config, findings)
         if reference is None:
@@ -109,6 +138,32 @@ def command(
         else:
             chosen = dtype or "float32"
             check_reference(directory, config, reference, tolerance, device, chosen, findings)
+        findings.ok = True
+    finally:
+        findings.finish()
+
+
+def _require_one_check(
+    reference: Path | None,
+    tolerance: float | None,
+    record: Path | None,
+    recorded: tuple[Path | None, str | None],
+    against: str | None,
+) -> None:
+    """RequestError for options that do not belong together."""
+    if against is not None and not (reference is None and record is None):
+        raise RequestError("--against, --reference and --record are three checks.", "Choose one.")
+    if record is not None and (reference is not None or tolerance is not None):
+        raise RequestError("--record writes a reference and compares nothing.", "Compare with it.")
+    if record is None and any(given is not None for given in recorded):
+        raise RequestError("--image and --question are for --record.", "`ivl ask` asks a model.")
+    if tolerance is not None and (reference is None or not tolerance > 0):
+        raise RequestError("--tolerance is a number above 0, for --reference.", "Try 0.001.")
+
+
+def _compare_models(asked: Against, findings: Findings) -> None:
+    try:
+        check_against(asked, findings)
         findings.ok = True
     finally:
         findings.finish()

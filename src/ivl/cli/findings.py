@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 class Findings:
     """What was found so far: printed line by line for people, or at the end as JSON."""
 
-    def __init__(self, *, model: str, directory: str, in_json: bool, status: Status) -> None:
-        self.record: dict[str, Any] = {"model": model, "directory": directory}
+    def __init__(self, *, model: str, in_json: bool, status: Status) -> None:
+        self.record: dict[str, Any] = {"model": model}
         self.in_json, self.status, self.ok = in_json, status, False
 
     def add(self, name: str, text: str) -> None:
