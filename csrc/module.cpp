@@ -9,6 +9,7 @@
 namespace nb = nanobind;
 
 void bind_matmul(nb::module_&);
+void bind_quantize(nb::module_&);
 void bind_threads(nb::module_&);
 
 NB_MODULE(_cpu, m) {
@@ -20,5 +21,6 @@ NB_MODULE(_cpu, m) {
     return names;
   });
   bind_matmul(m);
+  bind_quantize(m);
   bind_threads(m);
 }

@@ -14,9 +14,14 @@ import pytest
 _OF_THE_USER = ("IVL_", "HF_", "HUGGINGFACE_", "TRANSFORMERS_")
 """Beginnings of the environment variables that would let a user's settings into a test."""
 
+_OF_THE_TESTS = {"IVL_LLAMA_CPP"}
+"""Where an oracle is: tests that compare with it look here."""
+
 
 def _settings_of_the_user() -> list[str]:
-    return [name for name in os.environ if name.startswith(_OF_THE_USER)]
+    return [
+        name for name in os.environ if name.startswith(_OF_THE_USER) and name not in _OF_THE_TESTS
+    ]
 
 
 # Before anything imports them: torch, the tokenizers and huggingface_hub read their variables once,

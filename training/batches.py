@@ -6,6 +6,7 @@ patches.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -26,10 +27,10 @@ EMPTY = 0
 NUM_CLASSES = 1 + 94
 IGNORE = -100
 POOL = 5
-COMMON_SHARE = 0.9
-"""The share of pages in common fonts, which a short training has a better chance to learn."""
-PAD_MULTIPLE = 64
-"""Few lengths, because the matrix library prepares itself anew for each."""
+BLANK_SPREAD = 12
+"""Patches whose colours differ by no more than this (of 255) show nothing."""
+PAD_MULTIPLE = 32
+"""Few lengths, because libraries prepare themselves anew for each."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,12 +38,15 @@ class Stage:
     """A step of the curriculum."""
 
     name: str
-    steps: int
+    share: float
+    """Of the run's time."""
     batch: int
     window: int
     """Patches attend within squares of this side; `GRID` for the whole tile. Characters are local,
     so small windows teach them at a fraction of the attention's cost."""
     max_lines: int
+    min_lines: int = 1
+    """Pages are drawn with between `min_lines` and `max_lines` lines to fill."""
     dense: float
     """The share of pages that are filled with random characters."""
     text_weight: float
@@ -51,9 +55,14 @@ class Stage:
     scan: float = 0.0
     questions: float = 0.0
     """The share of pages that are asked about instead of read."""
+    common: float = 0.9
+    """The share of pages in common fonts, which a short training has a better chance to learn."""
+    skip_blanks: bool = False
+    """Whether most blank patches are left out of the tower, which halves its work."""
     lr: float = 1.0
-    cooldown: bool = False
-    """Whether the learning rate falls to zero over the stage's steps."""
+    lr_end: float = 1.0
+    """The learning rate's factor at the stage's beginning and end; between them it is linear in
+    the time that has passed."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -69,7 +78,7 @@ class Batch:
 
 
 class Batches(IterableDataset[Batch]):
-    """The batches of a stage from number `first` on, which must be a multiple of POOL.
+    """The endless batches of a stage from number `first` on, which must be a multiple of POOL.
 
     Pages are drawn for POOL batches at a time and sorted by length, so that little is padded.
     What a pool holds depends on the seed and its number alone, whoever makes it.
@@ -81,7 +90,7 @@ class Batches(IterableDataset[Batch]):
     def __iter__(self) -> Iterator[Batch]:
         worker = torch.utils.data.get_worker_info()
         offset, stride = (worker.id, worker.num_workers) if worker else (0, 1)
-        for pool in range(self.first // POOL + offset, self.stage.steps // POOL, stride):
+        for pool in itertools.count(self.first // POOL + offset, stride):
             yield from make_batches(self.stage, [self.seed, pool], self.prompts)
 
 
@@ -110,16 +119,44 @@ def make_batch(pages: list[Page], samples: list[Sample], prompts: Prompts) -> Ba
     )
 
 
+def printed_patches(tiles_u8: Tensor) -> Tensor:
+    """1 where a patch is of more than one colour: float (b, GRID * GRID)."""
+    patches = tiles_u8.unflatten(1, (GRID, PATCH_PX)).unflatten(3, (GRID, PATCH_PX))
+    spread = patches.amax((2, 4)).int() - patches.amin((2, 4)).int()  # (b, GRID, GRID, 3)
+    return (spread.amax(-1) > BLANK_SPREAD).float().flatten(1)
+
+
+def cut(batch: Batch, size: int) -> list[Batch]:
+    """Batches of `size` pages that are about equally full, no longer than their longest page."""
+    pieces = []
+    for rows in printed_patches(batch.tiles).sum(1).argsort(stable=True).split(size):
+        used = int((batch.labels[rows] != IGNORE).any(0).nonzero().max()) + 1
+        length = min(-(-used // PAD_MULTIPLE) * PAD_MULTIPLE, batch.ids.shape[1])
+        pieces.append(
+            Batch(
+                tiles=batch.tiles[rows],
+                ids=batch.ids[rows, :length],
+                labels=batch.labels[rows, :length],
+                image_start=batch.image_start,
+                patch_labels=batch.patch_labels[rows],
+                align=batch.align[rows, :length],
+            )
+        )
+    return pieces
+
+
 def draw(stage: Stage, rng: np.random.Generator) -> Page:
     dense = bool(rng.random() < stage.dense)
-    max_lines = stage.max_lines if dense else int(rng.integers(1, stage.max_lines + 1))
+    max_lines = (
+        stage.max_lines if dense else int(rng.integers(stage.min_lines, stage.max_lines + 1))
+    )
     return make_page(
         rng,
         split="train",
         max_lines=max_lines,
         dense=dense,
         scan=stage.scan,
-        fonts="common" if rng.random() < COMMON_SHARE else "train",
+        fonts="common" if rng.random() < stage.common else "train",
     )
 
 

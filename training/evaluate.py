@@ -2,7 +2,8 @@
 
 Words and layouts are those of the evaluation's side of the split, and with `--fonts eval` the font
 families too; decoding is greedy. The result is the character error rate: edit distance over
-length, over all pages of a kind together.
+length, over all pages of a kind together. With `--questions` each page that has facts is also
+asked for one of them; an answer counts when it is exactly what is printed.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import ivl
 from ivl.evaluate.metrics import edit_distance
 from training.curriculum import DEMO_MAX_LINES
 from training.pages import Page, make_page
+from training.questions import draw_question
 
 SEED = 20_000_000
 KINDS = ("receipt", "label", "tag", "note")
@@ -35,20 +37,26 @@ def main() -> None:
         default="common",
         help="the common fonts of training, or families that training never saw",
     )
+    parser.add_argument("--questions", action="store_true", help="ask about each page as well")
     parser.add_argument("--max-lines", type=int, default=DEMO_MAX_LINES)
     parser.add_argument("--dtype", default=None)
     parser.add_argument("--worst", type=int, default=0, help="print so many of the worst pages")
     parser.add_argument("--out", type=Path, help="write the result as JSON")
     args = parser.parse_args()
     model = ivl.load(args.model, dtype=args.dtype)
-    rows = []
+    rows, answers = [], []
     for index in range(args.pages):
         page = evaluation_page(index, max_lines=args.max_lines, scan=args.scan, fonts=args.fonts)
         began = time.perf_counter()
         read = model.read(page.image, max_tokens=900).text
         seconds = time.perf_counter() - began
         rows.append((page, read, edit_distance(page.text, read), seconds))
+        asked = draw_question(page, np.random.default_rng([SEED + 1, index]))
+        if args.questions and asked:
+            answers.append(model.ask(page.image, asked[0], max_tokens=100).text == asked[1])
     result = summarise(rows)
+    if answers:
+        result |= {"questions": len(answers), "answers_right": round(float(np.mean(answers)), 4)}
     print(json.dumps(result, indent=2))
     for page, read, distance, _ in sorted(rows, key=lambda r: -r[2])[: args.worst]:
         print(f"\n--- {page.kind}, {distance} errors; truth, then what was read\n{page.text}")

@@ -25,12 +25,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("out", type=Path)
+    parser.add_argument("--average", action="store_true", help="the running mean of the weights")
     args = parser.parse_args()
     prompts = Prompts()
     config = demo_config(prompts.vocab_size)
     network = Network(config)
     state = torch.load(args.checkpoint, weights_only=True)
     network.load_state_dict(state["network"])
+    if args.average:
+        for p, mean in zip(network.parameters(), state["average"], strict=True):
+            p.data.copy_(mean)
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     save_tokenizer(prompts.tokenizer, args.out)

@@ -7,6 +7,7 @@ decoder to follow the lines. Neither leaves anything in the trained model.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -19,10 +20,20 @@ from ivl.model.decoder import Attention
 from ivl.model.internvl import InternVL
 from ivl.model.projector import pixel_shuffle
 from ivl.model.rotary import rotate
-from training.batches import EMPTY, GRID, IGNORE, NUM_CLASSES, PARTS_PER_PATCH, Batch
+from training.batches import (
+    EMPTY,
+    GRID,
+    IGNORE,
+    NUM_CLASSES,
+    PARTS_PER_PATCH,
+    Batch,
+    printed_patches,
+)
 
 ALIGNED_LAYERS = (1, 2)
 EMPTY_WEIGHT = 0.1
+HEAD_STEPS = 120
+BLANKS_KEPT = 16
 
 
 class Network(nn.Module):
@@ -35,19 +46,42 @@ class Network(nn.Module):
         )
         initialize(self.model)
 
-    def see(self, tiles_u8: Tensor, window: int) -> Tensor:
-        """Tiles (b, px, px, 3) -> patch features (b, GRID, GRID, hidden), window by window."""
-        vision = self.model.vision
-        x = vision.embed(self.model.normalize(tiles_u8))
+    def see(self, tiles_u8: Tensor, window: int, skip_blanks: bool = False) -> Tensor:
+        """Tiles (b, px, px, 3) -> patch features (b, GRID, GRID, hidden), window by window.
+
+        With `skip_blanks` only the patches that show anything and a few of the others go through
+        the layers; the rest change as those few do on average.
+        """
+        x = self.model.vision.embed(self.model.normalize(tiles_u8))
+        if skip_blanks:
+            return self.see_printed(x, tiles_u8).unflatten(1, (GRID, GRID))
         first, side = x[:, :1], GRID // window
         # (b, GRID * GRID, hidden) -> (b * windows, window * window, hidden)
         x = x[:, 1:].reshape(len(x), side, window, side, window, -1).transpose(2, 3)
         x = x.reshape(-1, window * window, x.shape[-1])
         x = torch.cat([first.repeat_interleave(side * side, dim=0), x], dim=1)
-        for layer in vision.layers:
+        for layer in self.model.vision.layers:
             x = layer(x)
         x = x[:, 1:].reshape(len(tiles_u8), side, side, window, window, -1)
         return x.transpose(2, 3).reshape(len(tiles_u8), GRID, GRID, -1)
+
+    def see_printed(self, x: Tensor, tiles_u8: Tensor) -> Tensor:
+        """Embedded patches (b, 1 + GRID * GRID, hidden) -> features without the class token."""
+        printed = printed_patches(tiles_u8)
+        most = int(printed.sum(1).max())
+        count = min(GRID * GRID, -(-(most + BLANKS_KEPT) // 32) * 32)
+        # The printed patches come first in this order, then a random choice of blank ones.
+        kept = (printed + torch.rand(printed.shape)).topk(count, dim=1).indices
+        where = kept[:, :, None].expand(-1, -1, x.shape[-1])
+        start = x[:, 1:].gather(1, where)
+        y = torch.cat([x[:, :1], start], dim=1)
+        for layer in self.model.vision.layers:
+            y = layer(y)
+        change = y[:, 1:] - start
+        blank = 1.0 - printed.gather(1, kept)[:, :, None]
+        mean = (change * blank).sum(1, keepdim=True) / blank.sum(1, keepdim=True).clamp(min=1)
+        rest = mean.expand(-1, GRID * GRID, -1)
+        return x[:, 1:] + rest.scatter(1, where, change)
 
     def project(self, patches: Tensor) -> Tensor:
         """(b, GRID, GRID, hidden) -> image tokens (b, GRID * GRID / 4, hidden)."""
@@ -61,8 +95,20 @@ class Network(nn.Module):
         weight = torch.ones(NUM_CLASSES)
         weight[EMPTY] = EMPTY_WEIGHT
         loss = F.cross_entropy(logits.flatten(0, 2).float(), labels.flatten(), weight)
-        full = labels != EMPTY
-        return loss, (logits.argmax(-1) == labels)[full].float().mean()
+        return loss, share_right(logits, labels, labels != EMPTY)
+
+    def fit_names(self, batches: Iterable[Batch]) -> None:
+        """Fits the names' head alone to what the tower sees, when the tower is already trained."""
+        with torch.no_grad():
+            pairs = [(self.see(b.tiles, GRID).flatten(1, 2), b.patch_labels) for b in batches]
+        adam = torch.optim.Adam(self.names.parameters(), lr=3e-3)
+        for index in range(HEAD_STEPS):
+            features, labels = pairs[index % len(pairs)]
+            adam.param_groups[0]["lr"] = 5e-3 * (1 - index / HEAD_STEPS)
+            loss, _ = self.names_loss(features[:, None], labels)
+            adam.zero_grad()
+            loss.backward()
+            adam.step()
 
     def decode(self, batch: Batch, image_tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Hidden states (b, tokens, hidden) of the decoder, and the alignment loss."""
@@ -84,7 +130,7 @@ class Network(nn.Module):
         """The loss of the answers' tokens, and the share of them that is right."""
         logits = self.model.decoder.lm_head(hidden).float()
         loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORE)
-        return loss, (logits.argmax(-1) == labels)[labels != IGNORE].float().mean()
+        return loss, share_right(logits, labels, labels != IGNORE)
 
 
 def align_loss(
@@ -98,7 +144,14 @@ def align_loss(
     q = rotate(q, cos[end:], sin[end:])
     k = rotate(k, cos[start:end], sin[start:end])
     scores = (q @ k.transpose(1, 2)).float() * size**-0.5
-    return F.cross_entropy(scores.flatten(0, 1), target[:, end:].flatten(), ignore_index=IGNORE)
+    target = target[:, end:].flatten()
+    count = (target != IGNORE).sum().clamp(min=1)  # there is nothing to align on a blank page
+    total = F.cross_entropy(scores.flatten(0, 1), target, ignore_index=IGNORE, reduction="sum")
+    return total / count
+
+
+def share_right(logits: Tensor, labels: Tensor, counted: Tensor) -> Tensor:
+    return (logits.argmax(-1) == labels)[counted].sum() / counted.sum().clamp(min=1)
 
 
 def initialize(model: InternVL) -> None:

@@ -11,6 +11,8 @@ from gguf.constants import GGML_QUANT_SIZES
 from ivl.errors import CheckpointError, UnsupportedError
 from ivl.quant.formats import FORMATS, FORMATS_BY_ID, find_format
 
+pytestmark = pytest.mark.usefixtures("implementation")
+
 # Where the float16 numbers of a block are.
 FLOAT16_AT = {
     "Q8_0": (0,), "Q4_0": (0,), "Q4_1": (0, 2), "Q5_0": (0,), "Q5_1": (0, 2), "Q2_K": (80, 82),

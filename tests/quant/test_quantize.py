@@ -1,13 +1,11 @@
 """Quantizing: errors beside those of llama.cpp, and what must hold for any weights.
 
-`LLAMA_CPP_ERRORS` was recorded with the last test of this file, which quantizes with llama.cpp
-itself where the package `xllamacpp` is installed (its library exports ggml's functions).
+`LLAMA_CPP_ERRORS` was recorded with the last tests of this file, which quantize with llama.cpp
+itself where it is installed (`bench/llama_cpp.py`).
 """
 
 from __future__ import annotations
 
-import ctypes
-import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,12 +13,18 @@ import gguf
 import numpy as np
 import pytest
 from gguf import GGMLQuantizationType
+from safetensors import safe_open
 
+import ivl
+from bench.llama_cpp import MISSING, accepts, find_ggml, quantize_chunk
 from ivl.errors import CheckpointError, UnsupportedError
 from ivl.quant.formats import FORMATS
 
 SEARCHED = ("Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")
 SHAPE = (24, 512)
+DEMO = Path(ivl.__file__).parent / "assets" / "demo"
+
+pytestmark = pytest.mark.usefixtures("implementation")
 
 
 def _normal(rng: np.random.Generator) -> np.ndarray:
@@ -135,6 +139,25 @@ def test_no_block_looks_at_another(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", SEARCHED)
+@pytest.mark.parametrize("num_rows", [1, 2, 15, 17])
+def test_any_number_of_blocks_gives_each_what_it_gets_alone(name: str, num_rows: int) -> None:
+    weights, importance = sample("outliers")
+    weights, importance = weights[:num_rows, :256], importance[:256]
+    together = FORMATS[name].quantize(weights, importance)
+    alone = [FORMATS[name].quantize(row[None], importance) for row in weights]
+    np.testing.assert_array_equal(together, np.concatenate(alone))
+
+
+@pytest.mark.parametrize("name", SEARCHED)
+def test_weights_too_small_for_float16_become_zero_and_not_noise(name: str) -> None:
+    rng = np.random.default_rng(5)
+    weights = (rng.standard_normal((3, 256)) * 1e-40).astype(np.float32)
+    weights[1] = 0
+    back = FORMATS[name].dequantize(FORMATS[name].quantize(weights))
+    np.testing.assert_array_equal(back, 0)
+
+
+@pytest.mark.parametrize("name", SEARCHED)
 def test_quantizing_twice_adds_little(name: str) -> None:
     weights, format_ = sample("normal")[0], FORMATS[name]
     once = format_.dequantize(format_.quantize(weights))
@@ -190,45 +213,38 @@ def test_tables_are_read_only(name: str) -> None:
         FORMATS[name].quantize(np.zeros((1, 256), np.float32))
 
 
-def _llama_cpp() -> ctypes.CDLL:
-    spec = importlib.util.find_spec("xllamacpp")
-    if spec is None or spec.origin is None:
-        pytest.skip("xllamacpp is not installed")
-    libraries = list(Path(spec.origin).parent.glob("xllamacpp*.so"))
-    if not libraries:
-        pytest.skip("xllamacpp has no library that can be called")
-    return ctypes.CDLL(str(libraries[0]))
-
-
-def _quantize_with(library: ctypes.CDLL, name: str, weights: np.ndarray, importance) -> np.ndarray:
-    raw = np.zeros((len(weights), FORMATS[name].row_bytes(weights.shape[1])), np.uint8)
-    call = library.ggml_quantize_chunk
-    call.restype = ctypes.c_size_t
-    call.argtypes = [
-        ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p,
-        ctypes.c_int64, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p,
-    ]  # fmt: skip
-    pointer = None if importance is None else importance.ctypes.data
-    id_ = FORMATS[name].type_id
-    written = call(id_, weights.ctypes.data, raw.ctypes.data, 0, *weights.shape, pointer)
-    assert written == raw.nbytes
-    return raw
-
-
 @pytest.mark.parametrize("kind", WEIGHTS)
 @pytest.mark.parametrize("name", SEARCHED)
 def test_llama_cpp_itself_errs_no_less_and_accepts_our_bytes(name: str, kind: str) -> None:
-    library = _llama_cpp()
+    if (ggml := find_ggml()) is None:
+        pytest.skip(MISSING)
+    format_ = FORMATS[name]
     weights, importance = sample(kind)
     for given, recorded in zip((None, importance), LLAMA_CPP_ERRORS[name][kind], strict=True):
-        theirs = _quantize_with(library, name, weights, given)
+        theirs = quantize_chunk(ggml, format_, weights, given)
         error = relative_error(name, theirs, weights, given)
         assert error == pytest.approx(recorded, rel=1e-3)
-        ours = FORMATS[name].quantize(weights, given)
+        ours = format_.quantize(weights, given)
         assert relative_error(name, ours, weights, given) <= error
-        library.ggml_validate_row_data.restype = ctypes.c_bool
-        assert library.ggml_validate_row_data(
-            ctypes.c_int(FORMATS[name].type_id),
-            ctypes.c_void_p(ours.ctypes.data),
-            ctypes.c_size_t(ours.nbytes),
+        assert accepts(ggml, format_, ours)
+
+
+def demo_weights() -> np.ndarray:
+    """Rows of 256 weights of the bundled model, from its tower and its decoder."""
+    with safe_open(DEMO / "model.safetensors", "pt") as tensors:
+        names = [name for name in tensors.keys() if "layers.1." in name]  # noqa: SIM118
+        found = [tensors.get_tensor(name).float().numpy() for name in names]
+    return np.concatenate([weights.reshape(-1, 256) for weights in found if weights.ndim > 1])
+
+
+@pytest.mark.parametrize("name", SEARCHED)
+def test_weights_of_a_trained_model_err_no_more_than_with_llama_cpp(name: str) -> None:
+    if (ggml := find_ggml()) is None:
+        pytest.skip(MISSING)
+    weights, (_, importance) = demo_weights()[::16], sample("normal")
+    for given in (None, importance[:256]):
+        theirs = quantize_chunk(ggml, FORMATS[name], weights, given)
+        ours = FORMATS[name].quantize(weights, given)
+        assert relative_error(name, ours, weights, given) <= relative_error(
+            name, theirs, weights, given
         )

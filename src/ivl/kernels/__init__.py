@@ -5,4 +5,12 @@ linear.py     the modules that a model is made of: QuantizedLinear, QuantizedEmb
 dispatch.py   which implementation a matrix gets
 reference.py  by dequantizing with NumPy: defines what is right, runs everywhere
 cpu.py        the C++ extension (sources in csrc/), when it was built
+codec.py      quantizing and dequantizing with it
+
+Importing the package makes all of `ivl.quant` quantize and dequantize with the extension.
 """
+
+from ivl.kernels.codec import ExtensionCodec
+from ivl.quant.block_format import use_codec
+
+use_codec(ExtensionCodec())

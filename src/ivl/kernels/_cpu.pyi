@@ -1,5 +1,7 @@
 # The compiled extension; `ivl.kernels.cpu` documents what it does.
 
+import numpy as np
+
 def isa() -> str: ...
 def use_isa(name: str) -> bool: ...
 def usable_isas() -> list[str]: ...
@@ -22,3 +24,16 @@ class PackedMatrix:
 
 def supports_format(type_id: int) -> bool: ...
 def quantize_rows(x: int, num_rows: int, columns: int, values: int, scales: int) -> None: ...
+
+# codec
+OUT_OF_RANGE: int
+NOT_FINITE: int
+
+def quantize(
+    type_id: int,
+    weights: np.ndarray,
+    importance: np.ndarray | None,
+    limit: float,
+    out: np.ndarray,
+) -> int: ...
+def dequantize(type_id: int, blocks: np.ndarray, out: np.ndarray) -> None: ...

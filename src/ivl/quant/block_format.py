@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +21,38 @@ _CHUNK_WEIGHTS = 1 << 16
 # Columns that calibration never saw count this little, relative to the mean, instead of nothing:
 # a block whose weights all count nothing would have no best scale.
 _LEAST_IMPORTANCE = 1e-5
+
+
+class Codec(Protocol):
+    """Encodes and decodes blocks as the formats here do, only faster.
+
+    Decoding gives the same bits. Encoding gives errors as small, not always the same bytes. Either
+    returns None for what it leaves to the reference: formats it does not know, and weights that
+    cannot be stored, for the reference to tell why.
+    """
+
+    def decode(self, format_: BlockFormat, blocks: Bytes) -> Floats | None:
+        """Weights (n, block_size) of the blocks (n, block_bytes)."""
+        ...
+
+    def encode(
+        self, format_: BlockFormat, weights: Floats, importance: Floats | None
+    ) -> Bytes | None:
+        """Blocks (n, block_bytes) of the weights (n, block_size); importance (m, block_size), of
+        which block i has row i % m."""
+        ...
+
+
+_codec: Codec | None = None
+
+
+def use_codec(codec: Codec | None) -> None:
+    """Lets all formats encode and decode with it. None: with the reference in this package.
+
+    `ivl.kernels` brings the codec of the C++ extension when it is imported.
+    """
+    global _codec
+    _codec = codec
 
 
 class BlockFormat(ABC):
@@ -72,11 +104,17 @@ class BlockFormat(ABC):
             )
         columns = row_bytes // self.block_bytes * self.block_size
         blocks = np.ascontiguousarray(raw).reshape(-1, self.block_bytes)
+        weights = None if _codec is None else _codec.decode(self, blocks)
+        if weights is None:
+            weights = self._decode_chunks(blocks)
+        return weights.reshape(rows, columns)
+
+    def _decode_chunks(self, blocks: Bytes) -> Floats:
         weights = np.empty((len(blocks), self.block_size), np.float32)
         step = max(1, _CHUNK_WEIGHTS // self.block_size)
         for start in range(0, len(blocks), step):
             weights[start : start + step] = self._decode(blocks[start : start + step])
-        return weights.reshape(rows, columns)
+        return weights
 
     def quantize(self, weights: Floats, importance: Floats | None = None) -> Bytes:
         """Bytes (rows, row_bytes), uint8, of the weights (rows, columns), float32.
@@ -94,7 +132,15 @@ class BlockFormat(ABC):
         rows, columns = weights.shape
         row_bytes = self.row_bytes(columns)
         blocks = np.ascontiguousarray(weights).reshape(-1, self.block_size)
-        shares = self._shares(importance, columns)
+        shares = None if importance is None else self._shares(importance, columns)
+        encoded = None if _codec is None else _codec.encode(self, blocks, shares)
+        if encoded is None:
+            encoded = self._encode_chunks(blocks, shares)
+        return encoded.reshape(rows, row_bytes)
+
+    def _encode_chunks(self, blocks: Floats, shares: Floats | None) -> Bytes:
+        if shares is None:
+            shares = np.ones((1, self.block_size), np.float32)
         encoded = np.empty((len(blocks), self.block_bytes), np.uint8)
         step = max(1, _CHUNK_WEIGHTS // self.block_size)
         for start in range(0, len(blocks), step):
@@ -102,7 +148,7 @@ class BlockFormat(ABC):
             self._check_range(part)
             which = np.arange(start, start + len(part)) % len(shares)
             encoded[start : start + step] = self._encode(part, shares[which])
-        return encoded.reshape(rows, row_bytes)
+        return encoded
 
     def _check_range(self, weights: Floats) -> None:
         if not np.isfinite(weights).all():
@@ -115,10 +161,8 @@ class BlockFormat(ABC):
                 f"The tensor holds values beyond the range of {self.name}.", "Use BF16 or F32."
             )
 
-    def _shares(self, importance: Floats | None, columns: int) -> Floats:
+    def _shares(self, importance: Floats, columns: int) -> Floats:
         """Importance (blocks of a row, block_size), scaled to a mean of one and never zero."""
-        if importance is None:
-            return np.ones((1, self.block_size), np.float32)
         if (
             importance.shape != (columns,)
             or not (np.isfinite(importance) & (importance >= 0)).all()

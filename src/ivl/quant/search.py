@@ -2,7 +2,8 @@
 
 Everything here makes one number small: the sum of importance * (weight - stored weight)**2 over a
 block. No block looks at another, the number of steps is fixed, and each step is sums over a group
-of weights; so the same plan runs one block per thread in C++.
+of weights. So the same plan runs in C++ (csrc/variant/search.hpp and nested_search.hpp) on as many
+blocks at once as a vector has lanes: no lane ever waits for another, and no sum crosses lanes.
 
 The plan, for groups of 16 or 32 weights that share a scale (and, in affine formats, a minimum):
 
