@@ -2,6 +2,7 @@
 // a call costs less than a vector product of a small layer.
 #include <nanobind/nanobind.h>
 
+#include "float_matmul.hpp"
 #include "matmul.hpp"
 
 namespace nb = nanobind;
@@ -33,6 +34,16 @@ void multiply(const ivl::PackedMatrix& matrix, uintptr_t x, int x_dtype, int64_t
   ivl::matmul({{&matrix, at<float>(bias), at<void>(out), to, 0}}, rows);
 }
 
+void multiply_floats(uintptr_t weights, int weights_dtype, int64_t rows, int64_t columns,
+                     uintptr_t x, int x_dtype, int64_t num_rows, uintptr_t bias, uintptr_t out) {
+  const ivl::Dtype type = dtype_of(x_dtype);
+  const ivl::FloatProduct product = {at<void>(weights), dtype_of(weights_dtype), rows, columns,
+                                     at<void>(x), type, num_rows, at<float>(bias), at<void>(out),
+                                     type};
+  nb::gil_scoped_release unlocked;
+  ivl::float_matmul(product);
+}
+
 }  // namespace
 
 void bind_matmul(nb::module_& m) {
@@ -52,6 +63,7 @@ void bind_matmul(nb::module_& m) {
             self.rows_at(at<int64_t>(ids), num_ids, at<float>(out));
           },
           Unlocked());
+  m.def("float_matmul", &multiply_floats);
   m.def("supports_format", &ivl::PackedMatrix::supports);
   m.def(
       "quantize_rows",

@@ -18,7 +18,7 @@ constexpr size_t kLine = 64;
 constexpr size_t kLargePage = size_t{2} << 20;
 
 uint8_t* allocate(size_t num_bytes) {
-  const bool large = num_bytes >= 2 * kLargePage;
+  const bool large = num_bytes >= kLargePage;
   const size_t alignment = large ? kLargePage : kLine;
   const size_t rounded = (num_bytes + kLine - 1) / kLine * kLine;
 #if defined(_WIN32)

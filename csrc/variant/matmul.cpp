@@ -11,6 +11,8 @@ constexpr int64_t kTileRows = 12;     // of ivl::QuantizedRows
 constexpr int64_t kSliceGroups = 32;  // groups whose unpacked levels stay in the first cache
 constexpr int64_t kBlockPanels = 8;   // panels that go over one slice of the activations
 
+constexpr int64_t kPrefetchBytes = 4096;  // how far ahead weights are asked for; measured
+
 // Activations as the kernels of one kind want them.
 struct Prepared {
   RowsView rows;
@@ -141,37 +143,61 @@ void unpack_slice(const uint8_t* scales, const uint8_t* planes, int64_t first, i
   }
 }
 
-// A panel times a single row: levels go from memory to registers, and into the product at once.
-template <int INDEX>
-void multiply_vector(const uint8_t* scales, const uint8_t* planes, const Prepared& x, float* out) {
+// Rows [row, row + R) of the only tile times a panel: levels go from memory to registers, and into
+// the products at once.
+template <int INDEX, int R>
+void multiply_few(const uint8_t* scales, const uint8_t* planes, const Prepared& x, int64_t row,
+                  float* out) {
   constexpr Layout layout = kLayouts[INDEX];
   constexpr Kind kind = kind_of(layout);
-  constexpr int64_t per_block = layout.block / kGroupColumns;
-  const int64_t groups = x.rows.columns / kGroupColumns;
-  Floats acc = zeros();
+  constexpr int64_t per_block = layout.block / kGroupColumns, size = level_bytes(layout);
+  const int64_t groups = x.rows.columns / kGroupColumns, tile_rows = x.rows.num_rows;
+  const int8_t* values = x.rows.values + 32 * row;
+  const int32_t* starts = x.starts + row;
+  const float *factors = x.rows.scales + row, *sums = x.sums + row;
+  Floats acc[R];
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r) acc[r] = zeros();
   for (int64_t g = 0; g < groups; g += per_block) {
     const auto reader = ScaleReader<layout.scaling>::at(scales + g / per_block * layout.scale_bytes);
-    for (int64_t j = g; j < g + per_block; ++j) {
-      const uint8_t* group_planes = planes + j * level_bytes(layout);
-      for (int64_t line = 0; line < level_bytes(layout); line += 64) {
-        prefetch(group_planes + line + 4096);
-      }
+    for (int64_t j = 0; j < per_block; ++j) {
+#pragma GCC unroll 8
+      for (int64_t line = 0; line < size; line += 64) prefetch(planes + line + kPrefetchBytes);
       Bytes w[8];
-      load_levels<layout.bits, layout.table>(group_planes, w);
+      load_levels<layout.bits, layout.table>(planes, w);
       GroupScales group;
-      reader.group(j - g, group);
-      add_group<kind.limit, kind.halves, kind.offset, kind.min, 1>(
+      reader.group(j, group);
+      add_group<kind.limit, kind.halves, kind.offset, kind.min, R>(
           [&](int v) { return w[v]; },
           [&](int i) {
             return i % 3 == 0   ? group.scale[i / 3]
                    : i % 3 == 1 ? group.base[i / 3]
                                 : group.min[i / 3];
           },
-          x.rows.values + 32 * j, kind.offset ? x.starts + kind.halves * j : nullptr,
-          x.rows.scales + j, kind.min ? x.sums + kind.halves * j : nullptr, 1, &acc);
+          values, starts, factors, sums, tile_rows, acc);
+      planes += size;
+      values += 32 * tile_rows;
+      factors += tile_rows;
+      starts += kind.offset ? kind.halves * tile_rows : 0;
+      sums += kind.min ? kind.halves * tile_rows : 0;
     }
   }
-  store_floats(out, acc);
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r) store_floats(out + 16 * (row + r), acc[r]);
+}
+
+// A panel times one tile. What does not go into one pass finds the panel in the second cache.
+template <int INDEX, int R, int... SMALLER>
+IVL_INLINE void multiply_panel(const uint8_t* scales, const uint8_t* planes, const Prepared& x,
+                               int64_t row, float* out) {
+  if constexpr (R <= 8) {
+    for (; row + R <= x.rows.num_rows; row += R) {
+      multiply_few<INDEX, R>(scales, planes, x, row, out);
+    }
+  }
+  if constexpr (sizeof...(SMALLER) > 0) {
+    multiply_panel<INDEX, SMALLER...>(scales, planes, x, row, out);
+  }
 }
 
 // Writes `rows` rows of one panel's accumulators (rows, 16) where they belong.
@@ -266,11 +292,11 @@ void matmul_format(const PanelTask& task, const RowsView& rows, uint8_t* memory)
   const Prepared x = prepare<INDEX>(rows, scratch);
   const int64_t groups = task.columns / kGroupColumns, size = panel_bytes(layout, task.columns);
   const int64_t planes_at = scale_section(layout, task.columns);
-  if (rows.num_rows == 1) {
+  if (rows.num_rows <= kTileRows) {
     for (int64_t panel = task.first_panel; panel < task.last_panel; ++panel) {
       const uint8_t* packed = task.packed + panel * size;
-      multiply_vector<INDEX>(packed, packed + planes_at, x, scratch.acc);
-      finish(task, panel, 1, scratch.acc);
+      multiply_panel<INDEX, IVL_ROW_BLOCKS>(packed, packed + planes_at, x, 0, scratch.acc);
+      finish(task, panel, rows.num_rows, scratch.acc);
     }
     return;
   }

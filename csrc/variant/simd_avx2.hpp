@@ -12,6 +12,8 @@ namespace ivl {
 namespace IVL_VARIANT {
 
 #define IVL_ROW_BLOCKS 2, 1
+constexpr int kFloatRows = 6;
+constexpr int kFloatVectors = 1;
 
 struct Bytes { __m256i low, high; };
 struct Floats { __m256 low, high; };
@@ -180,6 +182,16 @@ IVL_INLINE __m256i bfloat16_bits(__m256 x) {
 IVL_INLINE void to_bfloat16(void* p, Floats x) {
   const __m256i both = _mm256_packus_epi32(bfloat16_bits(x.low), bfloat16_bits(x.high));
   _mm256_storeu_si256(static_cast<__m256i*>(p), _mm256_permute4x64_epi64(both, 0xD8));
+}
+// 16 vectors as the rows of a square, turned into its columns.
+IVL_INLINE void transpose(Floats* x) {
+  float square[16][16];
+  for (int i = 0; i < 16; ++i) store_floats(square[i], x[i]);
+  for (int i = 0; i < 16; ++i) {
+    float column[16];
+    for (int j = 0; j < 16; ++j) column[j] = square[j][i];
+    x[i] = load_floats(column);
+  }
 }
 IVL_INLINE void prefetch(const void* p) {
   _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0);

@@ -15,6 +15,9 @@ namespace IVL_VARIANT {
 
 // Rows of activations that a kernel keeps in registers, the most first.
 #define IVL_ROW_BLOCKS 12, 8, 4, 2, 1
+// Products of floats keep the sums of so many rows, for so many vectors of 16 weights' rows.
+constexpr int kFloatRows = 12;
+constexpr int kFloatVectors = 2;
 
 using Bytes = __m512i;
 using Floats = __m512;
@@ -111,6 +114,35 @@ IVL_INLINE void to_bfloat16(void* p, Floats x) {
   const __mmask16 nan = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
   y = _mm512_mask_mov_epi32(y, nan, _mm512_set1_epi32(0x7FC0));
   _mm256_storeu_si256(static_cast<__m256i*>(p), _mm512_cvtepi32_epi16(y));
+}
+// 16 vectors as the rows of a square, turned into its columns: pairs, fours, then whole quarters.
+IVL_INLINE void transpose(Floats* x) {
+  __m512 y[16];
+#pragma GCC unroll 8
+  for (int i = 0; i < 16; i += 2) {
+    y[i] = _mm512_unpacklo_ps(x[i], x[i + 1]);
+    y[i + 1] = _mm512_unpackhi_ps(x[i], x[i + 1]);
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 16; i += 4) {
+    x[i] = _mm512_shuffle_ps(y[i], y[i + 2], 0x44);
+    x[i + 1] = _mm512_shuffle_ps(y[i], y[i + 2], 0xEE);
+    x[i + 2] = _mm512_shuffle_ps(y[i + 1], y[i + 3], 0x44);
+    x[i + 3] = _mm512_shuffle_ps(y[i + 1], y[i + 3], 0xEE);
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    const __m512 a = _mm512_shuffle_f32x4(x[i], x[i + 4], 0x88);
+    const __m512 b = _mm512_shuffle_f32x4(x[i], x[i + 4], 0xDD);
+    const __m512 c = _mm512_shuffle_f32x4(x[i + 8], x[i + 12], 0x88);
+    const __m512 d = _mm512_shuffle_f32x4(x[i + 8], x[i + 12], 0xDD);
+    y[i] = _mm512_shuffle_f32x4(a, c, 0x88);
+    y[i + 8] = _mm512_shuffle_f32x4(a, c, 0xDD);
+    y[i + 4] = _mm512_shuffle_f32x4(b, d, 0x88);
+    y[i + 12] = _mm512_shuffle_f32x4(b, d, 0xDD);
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < 16; ++i) x[i] = y[i];
 }
 IVL_INLINE void prefetch(const void* p) {
   _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0);

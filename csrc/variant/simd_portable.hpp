@@ -10,6 +10,8 @@ namespace ivl {
 namespace IVL_VARIANT {
 
 #define IVL_ROW_BLOCKS 1
+constexpr int kFloatRows = 2;
+constexpr int kFloatVectors = 1;
 
 struct Bytes { uint8_t at[64]; };
 struct Floats { float at[16]; };
@@ -179,6 +181,16 @@ IVL_INLINE void to_bfloat16(void* p, const Floats& x) {
     halves[i] = static_cast<uint16_t>(nan ? 0x7FC0 : (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16);
   }
   memcpy(p, halves, 32);
+}
+// 16 vectors as the rows of a square, turned into its columns.
+IVL_INLINE void transpose(Floats* x) {
+  float square[16][16];
+  for (int i = 0; i < 16; ++i) store_floats(square[i], x[i]);
+  for (int i = 0; i < 16; ++i) {
+    float column[16];
+    for (int j = 0; j < 16; ++j) column[j] = square[j][i];
+    x[i] = load_floats(column);
+  }
 }
 IVL_INLINE void prefetch(const void*) {}
 

@@ -4,6 +4,7 @@ matrix.py     what a quantized matrix can do, whatever it runs on
 linear.py     the modules that a model is made of: QuantizedLinear, QuantizedEmbedding
 dispatch.py   which implementation a matrix gets
 reference.py  by dequantizing with NumPy: defines what is right, runs everywhere
+cpu_matrix.py, float_linear.py  products on CPUs, quantized and of 16 or 32 bits
 cpu.py        the C++ extension (sources in csrc/), when it was built
 codec.py      quantizing and dequantizing with it
 

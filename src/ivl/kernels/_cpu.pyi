@@ -24,6 +24,17 @@ class PackedMatrix:
 
 def supports_format(type_id: int) -> bool: ...
 def quantize_rows(x: int, num_rows: int, columns: int, values: int, scales: int) -> None: ...
+def float_matmul(
+    weights: int,
+    weights_dtype: int,
+    rows: int,
+    columns: int,
+    x: int,
+    x_dtype: int,
+    num_rows: int,
+    bias: int,
+    out: int,
+) -> None: ...
 
 # codec
 OUT_OF_RANGE: int

@@ -1,18 +1,19 @@
-"""Quantized matrices on CPUs, in the C++ extension (`csrc/matmul.hpp`)."""
+"""Matrices on CPUs, in the C++ extension (`csrc/matmul.hpp`, `csrc/float_matmul.hpp`)."""
 
 from __future__ import annotations
 
+import ctypes
 from types import ModuleType
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ivl.kernels.float_linear import DTYPE_NUMBERS, float_linear
 from ivl.kernels.matrix import Matrix
 from ivl.quant.formats import find_format
 
-DTYPE_NUMBERS = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 30}
-"""Types of activations, by their numbers in GGUF files (ggml_type)."""
+FLOAT_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 class CpuMatrix(Matrix):
@@ -41,7 +42,7 @@ class CpuMatrix(Matrix):
     def linear(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         if x.shape[-1] != self.columns:
             raise ValueError(f"x must be (..., {self.columns}), not {tuple(x.shape)}")
-        x = x.contiguous()
+        x = x.detach().contiguous()
         out = torch.empty((*x.shape[:-1], self.rows), dtype=x.dtype)
         dtype = DTYPE_NUMBERS[x.dtype]
         bias_at = 0 if bias is None else self._float_bias(bias).data_ptr()
@@ -64,3 +65,31 @@ class CpuMatrix(Matrix):
         if self._bias is None or self._bias[0] is not bias:
             self._bias = (bias, bias.detach().float().contiguous())
         return self._bias[1]
+
+
+class CpuFloatMatrix(Matrix):
+    """Weights of 16 or 32 bits as they lie in the file; products are summed in float32."""
+
+    def __init__(self, blocks: np.ndarray, format: str) -> None:
+        """blocks: uint8 (rows, row_bytes) of F32, F16 or BF16, kept without a copy."""
+        self.format = find_format(format).name
+        # torch warns of arrays that must not be written, such as views of a mapped file. Nothing
+        # writes here: it is shown the bytes alone, and the array is kept as long as they are used.
+        self._blocks = np.ascontiguousarray(blocks)
+        dtype = FLOAT_DTYPES[self.format]
+        self.rows, self.columns = len(blocks), blocks.shape[1] // dtype.itemsize
+        if blocks.size:
+            memory = (ctypes.c_uint8 * blocks.size).from_address(self._blocks.ctypes.data)
+            self.weight = torch.frombuffer(memory, dtype=dtype).view(self.rows, self.columns)
+        else:
+            self.weight = torch.empty(self.rows, self.columns, dtype=dtype)
+
+    @property
+    def num_bytes(self) -> int:
+        return self.weight.nbytes
+
+    def linear(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        return float_linear(x, self.weight, bias)
+
+    def rows_at(self, ids: Tensor) -> Tensor:
+        return self.weight[ids].float()

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from ivl.kernels import cpu
-from ivl.kernels.cpu_matrix import CpuMatrix
+from ivl.kernels.cpu_matrix import FLOAT_DTYPES, CpuFloatMatrix, CpuMatrix
 from ivl.kernels.matrix import Matrix
 from ivl.kernels.reference import ReferenceMatrix
 from ivl.quant.formats import find_format
@@ -20,6 +20,9 @@ def pack(blocks: np.ndarray, format: str, device: torch.device | str = "cpu") ->
     """
     if torch.device(device).type == "cpu":
         extension = cpu.extension()
-        if extension is not None and extension.supports_format(find_format(format).type_id):
+        found = find_format(format)
+        if extension is not None and extension.supports_format(found.type_id):
             return CpuMatrix(blocks, format, extension)
+        if extension is not None and found.name in FLOAT_DTYPES:
+            return CpuFloatMatrix(blocks, format)
     return ReferenceMatrix(blocks, format, device)

@@ -1,0 +1,270 @@
+// Products with weights of 16 or 32 bits. docs/kernels.md explains the loops.
+#include "float_matmul.hpp"
+
+#include "simd.hpp"
+
+namespace ivl {
+namespace IVL_VARIANT {
+namespace {
+
+constexpr int64_t kFewRows = 8;
+constexpr int64_t kTaskRows = 64;
+constexpr int64_t kPanel = 16 * kFloatVectors;  // weight rows that are multiplied at once
+constexpr int64_t kSlice = 512;                 // columns whose widened weights stay in a cache
+
+// Numbers from one row of x to the next: filled up to whole vectors, and one more, so that rows do
+// not all fall into the same set of the first cache.
+IVL_INLINE int64_t row_stride(int64_t columns) { return (columns + 15) / 16 * 16 + 16; }
+
+template <int DTYPE>
+IVL_INLINE Floats load_sixteen(const void* p) {
+  if constexpr (DTYPE == 1) return from_float16(p);
+  if constexpr (DTYPE == 30) return from_bfloat16(p);
+  return load_floats(static_cast<const float*>(p));
+}
+
+// `count` numbers, below 16, and zeros after them.
+template <int DTYPE>
+IVL_INLINE Floats load_part(const void* p, int64_t count) {
+  constexpr int64_t size = DTYPE == 0 ? 4 : 2;
+  alignas(64) uint8_t whole[64] = {};
+  memcpy(whole, p, static_cast<size_t>(count * size));
+  return load_sixteen<DTYPE>(whole);
+}
+
+IVL_INLINE void store_number(void* out, int dtype, int64_t at, float y) {
+  alignas(64) uint8_t whole[64] = {};
+  if (dtype == 0) memcpy(static_cast<float*>(out) + at, &y, 4);
+  if (dtype == 1) to_float16(whole, splat(y));
+  if (dtype == 30) to_bfloat16(whole, splat(y));
+  if (dtype != 0) memcpy(static_cast<uint8_t*>(out) + 2 * at, whole, 2);
+}
+
+// --- few rows: x is (num_rows, columns padded with zeros); a sum is kept in 16 parts ---
+
+template <int DTYPE, int W, int R>
+void multiply_rows(const FloatTask& task, int64_t weight_row, int64_t row) {
+  constexpr int64_t size = DTYPE == 0 ? 4 : 2;
+  const int64_t columns = task.columns, stride = row_stride(columns);
+  const uint8_t* weights = static_cast<const uint8_t*>(task.weights) + weight_row * columns * size;
+  const float* x = task.x + row * stride;
+  // Every loop over the sums is unrolled, or they would live in memory.
+  Floats acc[W][R];
+#pragma GCC unroll 4
+  for (int i = 0; i < W; ++i) {
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) acc[i][r] = zeros();
+  }
+  int64_t k = 0;
+  for (; k + 16 <= columns; k += 16) {
+#pragma GCC unroll 4
+    for (int i = 0; i < W; ++i) {
+      const uint8_t* place = weights + (i * columns + k) * size;
+      prefetch(place + 1024);
+      const Floats w = load_sixteen<DTYPE>(place);
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r) {
+        acc[i][r] = multiply_add(w, load_floats(x + r * stride + k), acc[i][r]);
+      }
+    }
+  }
+  if (k < columns) {
+#pragma GCC unroll 4
+    for (int i = 0; i < W; ++i) {
+      const Floats w = load_part<DTYPE>(weights + (i * columns + k) * size, columns - k);
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r) {
+        acc[i][r] = multiply_add(w, load_floats(x + r * stride + k), acc[i][r]);
+      }
+    }
+  }
+  float sums[W][R];
+#pragma GCC unroll 4
+  for (int i = 0; i < W; ++i) {
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) sums[i][r] = total(acc[i][r]);
+  }
+  for (int i = 0; i < W; ++i) {
+    for (int r = 0; r < R; ++r) {
+      const float bias = task.bias == nullptr ? 0.0f : task.bias[weight_row + i];
+      const int64_t at = (row + r) * task.rows + weight_row + i;
+      store_number(task.out, task.out_dtype, at, sums[i][r] + bias);
+    }
+  }
+}
+
+// Four rows of x at a time at most: more of them would not stay in the first cache. What the second
+// time needs of the weights is in the second cache then.
+template <int DTYPE, int R, int... SMALLER>
+IVL_INLINE void multiply_few(const FloatTask& task, int64_t first, int64_t last, int64_t row) {
+  constexpr int W = 4;
+  for (; row + R <= task.num_rows; row += R) {
+    int64_t weight_row = first;
+    for (; weight_row + W <= last; weight_row += W) {
+      multiply_rows<DTYPE, W, R>(task, weight_row, row);
+    }
+    for (; weight_row < last; ++weight_row) multiply_rows<DTYPE, 1, R>(task, weight_row, row);
+  }
+  if constexpr (sizeof...(SMALLER) > 0) {
+    multiply_few<DTYPE, SMALLER...>(task, first, last, row);
+  }
+}
+
+// --- many rows: x is in tiles of kFloatRows rows, column by column ---
+
+// kPanel rows of weights from `row` on, columns [from, from + count), to (count, kPanel).
+template <int DTYPE>
+void widen(const FloatTask& task, int64_t row, int64_t from, int64_t count, float* panel) {
+  constexpr int64_t size = DTYPE == 0 ? 4 : 2;
+  const uint8_t* weights = static_cast<const uint8_t*>(task.weights);
+  for (int64_t part = 0; part < kPanel; part += 16) {
+    for (int64_t k = 0; k < count; k += 16) {
+      const int64_t left = count - k, columns = left < 16 ? left : 16;
+      Floats square[16];
+      for (int64_t i = 0; i < 16; ++i) {
+        const int64_t weight_row = row + part + i;
+        const uint8_t* place = weights + (weight_row * task.columns + from + k) * size;
+        square[i] = weight_row >= task.rows ? zeros()
+                    : columns == 16         ? load_sixteen<DTYPE>(place)
+                                            : load_part<DTYPE>(place, columns);
+      }
+      transpose(square);
+      for (int64_t i = 0; i < columns; ++i) {
+        store_floats(panel + (k + i) * kPanel + part, square[i]);
+      }
+    }
+  }
+}
+
+// Adds one tile of x times a widened panel to the sums (kFloatRows, kPanel).
+void multiply_tile(const float* x, const float* panel, int64_t count, float* sums) {
+  Floats acc[kFloatRows][kFloatVectors];
+#pragma GCC unroll 12
+  for (int r = 0; r < kFloatRows; ++r) {
+#pragma GCC unroll 2
+    for (int v = 0; v < kFloatVectors; ++v) acc[r][v] = load_floats(sums + r * kPanel + 16 * v);
+  }
+  for (int64_t k = 0; k < count; ++k) {
+    Floats w[kFloatVectors];
+#pragma GCC unroll 2
+    for (int v = 0; v < kFloatVectors; ++v) w[v] = load_floats(panel + k * kPanel + 16 * v);
+#pragma GCC unroll 12
+    for (int r = 0; r < kFloatRows; ++r) {
+      const Floats all = splat(x[k * kFloatRows + r]);
+#pragma GCC unroll 2
+      for (int v = 0; v < kFloatVectors; ++v) acc[r][v] = multiply_add(w[v], all, acc[r][v]);
+    }
+  }
+#pragma GCC unroll 12
+  for (int r = 0; r < kFloatRows; ++r) {
+#pragma GCC unroll 2
+    for (int v = 0; v < kFloatVectors; ++v) store_floats(sums + r * kPanel + 16 * v, acc[r][v]);
+  }
+}
+
+void write_panel(const FloatTask& task, int64_t first, const float* sums) {
+  const int64_t left = task.rows - first, width = left < kPanel ? left : kPanel;
+  for (int64_t row = 0; row < task.num_rows; ++row) {
+    for (int64_t at = 0; at < width; at += 16) {
+      const int64_t count = width - at < 16 ? width - at : 16;
+      Floats y = load_floats(sums + row * kPanel + at);
+      if (task.bias != nullptr) y = add(y, load_part<0>(task.bias + first + at, count));
+      alignas(64) uint8_t whole[64];
+      if (task.out_dtype == 0) store_floats(reinterpret_cast<float*>(whole), y);
+      if (task.out_dtype == 1) to_float16(whole, y);
+      if (task.out_dtype == 30) to_bfloat16(whole, y);
+      const int64_t size = task.out_dtype == 0 ? 4 : 2;
+      memcpy(static_cast<uint8_t*>(task.out) + (row * task.rows + first + at) * size, whole,
+             static_cast<size_t>(count * size));
+    }
+  }
+}
+
+template <int DTYPE>
+void multiply_many(const FloatTask& task, int64_t first, int64_t last, uint8_t* scratch) {
+  float* panel = reinterpret_cast<float*>(scratch);
+  float* sums = panel + kSlice * kPanel;
+  const int64_t tiles = (task.num_rows + kFloatRows - 1) / kFloatRows;
+  for (int64_t row = first; row < last; row += kPanel) {
+    memset(sums, 0, static_cast<size_t>(4 * tiles * kFloatRows * kPanel));
+    for (int64_t from = 0; from < task.columns; from += kSlice) {
+      const int64_t left = task.columns - from, count = left < kSlice ? left : kSlice;
+      widen<DTYPE>(task, row, from, count, panel);
+      for (int64_t tile = 0; tile < tiles; ++tile) {
+        multiply_tile(task.x + (tile * task.columns + from) * kFloatRows, panel, count,
+                      sums + tile * kFloatRows * kPanel);
+      }
+    }
+    write_panel(task, row, sums);
+  }
+}
+
+template <int DTYPE>
+void multiply_of(const FloatTask& task, int64_t first, int64_t last, uint8_t* scratch) {
+  if (task.num_rows <= kFewRows) {
+    multiply_few<DTYPE, 4, 2, 1>(task, first, last, 0);
+  } else {
+    multiply_many<DTYPE>(task, first, last, scratch);
+  }
+}
+
+void multiply(const FloatTask& task, int64_t first, int64_t last, uint8_t* scratch) {
+  if (task.weights_dtype == 0) multiply_of<0>(task, first, last, scratch);
+  if (task.weights_dtype == 1) multiply_of<1>(task, first, last, scratch);
+  if (task.weights_dtype == 30) multiply_of<30>(task, first, last, scratch);
+}
+
+IVL_INLINE Floats load_any(const void* x, int dtype, int64_t at, int64_t count) {
+  const int64_t size = dtype == 0 ? 4 : 2;
+  const uint8_t* place = static_cast<const uint8_t*>(x) + at * size;
+  if (dtype == 0) return count == 16 ? load_sixteen<0>(place) : load_part<0>(place, count);
+  if (dtype == 1) return count == 16 ? load_sixteen<1>(place) : load_part<1>(place, count);
+  return count == 16 ? load_sixteen<30>(place) : load_part<30>(place, count);
+}
+
+int64_t num_preparations(int64_t num_rows) {
+  return num_rows <= kFewRows ? 1 : (num_rows + kFloatRows - 1) / kFloatRows;
+}
+
+int64_t prepared_size(int64_t num_rows, int64_t columns) {
+  if (num_rows <= kFewRows) return num_rows * row_stride(columns);
+  return num_preparations(num_rows) * kFloatRows * columns;
+}
+
+void prepare(const void* x, int dtype, int64_t num_rows, int64_t columns, int64_t part,
+             float* prepared) {
+  const int64_t stride = row_stride(columns);
+  if (num_rows <= kFewRows) {
+    for (int64_t row = 0; row < num_rows; ++row) {
+      for (int64_t k = 0; k < columns; k += 16) {
+        const int64_t count = columns - k < 16 ? columns - k : 16;
+        store_floats(prepared + row * stride + k, load_any(x, dtype, row * columns + k, count));
+      }
+    }
+    return;
+  }
+  float* tile = prepared + part * kFloatRows * columns;
+  for (int64_t r = 0; r < kFloatRows; ++r) {
+    const int64_t row = part * kFloatRows + r;
+    for (int64_t k = 0; k < columns; k += 16) {
+      const int64_t count = columns - k < 16 ? columns - k : 16;
+      float numbers[16];
+      store_floats(numbers,
+                   row < num_rows ? load_any(x, dtype, row * columns + k, count) : zeros());
+      for (int64_t i = 0; i < count; ++i) tile[(k + i) * kFloatRows + r] = numbers[i];
+    }
+  }
+}
+
+int64_t scratch_bytes(int64_t num_rows) {
+  if (num_rows <= kFewRows) return 0;
+  return 4 * kPanel * (kSlice + num_preparations(num_rows) * kFloatRows);
+}
+
+}  // namespace
+
+const FloatKernels float_kernels = {kFewRows, kTaskRows, prepared_size, num_preparations,
+                                    prepare,  scratch_bytes, multiply};
+
+}  // namespace IVL_VARIANT
+}  // namespace ivl
