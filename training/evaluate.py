@@ -40,10 +40,11 @@ def main() -> None:
     parser.add_argument("--questions", action="store_true", help="ask about each page as well")
     parser.add_argument("--max-lines", type=int, default=DEMO_MAX_LINES)
     parser.add_argument("--dtype", default=None)
+    parser.add_argument("--threads", type=int, help="1 is fastest beside other work")
     parser.add_argument("--worst", type=int, default=0, help="print so many of the worst pages")
     parser.add_argument("--out", type=Path, help="write the result as JSON")
     args = parser.parse_args()
-    model = ivl.load(args.model, dtype=args.dtype)
+    model = ivl.load(args.model, dtype=args.dtype, threads=args.threads)
     rows, answers = [], []
     for index in range(args.pages):
         page = evaluation_page(index, max_lines=args.max_lines, scan=args.scan, fonts=args.fonts)
