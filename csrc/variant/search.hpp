@@ -8,6 +8,8 @@
 namespace ivl::IVL_VARIANT::quant {
 
 constexpr int kRefinements = 2;
+// Candidates that are tried side by side: their sums do not wait for each other.
+constexpr int kAtOnce = 2;
 constexpr float kLargest = 3.402823466e38f;
 
 // Neighbouring weights of each block, x[i] weight i of all blocks, and how much an error in each
@@ -65,15 +67,25 @@ struct ScaleSums {
   Lanes projection, power;
 };
 
+template <int kSize, int kCandidates, bool kWeighted>
+inline void scale_sums(Group<kWeighted> group, const Lanes* inverse, Range levels,
+                       ScaleSums* sums) {
+  for (int c = 0; c < kCandidates; ++c) sums[c] = {splat(0.0f), splat(0.0f)};
+  for (int i = 0; i < kSize; ++i) {
+    const Lanes x = group.x[i];
+    for (int c = 0; c < kCandidates; ++c) {
+      const Lanes level = round_to_levels(x, inverse[c], levels);
+      const Lanes share = group.share(i) * level;
+      sums[c].projection += share * x;
+      sums[c].power += share * level;
+    }
+  }
+}
+
 template <int kSize, bool kWeighted>
 inline ScaleSums scale_sums(Group<kWeighted> group, Lanes inverse, Range levels) {
-  ScaleSums sums = {splat(0.0f), splat(0.0f)};
-  for (int i = 0; i < kSize; ++i) {
-    const Lanes level = round_to_levels(group.x[i], inverse, levels);
-    const Lanes share = group.share(i) * level;
-    sums.projection += share * group.x[i];
-    sums.power += share * level;
-  }
+  ScaleSums sums;
+  scale_sums<kSize, 1>(group, &inverse, levels, &sums);
   return sums;
 }
 
@@ -84,11 +96,19 @@ Lanes fit_scale(Group<kWeighted> group, Range levels, List<float> targets) {
     peak = magnitude(group.x[i]) > magnitude(peak) ? group.x[i] : peak;
   const Lanes per_peak = inverse_of(peak);
   Lanes best = splat(-1.0f), scale = splat(0.0f);
-  for (float target : targets) {
-    const ScaleSums sums = scale_sums<kSize>(group, target * per_peak, levels);
-    const Lanes found = divide(sums.projection, sums.power), gain = found * sums.projection;
-    scale = gain > best ? found : scale;
-    best = larger(gain, best);
+  for (int first = 0; first < targets.size; first += kAtOnce) {
+    Lanes inverse[kAtOnce];
+    ScaleSums sums[kAtOnce];
+    for (int c = 0; c < kAtOnce; ++c) {
+      const int last = targets.size - 1, t = first + c < last ? first + c : last;
+      inverse[c] = targets.first[t] * per_peak;
+    }
+    scale_sums<kSize, kAtOnce>(group, inverse, levels, sums);
+    for (const ScaleSums& sum : sums) {
+      const Lanes found = divide(sum.projection, sum.power), gain = found * sum.projection;
+      scale = gain > best ? found : scale;
+      best = larger(gain, best);
+    }
   }
   for (int round = 0; round < kRefinements; ++round) {
     const ScaleSums sums = scale_sums<kSize>(group, inverse_of(scale), levels);
