@@ -31,6 +31,14 @@ constexpr Table<Pair, kSize * kSize> crossed(const float (&values)[kSize]) {
   return table;
 }
 
+template <int kSize>
+constexpr Table<Pair, kSize + 1> and_one(const Table<Pair, kSize>& others, Pair one) {
+  Table<Pair, kSize + 1> table = {};
+  for (int i = 0; i < kSize; ++i) table.values[i] = others.values[i];
+  table.values[kSize] = one;
+  return table;
+}
+
 constexpr auto kCuts2 = crossed({-0.05f, 0.05f, 0.12f, 0.2f});
 constexpr auto kCuts4 = crossed({-0.02f, 0.0f, 0.03f, 0.07f});
 constexpr auto kCuts5 = crossed({-0.01f, 0.0f, 0.015f, 0.03f});
@@ -138,10 +146,11 @@ struct Q4_1 {
 
 struct Q5_1 {
   static constexpr int size = kPlain, bytes = 24;
+  static constexpr auto cuts = and_one(kCuts5, {0.0f, -1.0f / 30.0f});
   template <bool kWeighted>
   static void encode(Group<kWeighted> block, IntLanes* out) {
     IntLanes q[size];
-    affine(block, 31, kCuts5.list(), q, out);
+    affine(block, 31, cuts.list(), q, out);
     put_fifth_bits(q, out + 4);
     put_nibbles(q, out + 8);
   }

@@ -165,6 +165,18 @@ def test_quantizing_twice_adds_little(name: str) -> None:
     assert np.linalg.norm(twice - once) < 0.25 * np.linalg.norm(once - weights)
 
 
+@pytest.mark.parametrize("name", ["Q4_1", "Q5_1"])
+def test_weights_that_use_all_levels_of_q4_1_stay_as_they_are(name: str) -> None:
+    rng = np.random.default_rng(11)
+    levels = rng.integers(0, 16, (24, 256 // 32, 32))
+    levels[..., 3], levels[..., 20] = 0, 15
+    stored = (levels * np.float32(0.0078125) - np.float32(0.0546875)).reshape(24, 256)
+    importance = sample("heavy")[1][:256]
+    for given in (None, importance):
+        back = FORMATS[name].dequantize(FORMATS[name].quantize(stored.astype(np.float32), given))
+        np.testing.assert_allclose(back, stored, atol=1e-6)
+
+
 @pytest.mark.parametrize("name", SEARCHED)
 @pytest.mark.parametrize("value", [0.0, 0.25, -0.25, 6e4, -6e4, 1e-30])
 def test_rows_of_one_value_keep_it(name: str, value: float) -> None:

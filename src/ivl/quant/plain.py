@@ -186,7 +186,11 @@ class Q5_1(_Affine):
     type_id = 7
     block_bytes = 24
     high = 31
-    cuts = tuple((a, b) for a in (-0.01, 0.0, 0.015, 0.03) for b in (-0.01, 0.0, 0.015, 0.03))
+    cuts = (
+        *((a, b) for a in (-0.01, 0.0, 0.015, 0.03) for b in (-0.01, 0.0, 0.015, 0.03)),
+        # 31 levels: weights that were on 16 levels already, as those of Q4_1 are, stay exact.
+        (0.0, -1 / 30),
+    )
 
     def _decode(self, blocks: Bytes) -> Floats:
         levels = split_nibbles(blocks[:, 8:]) | (split_bits(blocks[:, 4:8]) << 4)
