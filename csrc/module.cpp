@@ -8,6 +8,7 @@
 
 namespace nb = nanobind;
 
+void bind_limits(nb::module_&);
 void bind_matmul(nb::module_&);
 void bind_quantize(nb::module_&);
 void bind_threads(nb::module_&);
@@ -20,6 +21,7 @@ NB_MODULE(_cpu, m) {
     for (ivl::Isa isa : ivl::usable_isas()) names.emplace_back(ivl::isa_name(isa));
     return names;
   });
+  bind_limits(m);
   bind_matmul(m);
   bind_quantize(m);
   bind_threads(m);

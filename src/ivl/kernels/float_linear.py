@@ -34,6 +34,8 @@ def float_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tenso
     num_rows = x.numel() // max(1, weight.shape[1])
     if can_multiply(x, weight) and (num_rows <= FEW_ROWS or ours_is_faster(weight.dtype)):
         return _multiply(x, weight, bias)
+    if x.dtype == weight.dtype:
+        return torch.nn.functional.linear(x, weight, bias)
     bias = None if bias is None else bias.to(weight.dtype)
     return torch.nn.functional.linear(x.to(weight.dtype), weight, bias).to(x.dtype)
 
@@ -52,7 +54,12 @@ def can_multiply(x: Tensor, weight: Tensor) -> bool:
 
 @functools.cache
 def ours_is_faster(dtype: torch.dtype) -> bool:
-    """Whether products with many rows are faster in our kernel: measured, some 20 ms."""
+    """Whether products with many rows are clearly faster in our kernel: measured, some 20 ms.
+
+    Never for float32, where both do the same.
+    """
+    if dtype == torch.float32:
+        return False
     rows, outputs, inputs = TRIAL_SHAPE
     x, weight = torch.ones(rows, inputs, dtype=dtype), torch.ones(outputs, inputs, dtype=dtype)
 
@@ -67,7 +74,7 @@ def ours_is_faster(dtype: torch.dtype) -> bool:
             best = min(best, time.perf_counter() - began)
         return best
 
-    return seconds(ours=True) < seconds(ours=False)
+    return seconds(ours=True) < 0.8 * seconds(ours=False)
 
 
 def _multiply(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

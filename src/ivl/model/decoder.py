@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ivl.config import DecoderConfig
+from ivl.kernels.linear import Linear
 from ivl.model.cache import KVCache
 from ivl.model.norm import RMSNorm
 from ivl.model.rotary import Rotary, rotate
@@ -22,10 +23,10 @@ class Attention(nn.Module):
         self.head_dim = config.head_dim
         kv_width = config.num_kv_heads * config.head_dim
         q_width = config.num_heads * config.head_dim
-        self.q = nn.Linear(config.hidden_size, q_width, bias=config.qkv_bias)
-        self.k = nn.Linear(config.hidden_size, kv_width, bias=config.qkv_bias)
-        self.v = nn.Linear(config.hidden_size, kv_width, bias=config.qkv_bias)
-        self.o = nn.Linear(q_width, config.hidden_size, bias=False)
+        self.q = Linear(config.hidden_size, q_width, bias=config.qkv_bias)
+        self.k = Linear(config.hidden_size, kv_width, bias=config.qkv_bias)
+        self.v = Linear(config.hidden_size, kv_width, bias=config.qkv_bias)
+        self.o = Linear(q_width, config.hidden_size, bias=False)
 
     def forward(
         self, x: Tensor, cos: Tensor, sin: Tensor, cache: KVCache | None, layer: int
@@ -62,9 +63,9 @@ class FeedForward(nn.Module):
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
-        self.gate = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.up = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.down = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+        self.gate = Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up = Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down = Linear(config.intermediate_size, config.hidden_size, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down(F.silu(self.gate(x)) * self.up(x))
@@ -93,7 +94,7 @@ class Decoder(nn.Module):
         self.rotary = Rotary(config)
         self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.num_layers))
         self.norm = RMSNorm(config.hidden_size, config.norm_eps)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False)
         if config.tied_embeddings:
             self.lm_head.weight = self.embed.weight
 

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ivl.config import ModelConfig
+from ivl.kernels.linear import Linear
 
 
 def pixel_shuffle(x: Tensor, ratio: float, version: str) -> Tensor:
@@ -28,8 +29,8 @@ class Projector(nn.Module):
         self.version = config.ps_version
         self.side = config.patches_per_side
         self.norm = nn.LayerNorm(config.shuffled_size, config.projector_norm_eps)
-        self.fc1 = nn.Linear(config.shuffled_size, config.decoder.hidden_size)
-        self.fc2 = nn.Linear(config.decoder.hidden_size, config.decoder.hidden_size)
+        self.fc1 = Linear(config.shuffled_size, config.decoder.hidden_size)
+        self.fc2 = Linear(config.decoder.hidden_size, config.decoder.hidden_size)
 
     def forward(self, patches: Tensor) -> Tensor:
         """(n, side * side, vision hidden) -> (n, tokens_per_tile, decoder hidden)."""
