@@ -52,6 +52,18 @@ inline Lanes larger(Lanes a, Lanes b) {
 
 inline Lanes magnitude(Lanes a) { return (Lanes)((IntLanes)a & 0x7fffffff); }
 
+// Lane i of the result is lane which[i] of a, or, from kLanes on, of b.
+inline Lanes shuffle(Lanes a, Lanes b, IntLanes which) {
+#if defined(__clang__)
+  Lanes chosen;
+  for (int lane = 0; lane < kLanes; ++lane)
+    chosen[lane] = which[lane] < kLanes ? a[which[lane]] : b[which[lane] - kLanes];
+  return chosen;
+#else
+  return __builtin_shuffle(a, b, which);
+#endif
+}
+
 inline IntLanes to_int(Lanes whole) { return __builtin_convertvector(whole, IntLanes); }
 inline Lanes to_float(IntLanes whole) { return __builtin_convertvector(whole, Lanes); }
 

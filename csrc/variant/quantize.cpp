@@ -10,13 +10,35 @@ namespace ivl::IVL_VARIANT {
 namespace quant {
 namespace {
 
+// Swaps, for all rows and lanes, the bit `kBit` of a value's row with that of its lane.
+template <int kBit>
+inline void swap_bit(Lanes* rows) {
+  IntLanes first, second;
+  for (int lane = 0; lane < kLanes; ++lane) {
+    first[lane] = lane & kBit ? kLanes + lane - kBit : lane;
+    second[lane] = lane & kBit ? kLanes + lane : lane + kBit;
+  }
+  for (int row = 0; row < kLanes; ++row) {
+    if (row & kBit) continue;
+    const Lanes a = rows[row], b = rows[row + kBit];
+    rows[row] = shuffle(a, b, first);
+    rows[row + kBit] = shuffle(a, b, second);
+  }
+}
+
 // Rows of kLanes blocks become lanes: element i of `out` is value i of each. `rows` has their
 // addresses.
 template <int kSize>
 void to_lanes(const float* const* rows, Lanes* out) {
-  float* flat = reinterpret_cast<float*>(out);
-  for (int lane = 0; lane < kLanes; ++lane)
-    for (int i = 0; i < kSize; ++i) flat[i * kLanes + lane] = rows[lane][i];
+  for (int i = 0; i < kSize; i += kLanes) {
+    Lanes square[kLanes];
+    for (int row = 0; row < kLanes; ++row) std::memcpy(&square[row], rows[row] + i, sizeof(Lanes));
+    swap_bit<1>(square);
+    swap_bit<2>(square);
+    if constexpr (kLanes > 4) swap_bit<4>(square);
+    if constexpr (kLanes > 8) swap_bit<8>(square);
+    for (int row = 0; row < kLanes; ++row) out[i + row] = square[row];
+  }
 }
 
 // Writes the first `count` lanes as blocks, two bytes at a time.

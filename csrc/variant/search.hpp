@@ -30,6 +30,8 @@ struct List {
   int size;
   const T* begin() const { return first; }
   const T* end() const { return first + size; }
+  // The last one again beyond the end.
+  const T& at(int i) const { return first[i < size ? i : size - 1]; }
 };
 
 struct Range {
@@ -99,10 +101,7 @@ Lanes fit_scale(Group<kWeighted> group, Range levels, List<float> targets) {
   for (int first = 0; first < targets.size; first += kAtOnce) {
     Lanes inverse[kAtOnce];
     ScaleSums sums[kAtOnce];
-    for (int c = 0; c < kAtOnce; ++c) {
-      const int last = targets.size - 1, t = first + c < last ? first + c : last;
-      inverse[c] = targets.first[t] * per_peak;
-    }
+    for (int c = 0; c < kAtOnce; ++c) inverse[c] = targets.at(first + c) * per_peak;
     scale_sums<kSize, kAtOnce>(group, inverse, levels, sums);
     for (const ScaleSums& sum : sums) {
       const Lanes found = divide(sum.projection, sum.power), gain = found * sum.projection;
@@ -126,18 +125,9 @@ struct AffineTotals {
   Lanes one, x;
 };
 
-template <int kSize, bool kSigned, bool kWeighted>
-inline Affine solve_affine(Group<kWeighted> group, AffineTotals totals, Affine start, Range levels,
-                           Lanes* error) {
-  const Lanes inverse = inverse_of(start.scale);
-  Lanes q = splat(0.0f), qq = splat(0.0f), xq = splat(0.0f);
-  for (int i = 0; i < kSize; ++i) {
-    const Lanes level = round_to_levels(group.x[i] - start.offset, inverse, levels);
-    const Lanes share = group.share(i) * level;
-    q += share;
-    qq += share * level;
-    xq += share * group.x[i];
-  }
+// Scale and offset from the sums over importance * level, * level^2 and * level * weight.
+template <bool kSigned>
+inline Affine least_squares(AffineTotals totals, Lanes q, Lanes qq, Lanes xq, Lanes* error) {
   const Lanes one = totals.one, x = totals.x;
   const Lanes determinant = one * qq - q * q;
   // Levels that are all the same leave the scale open: the offset alone then.
@@ -152,6 +142,30 @@ inline Affine solve_affine(Group<kWeighted> group, AffineTotals totals, Affine s
   }
   *error = -(found.scale * xq + found.offset * x);
   return found;
+}
+
+// Of kCandidates starts: levels from the start, then the best scale and offset with these, and
+// the error less the weights' own power.
+template <int kSize, bool kSigned, int kCandidates, bool kWeighted>
+inline void solve_affine(Group<kWeighted> group, AffineTotals totals, const Affine* starts,
+                         Range levels, Affine* found, Lanes* errors) {
+  Lanes inverse[kCandidates], q[kCandidates], qq[kCandidates], xq[kCandidates];
+  for (int c = 0; c < kCandidates; ++c) {
+    inverse[c] = inverse_of(starts[c].scale);
+    q[c] = qq[c] = xq[c] = splat(0.0f);
+  }
+  for (int i = 0; i < kSize; ++i) {
+    const Lanes x = group.x[i];
+    for (int c = 0; c < kCandidates; ++c) {
+      const Lanes level = round_to_levels(x - starts[c].offset, inverse[c], levels);
+      const Lanes share = group.share(i) * level;
+      q[c] += share;
+      qq[c] += share * level;
+      xq[c] += share * x;
+    }
+  }
+  for (int c = 0; c < kCandidates; ++c)
+    found[c] = least_squares<kSigned>(totals, q[c], qq[c], xq[c], &errors[c]);
 }
 
 template <int kSize, bool kSigned, bool kWeighted>
@@ -169,19 +183,27 @@ Affine fit_affine(Group<kWeighted> group, Range levels, List<Pair> cuts) {
     most = larger(most, splat(0.0f));
   }
   const Lanes span = most - least;
-  Lanes best = splat(kLargest), error;
+  Lanes best = splat(kLargest), errors[kAtOnce];
   Affine chosen = {splat(0.0f), least};
-  for (const Pair& cut : cuts) {
-    const float step = (1.0f - cut.first - cut.second) / levels.high;
-    const Affine start = {span * step, least + cut.first * span};
-    const Affine found = solve_affine<kSize, kSigned>(group, totals, start, levels, &error);
-    const IntLanes better = error < best;
-    chosen.scale = better ? found.scale : chosen.scale;
-    chosen.offset = better ? found.offset : chosen.offset;
-    best = better ? error : best;
+  for (int first = 0; first < cuts.size; first += kAtOnce) {
+    Affine starts[kAtOnce], found[kAtOnce];
+    for (int c = 0; c < kAtOnce; ++c) {
+      const Pair cut = cuts.at(first + c);
+      starts[c].scale = span * ((1.0f - cut.first - cut.second) / levels.high);
+      starts[c].offset = least + cut.first * span;
+    }
+    solve_affine<kSize, kSigned, kAtOnce>(group, totals, starts, levels, found, errors);
+    for (int c = 0; c < kAtOnce; ++c) {
+      const IntLanes better = errors[c] < best;
+      chosen.scale = better ? found[c].scale : chosen.scale;
+      chosen.offset = better ? found[c].offset : chosen.offset;
+      best = better ? errors[c] : best;
+    }
   }
-  for (int round = 0; round < kRefinements; ++round)
-    chosen = solve_affine<kSize, kSigned>(group, totals, chosen, levels, &error);
+  for (int round = 0; round < kRefinements; ++round) {
+    const Affine start = chosen;
+    solve_affine<kSize, kSigned, 1>(group, totals, &start, levels, &chosen, errors);
+  }
   return chosen;
 }
 
