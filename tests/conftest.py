@@ -24,6 +24,9 @@ def _settings_of_the_user() -> list[str]:
     ]
 
 
+VLLM_PYTHON = os.environ.get("IVL_VLLM_PYTHON")
+"""An interpreter that has vLLM, for the tests against it; see docs/awq.md."""
+
 # Before anything imports them: torch, the tokenizers and huggingface_hub read their variables once,
 # when they are loaded. The fixture below then gives every test its own for code that looks later.
 for _name in _settings_of_the_user():
@@ -55,6 +58,14 @@ def isolated_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     }.items():
         monkeypatch.setenv(variable, str(home / folder))
     return home
+
+
+@pytest.fixture(scope="session")
+def vllm_python() -> Path:
+    """The interpreter of IVL_VLLM_PYTHON; the test is skipped where there is none."""
+    if not VLLM_PYTHON:
+        pytest.skip("IVL_VLLM_PYTHON names no interpreter with vLLM")
+    return Path(VLLM_PYTHON)
 
 
 TINY_TILE_PX = 56

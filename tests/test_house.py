@@ -23,6 +23,7 @@ FLOORS = {
     "cli": 8,
     "server": 7,
     "documents": 7,
+    "calibrate": 7,
     "api": 7,
     "engine": 6,
     "model": 5,
