@@ -45,11 +45,11 @@ class AwqFiles:
         table: Mapping[str, Source],
         available: Mapping[str, str],
         config: ModelConfig,
-        max_shard_bytes: int = MAX_SHARD_BYTES,
+        max_shard_bytes: int | None = None,
     ) -> None:
         """files, table, available: as in `ivl.model.build.Weights`, of the original."""
         self._files, self._table, self._available = files, table, available
-        self._config, self._max_shard_bytes = config, max_shard_bytes
+        self._config, self._max_shard_bytes = config, max_shard_bytes or MAX_SHARD_BYTES
         # What is before the layers, each layer, and what is behind them: names in the files.
         self._groups: list[list[str]] = [[] for _ in range(config.decoder.num_layers + 2)]
         self._matrices: dict[str, list[str]] = {}
