@@ -48,6 +48,7 @@ class GGUFFile:
         self.metadata: dict[str, Value] = headers[0].metadata
         self.tensors: dict[str, TensorEntry] = _merged(headers)
         self._data: dict[Path, mmap.mmap] = {header.file: header.data for header in headers}
+        self._extents = headers[0].extents
 
     def read(self, name: str) -> npt.NDArray[np.uint8]:
         """The bytes of a tensor, uint8 (rows, row_bytes): a view that cannot be written to.
@@ -57,6 +58,12 @@ class GGUFFile:
         entry = self.tensors[name]
         flat = np.frombuffer(self._data[entry.file], np.uint8, entry.num_bytes, entry.offset)
         return flat.reshape(entry.rows, entry.row_bytes)
+
+    def encoded(self, key: str) -> bytes:
+        """The type and the value of a metadata entry, as the file has them: a copy of them keeps
+        what `metadata` does not tell, the width of numbers. Raises KeyError for unknown keys."""
+        begin, end = self._extents[key]
+        return self._data[self.files[0]][begin:end]
 
 
 def _all_parts(given: Header) -> list[Header]:

@@ -94,6 +94,8 @@ class Header:
     file: Path
     version: int
     metadata: dict[str, Value]
+    extents: dict[str, tuple[int, int]]
+    """Where the type and the value of each metadata entry begin and end in `data`."""
     tensors: dict[str, TensorEntry]
     data: mmap.mmap
 
@@ -110,11 +112,14 @@ def read_header(file: Path) -> Header:
     num_tensors = cursor.count("tensors", least_bytes=24, at_most=MAX_ENTRIES)
     num_entries = cursor.count("metadata entries", least_bytes=13, at_most=MAX_ENTRIES)
     metadata: dict[str, Value] = {}
+    extents: dict[str, tuple[int, int]] = {}
     for _ in range(num_entries):
         key = cursor.string(MAX_KEY_BYTES)
         if key in metadata:
             raise cursor.damaged(f"has the metadata {key!r} twice")
+        begin = cursor.position
         metadata[key] = cursor.value(cursor.u32())
+        extents[key] = begin, cursor.position
     tensors: dict[str, TensorEntry] = {}
     for _ in range(num_tensors):
         name = cursor.string(MAX_KEY_BYTES)
@@ -124,7 +129,9 @@ def read_header(file: Path) -> Header:
     alignment = _alignment(cursor, metadata)
     start = -(-cursor.position // alignment) * alignment
     placed = _place(cursor, tensors, start, alignment)
-    return Header(file=file, version=version, metadata=metadata, tensors=placed, data=data)
+    return Header(
+        file=file, version=version, metadata=metadata, extents=extents, tensors=placed, data=data
+    )
 
 
 class _Cursor:

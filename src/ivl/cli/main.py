@@ -32,6 +32,9 @@ COMMANDS: dict[str, str] = {
     "read": "Read all the text in images.",
     "chat": "Talk about images, with several questions.",
     "info": "Say what a model is, and what it needs.",
+    "convert": "Convert a model to a GGUF pair.",
+    "quantize": "Quantize a model, or one file of a GGUF pair.",
+    "imatrix": "Measure which weights matter, from images and text.",
     "check": "Check that a model is whole and computes what it should.",
 }
 """Name of a command -> the line that describes it in `ivl --help`, in the order shown there."""

@@ -45,13 +45,20 @@ class Status:
 
     def show_loading(self, done_bytes: int, total_bytes: int) -> None:
         """A bar for `ivl.load(progress=...)`."""
+        self._show_bar("loading", done_bytes, total_bytes)
+
+    def show_writing(self, done_bytes: int, total_bytes: int) -> None:
+        """A bar for what writes files."""
+        self._show_bar("writing", done_bytes, total_bytes)
+
+    def _show_bar(self, doing: str, done_bytes: int, total_bytes: int) -> None:
         now = time.monotonic()
         if now - self._drawn_at < REDRAW_S and done_bytes < total_bytes:
             return
         self._drawn_at = now
         filled = BAR_WIDTH * done_bytes // max(1, total_bytes)
         bar = "#" * filled + "." * (BAR_WIDTH - filled)
-        self.show(f"loading [{bar}] {disk_size(done_bytes)} of {disk_size(total_bytes)}")
+        self.show(f"{doing} [{bar}] {disk_size(done_bytes)} of {disk_size(total_bytes)}")
 
     def show_encoding(self, grids: Sequence[Grid], use_thumbnail: bool, title: str = "") -> None:
         """What the model does before the first word comes."""

@@ -79,21 +79,25 @@ class BpeTokenizer(Tokenizer):
 def load_bpe(directory: Path) -> BpeTokenizer:
     """From `tokenizer.json`, else from `vocab.json` and `merges.txt`."""
     path = directory / "tokenizer.json"
-    if path.exists():
-        sections = read_json(path)
-        metadata = read_metadata(directory, sections)
-        vocab, merges = _model_of(sections, path)
-    else:
-        metadata = read_metadata(directory, {})
-        if metadata.tokenizer_class not in (None, *_QWEN2_CLASSES):
-            raise UnsupportedError(
-                f"vocab.json and merges.txt belong to a {metadata.tokenizer_class}.",
-                "Without a tokenizer.json only Qwen2's way of cutting text is known.",
-            )
-        sections = qwen2_sections(add_prefix_space=metadata.add_prefix_space)
-        vocab = _checked_vocab(read_json(directory / "vocab.json"), directory / "vocab.json")
-        merges = _read_merges(directory / "merges.txt")
+    sections = read_json(path) if path.exists() else {}
+    metadata = read_metadata(directory, sections)
+    if not sections and metadata.tokenizer_class not in (None, *_QWEN2_CLASSES):
+        raise UnsupportedError(
+            f"vocab.json and merges.txt belong to a {metadata.tokenizer_class}.",
+            "Without a tokenizer.json only Qwen2's way of cutting text is known.",
+        )
+    vocab, merges = read_bpe(directory, sections)
+    sections = sections or qwen2_sections(add_prefix_space=metadata.add_prefix_space)
     return assemble_bpe(directory, sections, metadata, vocab, merges)
+
+
+def read_bpe(directory: Path, sections: Mapping[str, Any]) -> tuple[dict[str, int], Merges]:
+    """Vocabulary and merges: of the `tokenizer.json` whose sections these are, or, without any, of
+    `vocab.json` and `merges.txt`."""
+    if sections:
+        return _model_of(sections, directory / "tokenizer.json")
+    vocab = _checked_vocab(read_json(directory / "vocab.json"), directory / "vocab.json")
+    return vocab, _read_merges(directory / "merges.txt")
 
 
 def assemble_bpe(

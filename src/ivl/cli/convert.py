@@ -1,0 +1,83 @@
+"""`ivl convert`: a model directory to a GGUF pair."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+from typer import Argument, Option
+
+from ivl.cli.options import Json, Quiet
+from ivl.cli.terminal import Status, disk_size, print_json
+
+TypeOption = Annotated[
+    str,
+    Option(
+        "--type",
+        metavar="TYPE",
+        help="Of the language model: F32 F16 BF16 Q8_0 Q4_0 Q4_1 Q5_0 Q5_1 Q2_K Q3_K_S Q3_K_M "
+        "Q3_K_L Q4_K_S Q4_K_M Q5_K_S Q5_K_M Q6_K.",
+    ),
+]
+VisionOption = Annotated[
+    str | None,
+    Option(
+        "--vision",
+        metavar="TYPE",
+        help="Of the vision tower and the projector: F32 F16 BF16 Q8_0 Q5_0 Q4_0; by default the "
+        "type that they are stored in, which loses nothing.",
+    ),
+]
+ImatrixOption = Annotated[
+    Path | None,
+    Option(metavar="FILE", help="An importance matrix: of `ivl imatrix`, or llama.cpp's."),
+]
+Force = Annotated[bool, Option("--force", help="Replace files that are there.")]
+
+
+def command(
+    model: Annotated[str, Argument(metavar="DIR", hidden=True)],
+    out: Annotated[Path, Argument(metavar="OUT", hidden=True)],
+    *,
+    kind: TypeOption = "Q4_K_M",
+    vision: VisionOption = None,
+    imatrix: ImatrixOption = None,
+    name: Annotated[
+        str | None, Option(metavar="NAME", help="Of the model; by default that of its directory.")
+    ] = None,
+    force: Force = False,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Convert a model to a GGUF pair.
+
+    DIR is a model of any size in the official layout or in that of transformers: a directory, demo,
+    a size, or a hub id. Into the directory OUT go NAME-TYPE.gguf, the language model, and
+    mmproj-NAME-TYPE.gguf, vision tower and projector. Memory for a few pieces of tensors is enough
+    for any size. What an interruption leaves is gone on with by the same command.
+    """
+    status = Status(quiet=quiet)
+    from ivl.cli.conversion import Conversion, convert_directory, require_directory
+
+    began = time.monotonic()
+    directory = require_directory(model, status)
+    written = convert_directory(
+        Conversion(
+            model=model,
+            directory=directory,
+            out=out,
+            mix=kind,
+            vision=vision,
+            imatrix=imatrix,
+            name=name,
+            force=force,
+        ),
+        status,
+    )
+    seconds = time.monotonic() - began
+    if json:
+        print_json({"files": written.records, "seconds": round(seconds, 3)})
+        return
+    for record in written.records:
+        print(f"{record['file']}  {disk_size(record['bytes'])}  {record['bits_per_weight']} bpw")

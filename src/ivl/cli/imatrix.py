@@ -1,0 +1,69 @@
+"""`ivl imatrix`: what matters in a model's matrices, from images and text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from typer import Argument, Option
+
+from ivl.cli.convert import Force
+from ivl.cli.options import Json, MaxTiles, ModelChoice, Quiet
+from ivl.cli.terminal import Status, print_json
+from ivl.errors import ConfigError
+
+
+def command(
+    model: Annotated[str, Argument(metavar="MODEL", hidden=True)],
+    data: Annotated[list[Path], Argument(metavar="DATA...", hidden=True)],
+    *,
+    out: Annotated[
+        Path, Option("--output", "-o", metavar="FILE", help="Where the matrix is written.")
+    ] = Path("imatrix.gguf"),
+    max_tiles: MaxTiles = None,
+    chunk: Annotated[
+        int, Option(metavar="TOKENS", help="Plain text is read in pieces of so many tokens.")
+    ] = 512,
+    force: Force = False,
+    json: Json = False,
+    quiet: Quiet = False,
+    device: Annotated[
+        str | None,
+        Option(metavar="DEVICE", help="cpu, cuda, cuda:1 or mps; by default the best there is."),
+    ] = None,
+    dtype: Annotated[
+        str | None,
+        Option(metavar="TYPE", help="bfloat16, float16 or float32; by default what suits."),
+    ] = None,
+    threads: Annotated[
+        int | None, Option(metavar="N", help="Processor threads; by default one for each core.")
+    ] = None,
+) -> None:
+    """Measure which weights matter, from images and text.
+
+    DATA: folders of images with .txt files of the same names that say what is in them, .txt files,
+    and .jsonl files of {"image": path, "text": answer, "question": question}. The result is an
+    importance matrix in llama.cpp's format, for `ivl convert`, `ivl quantize` and llama-quantize;
+    it has the vision tower too.
+    """
+    status = Status(quiet=quiet)
+    if out.exists() and not force:
+        raise ConfigError(f"{out} exists.", "--force replaces it; or choose another name.")
+    if chunk < 2:
+        raise ConfigError(f"--chunk is {chunk}.", "Give 2 or more; 512 is usual.")
+    from ivl.documents.calibration import read_samples
+
+    samples = read_samples(data)
+    from ivl.cli.importance import measure_importance
+
+    choice = ModelChoice(model=model, device=device, dtype=dtype, threads=threads)
+    record = measure_importance(
+        choice, samples, data, out, max_tiles=max_tiles, chunk_tokens=chunk, status=status
+    )
+    if json:
+        print_json(record)
+        return
+    print(
+        f"{record['file']}  {record['matrices']} matrices from {record['sequences']} sequences, "
+        f"{record['tokens']} tokens and {record['tiles']} tiles"
+    )

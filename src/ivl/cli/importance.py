@@ -1,0 +1,64 @@
+"""Runs a model over samples and writes the importance matrix that comes of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ivl.checkpoint.imatrix import write_imatrix
+from ivl.cli.inputs import load_model
+from ivl.cli.options import ModelChoice
+from ivl.cli.terminal import Status
+from ivl.documents.calibration import Sample, sequences
+from ivl.evaluate.activations import ActivationSums
+
+
+def measure_importance(
+    choice: ModelChoice,
+    samples: Sequence[Sample],
+    data: Sequence[Path],
+    out: Path,
+    *,
+    max_tiles: int | None,
+    chunk_tokens: int,
+    status: Status,
+) -> dict[str, Any]:
+    """Writes `out`; returns for JSON what it was made from."""
+    model = load_model(choice, status)
+    network, tokenizer = model.engine.model, model.engine.tokenizer
+    sums = ActivationSums(network)
+    num_sequences = num_tokens = num_tiles = 0
+    with sums.collecting(), torch.inference_mode():
+        for sequence in sequences(
+            samples, tokenizer, model.config, max_tiles=max_tiles, chunk_tokens=chunk_tokens
+        ):
+            num_sequences += 1
+            status.show(f"sequence {num_sequences}: {len(sequence.prompt)} tokens")
+            features = None
+            if sequence.tiles is not None:
+                features = model.encode_tiles(sequence.tiles)
+                num_tiles += len(sequence.tiles)
+            ids = torch.tensor(sequence.prompt.ids, device=network.device)
+            places = torch.tensor(sequence.prompt.is_image, device=network.device)
+            network.decoder(network.embed(ids, places, features), None)
+            num_tokens += len(ids)
+    status.clear()
+    sums.finish()
+    write_imatrix(
+        out,
+        sums.squares,
+        sums.counts,
+        datasets=[str(path) for path in data],
+        num_chunks=max(1, num_tokens // chunk_tokens),
+        chunk_tokens=chunk_tokens,
+    )
+    return {
+        "file": str(out),
+        "matrices": len(sums.squares),
+        "sequences": num_sequences,
+        "tokens": num_tokens,
+        "tiles": num_tiles,
+    }
