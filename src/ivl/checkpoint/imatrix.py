@@ -151,10 +151,9 @@ def _read_gguf(path: Path) -> ImportanceMatrix:
             continue  # one matrix for each expert of a mixture, which ivl does not run
         counts[name] = int(number[0, 0])
         # A matrix that no input met counts as llama.cpp has it: all columns alike.
-        share = np.float32(number[0, 0])
-        means[name] = np.ones(sums.shape[1], np.float32)
-        if share > 0:
-            means[name] = (sums[0] / share).astype(np.float32)
+        divisor = counts[name] if counts[name] > 0 else 1
+        plain = sums[0] if counts[name] > 0 else np.ones_like(sums[0])
+        means[name] = np.asarray(plain / np.float32(divisor), np.float32)
     datasets = file.metadata.get("imatrix.datasets", [])
     return ImportanceMatrix(
         path=path,
@@ -187,7 +186,7 @@ def _read_dat(path: Path) -> ImportanceMatrix:
         calls = cursor.whole(0, 1 << 31)
         values = cursor.floats(cursor.whole(1, 1 << 31))
         counts[name] = calls
-        means[name] = values / calls if calls > 0 else values
+        means[name] = np.asarray(values / max(calls, 1), np.float32)
     num_chunks, datasets = 0, []
     if cursor.left >= 4:
         num_chunks = cursor.whole(0, 1 << 31)
