@@ -5,6 +5,7 @@ linear.py     the modules that a model is made of: QuantizedLinear, QuantizedEmb
 dispatch.py   which implementation a matrix gets
 reference.py  by dequantizing with NumPy: defines what is right, runs everywhere
 cpu_matrix.py, float_linear.py  products on CPUs, quantized and of 16 or 32 bits
+mapped.py     giving back the pages of a file whose weights were repacked
 cpu.py        the C++ extension (sources in csrc/), when it was built
 codec.py      quantizing and dequantizing with it
 

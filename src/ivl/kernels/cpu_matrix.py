@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ivl.kernels.float_linear import DTYPE_NUMBERS, float_linear
+from ivl.kernels.mapped import release_pages
 from ivl.kernels.matrix import Matrix
 from ivl.quant.formats import find_format
 
@@ -29,10 +30,11 @@ class CpuMatrix(Matrix):
         self.format = found.name
         self.rows = blocks.shape[0]
         self.columns = blocks.shape[1] // found.block_bytes * found.block_size
-        blocks = np.ascontiguousarray(blocks)
+        kept = np.ascontiguousarray(blocks)
         self.packed = extension.PackedMatrix(
-            blocks.ctypes.data, found.type_id, self.rows, self.columns
+            kept.ctypes.data, found.type_id, self.rows, self.columns
         )
+        release_pages(blocks)
         self._bias: tuple[Tensor, Tensor] | None = None
 
     @property
