@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 import ivl
@@ -72,7 +73,8 @@ def main() -> None:
         bench = Bench(work, args.pages)
         decoder = [bench.row("decoder", kind) for kind in (IN_BFLOAT16, *args.types)]
         vision = [bench.row("vision", kind) for kind in args.vision]
-        text = fill(args.out.read_text("utf-8"), "decoder", decoder_table(decoder, bench.original))
+        content = f"{bench.caption()}\n\n{decoder_table(decoder, bench.original)}"
+        text = fill(args.out.read_text("utf-8"), "decoder", content)
         text = fill(text, "vision", vision_table(vision))
         args.out.write_text(text, "utf-8")
 
@@ -108,14 +110,18 @@ class Bench:
                     keep(reader, page, self.kept(number), write_answers=False)
                 self.rows["original"] = {"error_rate": self.error_rate(reader)}
                 self.save()
-        parts = {"decoder": engine.model.decoder, "vision": engine.model.vision}
-        self.num_weights = {
-            name: sum(p.numel() for p in part.parameters()) for name, part in parts.items() if part
-        }
+        self.num_weights = {"decoder": 0, "vision": 0}
+        for name, p in engine.model.named_parameters():
+            part = "decoder" if name.startswith("decoder.") else "vision"
+            self.num_weights[part] += p.numel()
 
     @property
     def original(self) -> Row:
         return self.rows["original"]
+
+    def caption(self) -> str:
+        characters = sum(len(page.sample.answer or "") for page in self.pages)
+        return f"{len(self.pages)} pages of up to {MAX_LINES} lines, {characters:,} characters."
 
     def kept(self, number: int) -> Path:
         return self.work / f"{number}.safetensors"
@@ -162,9 +168,7 @@ class Bench:
     def seen(self, reader: Reader, key: str) -> Iterator[None]:
         """Lets the reader's model encode every page once; a tower that is the same, never again."""
         if key not in self.features:
-            tiles = [torch.from_numpy(page.tiles_u8) for page in self.pages]
-            with torch.inference_mode():
-                self.features[key] = [reader.model.encode_tiles(t, 4) for t in tiles]
+            self.features[key] = list(self.encode(reader, key))
         by_tiles = {
             page.tiles_u8.tobytes(): features
             for page, features in zip(self.pages, self.features[key], strict=True)
@@ -176,6 +180,15 @@ class Bench:
 
         reader.model.encode_tiles = encode_tiles  # type: ignore[method-assign]
         yield
+
+    @torch.inference_mode()
+    def encode(self, reader: Reader, key: str) -> Iterator[Tensor]:
+        """The features of every page; those of the original are in what an earlier run kept."""
+        for number, page in enumerate(self.pages):
+            if key == "original" and key in self.rows:
+                yield load_file(self.kept(number))["features"]
+            else:
+                yield reader.model.encode_tiles(torch.from_numpy(page.tiles_u8), 4)
 
     def error_rate(self, reader: Reader) -> float:
         """Edits over characters, when the model reads all pages, each step for all of them."""
