@@ -1,11 +1,11 @@
 """Quantizes a decoder of the family's true shapes with ivl and with llama.cpp, one after the other.
 
-    python -m bench.quantize [--shape 4b] [--type Q4_K_M] [--layers N] [--threads 2]
+    python -m bench.quantize [--shape 4b] [--type Q4_K_M] [--layers N]
 
-A GGUF file of random bfloat16 weights is written, quantized by `llama-quantize` (its folder is in
-the environment variable IVL_LLAMA_CPP) and by ivl from the same file to the same types, each with
-the same number of threads. Shown are the seconds of both, from file to file, and both errors: the
-root mean square over the quantized tensors, relative to that of their weights.
+A GGUF file of random bfloat16 weights is written and quantized twice, to the same types: by
+`llama-quantize`, whose folder is in the environment variable IVL_LLAMA_CPP, and by `ivl quantize`,
+each with as many threads as ivl takes. Shown are the seconds of both programs, from file to file,
+and both errors: the root mean square over the quantized tensors, relative to that of their weights.
 
 With --tensors there are no files: single matrices in memory, for every type with and without
 importance, on one thread.
@@ -32,11 +32,16 @@ from ivl.checkpoint.gguf_writer import GGUFWriter, PlannedTensor, Written
 from ivl.config import DecoderConfig
 from ivl.family import find
 from ivl.quant.formats import FORMATS
-from ivl.quant.mixes import MixContext, decoder_tensors, tensor_type
+from ivl.quant.mixes import decoder_tensors
 
 PIECE_WEIGHTS = 1 << 20
 SAMPLED_ROWS = 512
 NUM_WEIGHTS, COLUMNS = 1 << 19, 2048
+IVL = [
+    sys.executable,
+    "-c",
+    "import sys; from ivl.cli.main import run; sys.exit(run(sys.argv[1:]))",
+]
 TYPES = ("Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")
 
 
@@ -45,13 +50,13 @@ def main() -> None:
     from ivl.kernels import cpu
     from ivl.kernels.threads import use_threads
 
-    use_threads(1 if options.tensors else options.threads)
+    threads = use_threads(1 if options.tensors else None)
     print(f"$ python -m bench.quantize {' '.join(sys.argv[1:])}")
     print(f"{machine()}, commit {commit()}, instruction set {cpu.isa()}")
     if options.tensors:
         compare_tensors()
     else:
-        compare_files(options)
+        compare_files(options, threads)
 
 
 def parse_options() -> argparse.Namespace:
@@ -59,13 +64,12 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--shape", default="4b", help="1b to 78b")
     parser.add_argument("--type", default="Q4_K_M", help="a mix, such as Q4_K_M")
     parser.add_argument("--layers", type=int, help="at most so many layers")
-    parser.add_argument("--threads", type=int, default=2, help="for each of the two")
     parser.add_argument("--folder", help="where the files are written and removed again")
     parser.add_argument("--tensors", action="store_true", help="every type, in memory")
     return parser.parse_args()
 
 
-def compare_files(options: argparse.Namespace) -> None:
+def compare_files(options: argparse.Namespace, threads: int) -> None:
     size = find(options.shape)
     if size is None:
         raise SystemExit(f"error: there is no size {options.shape!r}: 1b to 78b")
@@ -81,20 +85,11 @@ def compare_files(options: argparse.Namespace) -> None:
         layers = "" if options.layers is None else f", {decoder.num_layers} layers"
         print(
             f"{size.hub_id}{layers}, decoder: {num_weights / 1e9:.2f} G weights, "
-            f"{gb(source.stat().st_size)} of bfloat16 to {options.type}, {options.threads} threads"
+            f"{gb(source.stat().st_size)} of bfloat16 to {options.type}, {threads} threads"
         )
-        read_once(source)
-        command = [peer, source, theirs, options.type, str(options.threads)]
-        began = time.perf_counter()
-        done = subprocess.run([str(part) for part in command], capture_output=True, check=False)
-        their_s = time.perf_counter() - began
-        if done.returncode:
-            raise SystemExit(done.stderr.decode(errors="replace")[-2000:])
-        read_once(source)
-        began = time.perf_counter()
-        quantize_file(source, ours, options.type, decoder)
-        our_s = time.perf_counter() - began
-        per_weight = 1e9 * options.threads / num_weights
+        their_s = timed_file(source, [peer, source, theirs, options.type, str(threads)])
+        our_s = timed_file(source, [*IVL, "quantize", source, ours, options.type, "--quiet"])
+        per_weight = 1e9 * threads / num_weights
         print(f"llama.cpp    {their_s:6.1f} s  {their_s * per_weight:5.1f} ns a weight and thread")
         print(f"ivl          {our_s:6.1f} s  {our_s * per_weight:5.1f} ns a weight and thread")
         print(f"ratio        {their_s / our_s:6.1f}")
@@ -149,29 +144,17 @@ def metadata_of(decoder: DecoderConfig) -> dict[str, Written]:
     return {"general.architecture": name} | {f"{name}.{key}": n for key, n in numbers.items()}
 
 
-def read_once(path: Path) -> None:
-    """Both find the file in the page cache, as far as memory goes."""
-    with path.open("rb") as stream:
+def timed_file(source: Path, command: list[str | Path]) -> float:
+    """Seconds that a program takes, with the source in the page cache as far as memory goes."""
+    with source.open("rb") as stream:
         while stream.read(1 << 24):
             pass
-
-
-def quantize_file(source: Path, out: Path, mix: str, decoder: DecoderConfig) -> None:
-    file, context = GGUFFile(source), MixContext.of(decoder)
-    tensors = [
-        PlannedTensor(
-            name=name,
-            format=FORMATS[tensor_type(mix, name, entry.shape, context)],
-            shape=entry.shape,
-        )
-        for name, entry in file.tensors.items()
-    ]
-    with GGUFWriter(out, metadata_of(decoder), tensors) as writer:
-        for tensor in tensors:
-            stored, raw = file.tensors[tensor.name].format, file.read(tensor.name)
-            for first, count in pieces(tensor):
-                weights = stored.dequantize(raw[first : first + count])
-                writer.write(tensor.name, tensor.format.quantize(weights), first)
+    began = time.perf_counter()
+    done = subprocess.run([str(part) for part in command], capture_output=True, check=False)
+    seconds = time.perf_counter() - began
+    if done.returncode:
+        raise SystemExit(done.stderr.decode(errors="replace")[-2000:])
+    return seconds
 
 
 def report_errors(source: Path, ours: Path, theirs: Path) -> None:

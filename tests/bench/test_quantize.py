@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from bench.llama_cpp import MISSING, find_program
-from bench.quantize import quantize_file, report_errors, write_random
+from bench.quantize import IVL, report_errors, timed_file, write_random
 from ivl.checkpoint.gguf import GGUFFile
 from ivl.family import find
 from ivl.quant.mixes import MixContext, decoder_tensors, tensor_type
@@ -22,7 +22,7 @@ def test_the_file_has_the_shapes_of_the_size_and_the_types_of_the_mix(
     decoder = replace(size.decoder, num_layers=2, vocab_size=320, intermediate_size=512)
     source, out = tmp_path / "source.gguf", tmp_path / "out.gguf"
     write_random(decoder, source)
-    quantize_file(source, out, "Q4_K_M", decoder)
+    assert timed_file(source, [*IVL, "quantize", source, out, "Q4_K_M", "--quiet"]) > 0
     context, shapes = MixContext.of(decoder), decoder_tensors(decoder)
     found = {name: (e.shape, e.format.name) for name, e in GGUFFile(out).tensors.items()}
     assert found == {

@@ -111,6 +111,10 @@ def write(
     force: bool,
 ) -> None:
     """Writes with a bar; after Ctrl-C says what the next run will do."""
+    # With the kernels comes their codec: without it, NumPy would quantize, fifty times slower.
+    from ivl.kernels.threads import use_threads
+
+    use_threads()
     try:
         resumed = write_files(
             text,
