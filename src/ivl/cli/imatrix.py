@@ -8,22 +8,22 @@ from typing import Annotated
 from typer import Argument, Option
 
 from ivl.cli.convert import Force
-from ivl.cli.options import Json, MaxTiles, ModelChoice, Quiet
+from ivl.cli.options import Json, ModelChoice, Quiet
 from ivl.cli.terminal import Status, print_json
 from ivl.errors import ConfigError
 
 
 def command(
     model: Annotated[str, Argument(metavar="MODEL", hidden=True)],
-    data: Annotated[list[Path], Argument(metavar="DATA...", hidden=True)],
+    data: Annotated[list[Path] | None, Argument(metavar="[DATA]...", hidden=True)] = None,
     *,
     out: Annotated[
         Path, Option("--output", "-o", metavar="FILE", help="Where the matrix is written.")
     ] = Path("imatrix.gguf"),
-    max_tiles: MaxTiles = None,
-    chunk: Annotated[
-        int, Option(metavar="TOKENS", help="Plain text is read in pieces of so many tokens.")
-    ] = 512,
+    max_tokens: Annotated[
+        int,
+        Option(metavar="N", help="Tokens of a sample; longer texts are read in several pieces."),
+    ] = 2048,
     force: Force = False,
     json: Json = False,
     quiet: Quiet = False,
@@ -42,24 +42,23 @@ def command(
     """Measure which weights matter, from images and text.
 
     DATA: folders of images with .txt files of the same names that say what is in them, .txt files,
-    and .jsonl files of {"image": path, "text": answer, "question": question}. The result is an
+    and .jsonl files of conversations; without any, four pages of ivl's own. The result is an
     importance matrix in llama.cpp's format, for `ivl convert`, `ivl quantize` and llama-quantize;
     it has the vision tower too.
     """
     status = Status(quiet=quiet)
     if out.exists() and not force:
         raise ConfigError(f"{out} exists.", "--force replaces it; or choose another name.")
-    if chunk < 2:
-        raise ConfigError(f"--chunk is {chunk}.", "Give 2 or more; 512 is usual.")
-    from ivl.documents.calibration import read_samples
+    if max_tokens < 16:
+        raise ConfigError(f"--max-tokens is {max_tokens}.", "Give 16 or more; 2048 is usual.")
+    from ivl.calibrate.samples import DEFAULT_DATA, read_samples
 
+    data = data or [DEFAULT_DATA]
     samples = read_samples(data)
     from ivl.cli.importance import measure_importance
 
     choice = ModelChoice(model=model, device=device, dtype=dtype, threads=threads)
-    record = measure_importance(
-        choice, samples, data, out, max_tiles=max_tiles, chunk_tokens=chunk, status=status
-    )
+    record = measure_importance(choice, samples, data, out, max_tokens=max_tokens, status=status)
     if json:
         print_json(record)
         return

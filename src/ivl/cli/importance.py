@@ -8,11 +8,12 @@ from typing import Any
 
 import torch
 
+from ivl.calibrate.samples import Sample
+from ivl.calibrate.sequences import make_sequences
 from ivl.checkpoint.imatrix import write_imatrix
 from ivl.cli.inputs import load_model
 from ivl.cli.options import ModelChoice
 from ivl.cli.terminal import Status
-from ivl.documents.calibration import Sample, sequences
 from ivl.evaluate.activations import ActivationSums
 
 
@@ -22,8 +23,7 @@ def measure_importance(
     data: Sequence[Path],
     out: Path,
     *,
-    max_tiles: int | None,
-    chunk_tokens: int,
+    max_tokens: int,
     status: Status,
 ) -> dict[str, Any]:
     """Writes `out`; returns for JSON what it was made from."""
@@ -32,17 +32,19 @@ def measure_importance(
     sums = ActivationSums(network)
     num_sequences = num_tokens = num_tiles = 0
     with sums.collecting(), torch.inference_mode():
-        for sequence in sequences(
-            samples, tokenizer, model.config, max_tiles=max_tiles, chunk_tokens=chunk_tokens
-        ):
+        sequences = make_sequences(samples, model.config, tokenizer, max_tokens=max_tokens)
+        for sequence in sequences:
             num_sequences += 1
-            status.show(f"sequence {num_sequences}: {len(sequence.prompt)} tokens")
+            status.show(
+                f"sequence {num_sequences} of {len(sequences)}: {sequence.num_tokens} tokens"
+            )
             features = None
             if sequence.tiles is not None:
                 features = model.encode_tiles(sequence.tiles)
                 num_tiles += len(sequence.tiles)
-            ids = torch.tensor(sequence.prompt.ids, device=network.device)
-            places = torch.tensor(sequence.prompt.is_image, device=network.device)
+            length = sequence.num_tokens
+            ids = torch.tensor(sequence.prompt.ids[:length], device=network.device)
+            places = torch.tensor(sequence.prompt.is_image[:length], device=network.device)
             network.decoder(network.embed(ids, places, features), None)
             num_tokens += len(ids)
     status.clear()
@@ -52,8 +54,8 @@ def measure_importance(
         sums.squares,
         sums.counts,
         datasets=[str(path) for path in data],
-        num_chunks=max(1, num_tokens // chunk_tokens),
-        chunk_tokens=chunk_tokens,
+        num_chunks=num_sequences,
+        chunk_tokens=max_tokens,
     )
     return {
         "file": str(out),

@@ -14,30 +14,40 @@ from ivl.cli.options import Json, Quiet
 from ivl.cli.terminal import Status, disk_size, print_json
 from ivl.errors import CheckpointError, ConfigError, RequestError
 
+TypeOption = Annotated[
+    str | None,
+    Option(
+        "--type",
+        metavar="TYPE",
+        help="The same as the third argument. A language model: F32 F16 BF16 Q8_0 Q4_0 Q4_1 "
+        "Q5_0 Q5_1 Q2_K Q3_K_S Q3_K_M Q3_K_L Q4_K_S Q4_K_M Q5_K_S Q5_K_M Q6_K. A projector: "
+        "F32 F16 BF16 Q8_0 Q5_0 Q4_0. Or awq.",
+    ),
+]
+VisionOption = Annotated[
+    str | None,
+    Option(
+        metavar="TYPE",
+        help="Of a directory, also write the projector, in this type, to mmproj-OUT.",
+    ),
+]
+
 
 def command(
     source: Annotated[str, Argument(metavar="IN", hidden=True)],
     out: Annotated[Path, Argument(metavar="OUT", hidden=True)],
     kind: Annotated[str | None, Argument(metavar="[TYPE]", hidden=True)] = None,
     *,
-    option: Annotated[
-        str | None,
-        Option(
-            "--type",
-            metavar="TYPE",
-            help="The same as the third argument. A language model: F32 F16 BF16 Q8_0 Q4_0 Q4_1 "
-            "Q5_0 Q5_1 Q2_K Q3_K_S Q3_K_M Q3_K_L Q4_K_S Q4_K_M Q5_K_S Q5_K_M Q6_K. A projector: "
-            "F32 F16 BF16 Q8_0 Q5_0 Q4_0.",
-        ),
-    ] = None,
-    vision: Annotated[
-        str | None,
-        Option(
-            metavar="TYPE",
-            help="Of a directory, also write the projector, in this type, to mmproj-OUT.",
-        ),
-    ] = None,
+    option: TypeOption = None,
+    vision: VisionOption = None,
     imatrix: ImatrixOption = None,
+    calibration: Annotated[
+        list[Path] | None,
+        Option(
+            metavar="DATA",
+            help="For awq: pages and texts, as `ivl imatrix` takes them; may be repeated.",
+        ),
+    ] = None,
     allow_requantize: Annotated[
         bool, Option("--allow-requantize", help="Also take tensors that are quantized already.")
     ] = False,
@@ -48,12 +58,18 @@ def command(
     """Quantize a model, or one file of a GGUF pair.
 
     IN is a GGUF file, a language model or a projector, or the directory of a model. OUT is a GGUF
-    file. Every tensor gets the type that llama.cpp gives it in a file of that TYPE.
+    file. Every tensor gets the type that llama.cpp gives it in a file of that TYPE. With the type
+    awq, IN and OUT are directories, and the decoder is quantized to AWQ's 4 bits.
     """
     status = Status(quiet=quiet)
     chosen = _one_type(kind, option)
     began = time.monotonic()
-    if Path(source).is_file():
+    if chosen.lower() == "awq":
+        _only_for_gguf(vision=vision, imatrix=imatrix, allow_requantize=allow_requantize)
+        records = _quantize_awq(source, out, calibration, force, status)
+    elif calibration:
+        raise ConfigError("--calibration is for awq.", "GGUF types take an --imatrix.")
+    elif Path(source).is_file():
         if vision is not None:
             raise ConfigError(
                 "--vision is for directories; a GGUF file has one type.",
@@ -68,7 +84,46 @@ def command(
         print_json({"files": records, "seconds": round(seconds, 3)})
         return
     for record in records:
-        print(f"{record['file']}  {disk_size(record['bytes'])}  {record['bits_per_weight']} bpw")
+        bits = f"  {record['bits_per_weight']} bpw" if "bits_per_weight" in record else ""
+        print(f"{record['file']}  {disk_size(record['bytes'])}{bits}")
+
+
+def _only_for_gguf(**options: object) -> None:
+    for name, value in options.items():
+        if value:
+            option = "--" + name.replace("_", "-")
+            raise ConfigError(f"{option} is not for awq.", "Leave it out.")
+
+
+def _quantize_awq(
+    source: str, out: Path, calibration: list[Path] | None, force: bool, status: Status
+) -> list[dict[str, Any]]:
+    from ivl.calibrate.awq import quantize_awq
+    from ivl.calibrate.samples import DEFAULT_DATA
+    from ivl.cli.conversion import require_directory
+
+    if force and out.exists():
+        raise ConfigError(
+            f"{out} exists, and --force replaces files only.", "Name a directory that is not there."
+        )
+    try:
+        result = quantize_awq(
+            require_directory(source, status),
+            out,
+            calibration or [DEFAULT_DATA],
+            report=lambda doing, done, total: status.show(f"{doing}: {done} of {total}"),
+        )
+    finally:
+        status.clear()
+    return [
+        {
+            "file": str(result.directory),
+            "bytes": result.size_bytes,
+            "sequences": result.num_sequences,
+            "tokens": result.num_tokens,
+            "image_tokens": result.num_image_tokens,
+        }
+    ]
 
 
 def _one_type(kind: str | None, option: str | None) -> str:
