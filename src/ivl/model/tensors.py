@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ivl.config import ModelConfig
+from ivl.errors import UnsupportedError
 from ivl.model.build import Weights, combine, empty_model, open_weights
 
 if TYPE_CHECKING:
@@ -23,7 +24,12 @@ class ModelTensors:
     """
 
     def __init__(self, config: ModelConfig, directory: Path) -> None:
-        """Errors: `open_weights`."""
+        """Errors: `open_weights`; UnsupportedError for weights that are quantized (AWQ)."""
+        if config.quantization is not None:
+            raise UnsupportedError(
+                f"The weights of {directory} are quantized (AWQ).",
+                "What was rounded once is not rounded again; take the 16-bit model.",
+            )
         self._weights: Weights = open_weights(config, directory)
         self.config: ModelConfig = self._weights.config
         # The files are opened one at a time; pieces are made on several threads.
