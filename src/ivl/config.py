@@ -98,6 +98,8 @@ class ModelConfig:
     dtype: str
     quantization: Quantization | None = None
     """How the decoder's linear layers are stored; None: as plain numbers."""
+    system: str | None = None
+    """The model's own system message, where it is not that of its template."""
     max_tiles: int = 12
     min_tiles: int = 1
     use_thumbnail: bool = True
