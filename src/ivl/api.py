@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ivl.checkpoint.locate import locate
-from ivl.config import ModelConfig, read_config
+from ivl.config import ModelConfig
 from ivl.documents.reading import READ_QUESTION
 from ivl.engine.answer import Answer
 from ivl.engine.engine import (
@@ -30,10 +30,10 @@ from ivl.engine.engine import (
 from ivl.engine.options import GenerationOptions
 from ivl.engine.request import MaxTiles
 from ivl.errors import ConfigError, RequestError
-from ivl.evaluate.integrity import check_tokenizer
 from ivl.kernels.threads import use_threads
-from ivl.model.build import Progress, build_model
+from ivl.model.build import Progress
 from ivl.model.internvl import InternVL
+from ivl.model.source import ModelSource, open_source
 from ivl.planner.devices import available_memory_bytes
 from ivl.planner.memory import check_fits
 from ivl.prompt.template import Message, get_template, user_message
@@ -48,6 +48,7 @@ DTYPES = {
 def load(
     model: str | os.PathLike[str] = "demo",
     *,
+    mmproj: str | os.PathLike[str] | None = None,
     device: str | None = None,
     dtype: str | None = None,
     context: int | None = None,
@@ -57,8 +58,10 @@ def load(
     offline: bool = False,
     progress: Progress | None = None,
 ) -> Model:
-    """Loads a model: `demo`, a size (`1b` ... `78b`), a directory, or a hub id `owner/name`.
+    """Loads a model: `demo`, a size (`1b` ... `78b`), a directory, a GGUF file, or a hub id
+    `owner/name`.
 
+    mmproj: the projector's GGUF file, where it is not the only one beside the text model's.
     device: `cpu`, `cuda`, `cuda:1`, `mps`; by default the first of cuda, mps, cpu that is there.
     dtype: `bfloat16`, `float16`, `float32`; by default what the device computes well in.
     context: tokens of question and answer together. vision_batch: tiles encoded at once.
@@ -66,18 +69,18 @@ def load(
     Raises CapacityError, before anything is loaded, when the memory is too small.
     """
     use_threads(threads)
-    directory = locate(model, revision=revision, offline=offline, show_progress=bool(progress))
-    config = read_config(directory)
+    path = locate(model, revision=revision, offline=offline, show_progress=bool(progress))
+    source = open_source(path, None if mmproj is None else Path(mmproj).expanduser())
+    config = source.config
     where = choose_device(device)
-    kind = choose_dtype(dtype, where)
+    kind = choose_dtype(dtype, where, is_quantized=source.is_quantized)
     context = resolve_context(context, config)
     check_at_least_one("vision_batch", vision_batch)
     # Both are checked before the weights are read, which can take minutes.
     get_template(config.template)
-    tokenizer = check_tokenizer(config, directory)
+    tokenizer = source.tokenizer()
     network = load_network(
-        directory,
-        config,
+        source,
         device=where,
         dtype=kind,
         context=context,
@@ -88,8 +91,7 @@ def load(
 
 
 def load_network(
-    directory: Path,
-    config: ModelConfig,
+    source: ModelSource,
     *,
     device: torch.device,
     dtype: torch.dtype,
@@ -99,13 +101,14 @@ def load_network(
 ) -> InternVL:
     """The network alone, which needs no tokenizer. CapacityError when the memory is too small."""
     check_fits(
-        config,
+        source.config,
         _free_bytes(device),
         itemsize=dtype.itemsize,
         context=context,
         vision_batch=vision_batch,
+        stored_bytes=source.weights_bytes(dtype, device),
     )
-    return build_model(config, directory, device=device, dtype=dtype, progress=progress)
+    return source.build(device=device, dtype=dtype, progress=progress)
 
 
 class Model:
@@ -237,9 +240,12 @@ def choose_device(device: str | None) -> torch.device:
     return chosen
 
 
-def choose_dtype(dtype: str | None, device: torch.device) -> torch.dtype:
+def choose_dtype(
+    dtype: str | None, device: torch.device, *, is_quantized: bool = False
+) -> torch.dtype:
     """The type to compute in: bfloat16 where the hardware has it, for that is how the models were
-    trained; float16 on Apple's GPUs, float32 on processors without bfloat16 instructions."""
+    trained; float16 on Apple's GPUs, float32 on processors without bfloat16 instructions, and
+    where matrices stay quantized on a processor, whose products are float32 in any case."""
     if dtype is not None:
         if dtype not in DTYPES:
             raise ConfigError(f"There is no dtype {dtype!r}.", f"Known: {', '.join(DTYPES)}.")
@@ -248,6 +254,8 @@ def choose_dtype(dtype: str | None, device: torch.device) -> torch.dtype:
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
     if device.type == "mps":
         return torch.float16
+    if is_quantized:
+        return torch.float32
     return torch.bfloat16 if torch.ops.mkldnn._is_mkldnn_bf16_supported() else torch.float32
 
 

@@ -12,9 +12,9 @@ from bench import random_checkpoint
 from bench.random_checkpoint import official_config, official_shapes, write_checkpoint
 from bench.tokenizer_files import write_tokenizer
 from ivl.config import parse_config, read_config
-from ivl.evaluate.integrity import check_tokenizer
 from ivl.family import FAMILY, find
 from ivl.model.build import build_model
+from ivl.model.source import check_tokenizer
 
 GOLDEN = sorted((Path(__file__).parents[1] / "golden").glob("*/model.safetensors"))
 

@@ -13,7 +13,7 @@ from ivl.calibrate.samples import DEFAULT_DATA, read_samples
 from ivl.calibrate.sequences import make_sequences
 from ivl.config import read_config
 from ivl.errors import RequestError
-from ivl.evaluate.integrity import check_tokenizer
+from ivl.model.source import check_tokenizer
 
 DEMO = Path(ivl.__file__).parent / "assets" / "demo"
 

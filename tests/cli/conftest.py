@@ -35,7 +35,7 @@ def never_loads(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def build_model(*args: object, **options: object) -> None:
         raise AssertionError("the model was loaded")
 
-    monkeypatch.setattr("ivl.api.build_model", build_model)
+    monkeypatch.setattr("ivl.model.source.build_model", build_model)
 
 
 @pytest.fixture

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from ivl.config import read_config
 from ivl.errors import CheckpointError, ConfigError, UnsupportedError
-from ivl.evaluate.integrity import check_tokenizer, run_once, scan_weights
+from ivl.evaluate.integrity import run_once, scan_weights
 from ivl.model.build import build_model
+from ivl.model.source import open_source
 
 EMBED = "language_model.model.embed_tokens.weight"
 NORM = "language_model.model.norm.weight"
@@ -35,7 +36,7 @@ def rewrite(directory: Path, change: Callable[[dict[str, Tensor]], None]) -> Non
 
 def test_a_sound_model_is_counted(directory: Path) -> None:
     tensors = load_file(directory / "model.safetensors")
-    report = scan_weights(read_config(directory), directory)
+    report = scan_weights(open_source(directory))
     assert report.num_tensors == len(tensors)
     assert report.num_values == sum(t.numel() for t in tensors.values())
     assert report.stored_bytes == sum(t.nbytes for t in tensors.values())
@@ -57,7 +58,7 @@ def test_every_value_that_is_no_number_is_counted(
         tensors[NORM][5] = -float("inf")
 
     rewrite(directory, damage)
-    report = scan_weights(read_config(directory), directory)
+    report = scan_weights(open_source(directory))
     assert report.not_finite == {EMBED: 2, NORM: 1}
     with pytest.raises(CheckpointError, match=r"2 of \d+ tensors hold NaN .* 2 times") as caught:
         report.require_sound()
@@ -72,7 +73,7 @@ def test_zeros_where_a_download_never_arrived_are_found(directory: Path) -> None
         tensors["mlp1.1.bias"].zero_()
 
     rewrite(directory, damage)
-    report = scan_weights(read_config(directory), directory)
+    report = scan_weights(open_source(directory))
     assert report.only_zeros == ("mlp1.1.weight",)
     with pytest.raises(CheckpointError, match=r"nothing but zeros: mlp1\.1\.weight"):
         report.require_sound()
@@ -80,22 +81,22 @@ def test_zeros_where_a_download_never_arrived_are_found(directory: Path) -> None
 
 def test_a_scan_reads_every_tensor_once(directory: Path) -> None:
     steps: list[tuple[int, int]] = []
-    report = scan_weights(read_config(directory), directory, lambda *step: steps.append(step))
+    report = scan_weights(open_source(directory), lambda *step: steps.append(step))
     assert steps == [(n + 1, report.num_tensors) for n in range(report.num_tensors)]
 
 
 def test_the_tokenizer_must_be_there_and_fit(directory: Path) -> None:
     config = read_config(directory)
-    assert check_tokenizer(config, directory).vocab_size <= config.decoder.vocab_size
+    assert open_source(directory).tokenizer().vocab_size <= config.decoder.vocab_size
     raw = json.loads((directory / "config.json").read_text())
     raw["llm_config"]["vocab_size"] = 90
     (directory / "config.json").write_text(json.dumps(raw))
     with pytest.raises(ConfigError, match="and the model 90"):
-        check_tokenizer(read_config(directory), directory)
+        open_source(directory).tokenizer()
     for file in directory.glob("*token*"):
         file.unlink()
     with pytest.raises(CheckpointError, match="holds no tokenizer"):
-        check_tokenizer(config, directory)
+        open_source(directory).tokenizer()
 
 
 def test_the_tokenizer_of_the_language_model_alone_is_refused(directory: Path) -> None:
@@ -103,7 +104,7 @@ def test_the_tokenizer_of_the_language_model_alone_is_refused(directory: Path) -
         text = file.read_text(encoding="utf-8")
         file.write_text(text.replace("<IMG_CONTEXT>", "<other>"), encoding="utf-8")
     with pytest.raises(UnsupportedError, match="no <IMG_CONTEXT>"):
-        check_tokenizer(read_config(directory), directory)
+        open_source(directory).tokenizer()
 
 
 @pytest.mark.parametrize(
@@ -119,8 +120,8 @@ def test_weights_too_large_to_compute_with_are_found(
     largest = torch.finfo(dtype).max / 2
     rewrite(directory, lambda tensors: tensors.update({name: tensors[name].sign() * largest}))
     config = read_config(directory)
-    scan_weights(config, directory).require_sound()
-    tokenizer = check_tokenizer(config, directory)
+    scan_weights(open_source(directory)).require_sound()
+    tokenizer = open_source(directory).tokenizer()
     with pytest.raises(CheckpointError, match=f"The {what} of a test image") as caught:
         run_once(build_model(config, directory, dtype=dtype), tokenizer)
     assert hint in caught.value.hint
@@ -128,4 +129,4 @@ def test_weights_too_large_to_compute_with_are_found(
 
 def test_a_sound_model_runs(directory: Path) -> None:
     config = read_config(directory)
-    run_once(build_model(config, directory), check_tokenizer(config, directory))
+    run_once(build_model(config, directory), open_source(directory).tokenizer())

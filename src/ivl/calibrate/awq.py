@@ -29,10 +29,10 @@ from ivl.checkpoint.awq import can_hold
 from ivl.checkpoint.awq_files import AwqFiles
 from ivl.config import DecoderConfig, read_config
 from ivl.errors import RequestError, UnsupportedError
-from ivl.evaluate.integrity import check_tokenizer
 from ivl.model.build import Weights, open_weights
 from ivl.model.decoder import DecoderLayer
 from ivl.model.rotary import Rotary
+from ivl.model.source import check_tokenizer
 
 SAMPLE_TOKENS = 1024
 """Tokens on which scales are compared. All tokens count for magnitudes and for clipping."""

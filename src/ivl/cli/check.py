@@ -10,13 +10,13 @@ from typer import Argument, Option
 from ivl.cli.check_against import Against, check_against
 from ivl.cli.check_reference import check_reference, record_reference
 from ivl.cli.findings import Findings, dtype_name
-from ivl.cli.options import Json, MaxTiles, Quiet, Threads
+from ivl.cli.options import Json, MaxTiles, Mmproj, Quiet, Threads
 from ivl.cli.terminal import Status
 from ivl.errors import RequestError
 from ivl.planner.threads import choose_threads
 
 if TYPE_CHECKING:
-    from ivl.config import ModelConfig
+    from ivl.model.source import ModelSource
 
 QUESTION = "Describe the image."
 
@@ -83,6 +83,7 @@ Offline = Annotated[bool, Option("--offline", help="Use only what has been downl
 
 def command(
     model: Annotated[str, Argument(metavar="[MODEL]", hidden=True, envvar="IVL_MODEL")] = "demo",
+    mmproj: Mmproj = None,
     reference: Reference = None,
     tolerance: Tolerance = None,
     record: Record = None,
@@ -102,10 +103,11 @@ def command(
 ) -> None:
     """Check that a model is whole and computes what it should.
 
-    MODEL is demo, a size (1b to 78b), a directory, or a hub id; by default $IVL_MODEL, or demo.
-    Every weight is read, and one image is run through the model. With --reference, its features,
-    logits and tokens are compared with those that another code computed. With --against, a
-    quantized model is compared with its original; the exit code is 2 when it is damaged.
+    MODEL is demo, a size (1b to 78b), a directory, a GGUF file, or a hub id; by default
+    $IVL_MODEL, or demo. Every weight is read, and one image is run through the model. With
+    --reference, its features, logits and tokens are compared with those that another code computed.
+    With --against, a quantized model is compared with its original; the exit code is 2 when it is
+    damaged.
     """
     _require_one_check(reference, tolerance, record, (image, question), against)
     if against is None and (data or no_answers or max_tiles is not None):
@@ -114,30 +116,30 @@ def command(
     choose_threads(threads, "--threads")
 
     from ivl.checkpoint.locate import locate
-    from ivl.config import read_config
     from ivl.kernels.threads import use_threads
+    from ivl.model.source import open_source
 
     use_threads(threads)
     status = Status(quiet=quiet)
     if against is not None:
         loading = {"device": device, "dtype": dtype, "revision": revision, "offline": offline}
-        asked = Against(model, against, data or (), max_tiles, not no_answers, loading)
+        asked = Against(model, against, data or (), max_tiles, not no_answers, loading, mmproj)
         _compare_models(asked, Findings(model=model, in_json=json, status=status))
         return
-    directory = locate(model, revision=revision, offline=offline, show_progress=status.is_seen)
-    config = read_config(directory)
+    path = locate(model, revision=revision, offline=offline, show_progress=status.is_seen)
+    source = open_source(path, mmproj)
     if record is not None:
-        record_reference(directory, config, record, image, question or QUESTION, status)
+        record_reference(source, record, image, question or QUESTION, status)
         return
     findings = Findings(model=model, in_json=json, status=status)
-    findings.record["directory"] = str(directory)
+    findings.record["directory"] = str(path)
     try:
-        _check_weights(directory, config, findings)
+        _check_weights(source, findings)
         if reference is None:
-            _check_alone(directory, config, device, dtype, findings)
+            _check_alone(source, device, dtype, findings)
         else:
             chosen = dtype or "float32"
-            check_reference(directory, config, reference, tolerance, device, chosen, findings)
+            check_reference(source, reference, tolerance, device, chosen, findings)
         findings.ok = True
     finally:
         findings.finish()
@@ -169,12 +171,12 @@ def _compare_models(asked: Against, findings: Findings) -> None:
         findings.finish()
 
 
-def _check_weights(directory: Path, config: ModelConfig, findings: Findings) -> None:
+def _check_weights(source: ModelSource, findings: Findings) -> None:
     from ivl.evaluate.integrity import scan_weights
 
     status = findings.status
     report = scan_weights(
-        config, directory, lambda done, total: status.show(f"reading tensor {done} of {total}")
+        source, lambda done, total: status.show(f"reading tensor {done} of {total}")
     )
     findings.record["weights"] = {
         "tensors": report.num_tensors,
@@ -198,22 +200,21 @@ def _check_weights(directory: Path, config: ModelConfig, findings: Findings) -> 
 
 
 def _check_alone(
-    directory: Path, config: ModelConfig, device: str | None, dtype: str | None, findings: Findings
+    source: ModelSource, device: str | None, dtype: str | None, findings: Findings
 ) -> None:
     """Tokenizer, and one image through the model."""
     from ivl.api import choose_device, choose_dtype, load_network
-    from ivl.evaluate.integrity import check_tokenizer, run_once
+    from ivl.evaluate.integrity import run_once
 
     where = choose_device(device)
-    kind = choose_dtype(dtype, where)
-    tokenizer = check_tokenizer(config, directory)
+    kind = choose_dtype(dtype, where, is_quantized=source.is_quantized)
+    config, tokenizer = source.config, source.tokenizer()
     sees = "no image tokens: a text-only model" if config.vision is None else "image tokens"
     findings.record["tokenizer"] = {"vocabulary": tokenizer.vocab_size}
     findings.add("tokenizer", f"{tokenizer.vocab_size} of {config.decoder.vocab_size} ids, {sees}")
     context = 64 + (config.tokens_per_tile if config.vision else 0)
     network = load_network(
-        directory,
-        config,
+        source,
         device=where,
         dtype=kind,
         context=context,

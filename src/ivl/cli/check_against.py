@@ -35,6 +35,8 @@ class Against:
     max_tiles: int | None
     answers: bool
     loading: dict[str, Any]
+    mmproj: Path | None = None
+    """Of the model, where it is a GGUF file."""
 
 
 def check_against(asked: Against, findings: Findings) -> None:
@@ -137,7 +139,10 @@ def _load(name: str, asked: Against, findings: Findings) -> tuple[Model, Reader]
     status = findings.status
     status.clear()  # a download draws its own bar
     model = api.load(
-        name, progress=status.show_loading if status.is_seen else None, **asked.loading
+        name,
+        mmproj=asked.mmproj if name == asked.model else None,
+        progress=status.show_loading if status.is_seen else None,
+        **asked.loading,
     )
     status.clear()
     engine = model.engine

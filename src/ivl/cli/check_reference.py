@@ -7,16 +7,15 @@ from typing import TYPE_CHECKING
 
 from ivl.cli.findings import Findings, dtype_name
 from ivl.cli.terminal import Status
-from ivl.errors import CheckpointError, RequestError
+from ivl.errors import CheckpointError, RequestError, UnsupportedError
 
 if TYPE_CHECKING:
-    from ivl.config import ModelConfig
     from ivl.evaluate.reference import Comparison
+    from ivl.model.source import ModelSource
 
 
 def check_reference(
-    directory: Path,
-    config: ModelConfig,
+    source: ModelSource,
     file: Path,
     tolerance: float | None,
     device: str | None,
@@ -28,10 +27,9 @@ def check_reference(
 
     where = choose_device(device)
     kind = choose_dtype(dtype, where)
-    expected = read_reference(file, config)
+    expected = read_reference(file, source.config)
     network = load_network(
-        directory,
-        config,
+        source,
         device=where,
         dtype=kind,
         context=len(expected.input_ids) + len(expected.greedy),
@@ -72,8 +70,7 @@ def _require_agreement(comparisons: list[Comparison], tolerance: float, file: Pa
 
 
 def record_reference(
-    directory: Path,
-    config: ModelConfig,
+    source: ModelSource,
     out: Path,
     image: Path | None,
     question: str,
@@ -82,7 +79,7 @@ def record_reference(
     import torch
 
     from ivl.engine.request import prepare_images, tokenize
-    from ivl.evaluate.integrity import check_tokenizer, sample_tile
+    from ivl.evaluate.integrity import sample_tile
     from ivl.evaluate.record import record, require_transformers, write_reference
     from ivl.planner.devices import available_memory_bytes
     from ivl.planner.memory import check_fits
@@ -93,7 +90,12 @@ def record_reference(
         raise RequestError(f"{out} is there already.", "Remove it, or choose another name.")
     if not out.parent.is_dir():
         raise RequestError(f"There is no directory {out.parent}.", "Make it first.")
-    tokenizer = check_tokenizer(config, directory)
+    if source.pair is not None:
+        raise UnsupportedError(
+            "transformers does not run the GGUF files of a model that sees.",
+            "Record from the safetensors of the same model.",
+        )
+    config, tokenizer = source.config, source.tokenizer()
     if image is None:
         tiles = sample_tile(config.tile_px)
     else:
@@ -116,6 +118,6 @@ def record_reference(
     )
     status.show("computing with transformers")
     context_id = tokenizer.control(IMG_CONTEXT)
-    tensors = record(directory, config, tiles_u8=tiles, input_ids=ids, image_token_id=context_id)
+    tensors = record(source.path, config, tiles_u8=tiles, input_ids=ids, image_token_id=context_id)
     write_reference(out, tensors, context_id)
     status.note(f"{out}: {len(ids)} tokens, {len(tiles)} tiles, by transformers in float32")

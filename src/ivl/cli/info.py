@@ -8,7 +8,7 @@ from typer import Argument, Option
 
 from ivl.cli.machine import machine_facts
 from ivl.cli.model_facts import ModelFacts, family_facts, model_facts
-from ivl.cli.options import Json
+from ivl.cli.options import Json, Mmproj
 from ivl.cli.terminal import disk_size, print_json
 from ivl.errors import RequestError
 from ivl.planner.devices import available_memory_bytes
@@ -20,6 +20,7 @@ def command(
         str | None,
         Argument(metavar="[MODEL]", hidden=True),
     ] = None,
+    mmproj: Mmproj = None,
     machine: Annotated[
         bool, Option("--machine", help="Say what this machine has instead.")
     ] = False,
@@ -27,8 +28,8 @@ def command(
 ) -> None:
     """Say what a model is, and what it needs.
 
-    MODEL is demo, a size (1b to 78b), a directory, or the hub id of a downloaded model. Without
-    it, a table of the family is printed. Nothing is loaded or downloaded.
+    MODEL is demo, a size (1b to 78b), a directory, a GGUF file, or the hub id of a downloaded
+    model. Without it, a table of the family is printed. Nothing is loaded or downloaded.
     """
     if machine:
         if model is not None:
@@ -41,7 +42,7 @@ def command(
         family = family_facts()
         print_json([facts.record() for facts in family]) if json else _print_family(family)
     else:
-        facts = model_facts(model)
+        facts = model_facts(model, mmproj)
         print_json(facts.record()) if json else _print_rows(_model_rows(facts))
 
 
@@ -97,7 +98,11 @@ def _context(facts: ModelFacts) -> str:
 
 
 def _memory(facts: ModelFacts) -> str:
-    kind = "with 4 bits in the decoder" if facts.config.quantization else "at 16 bits"
+    kind = "at 16 bits"
+    if facts.config.quantization:
+        kind = "with 4 bits in the decoder"
+    elif facts.stored_bytes is not None:
+        kind = "as stored"
     needed = f"{_memory_size(facts.needed_bytes)} {kind} and {facts.usual_context} tokens"
     free_bytes = available_memory_bytes()
     if free_bytes is None:

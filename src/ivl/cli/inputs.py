@@ -79,6 +79,7 @@ def load_model(choice: ModelChoice, status: Status) -> Model:
     try:
         return api.load(
             choice.model,
+            mmproj=choice.mmproj,
             device=choice.device,
             dtype=choice.dtype,
             context=choice.context,

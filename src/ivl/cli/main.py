@@ -35,6 +35,7 @@ COMMANDS: dict[str, str] = {
     "convert": "Convert a model to a GGUF pair.",
     "quantize": "Quantize a model, or one file of a GGUF pair.",
     "imatrix": "Measure which weights matter, from images and text.",
+    "bench": "Measure how fast a model runs here.",
     "check": "Check that a model is whole and computes what it should.",
 }
 """Name of a command -> the line that describes it in `ivl --help`, in the order shown there."""

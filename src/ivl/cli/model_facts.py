@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from ivl.checkpoint.gguf_config import read_gguf_config
+from ivl.checkpoint.gguf_pair import GGUFPair, is_gguf, open_pair
 from ivl.checkpoint.locate import DEMO, locate
 from ivl.checkpoint.safetensors import DTYPE_BYTES, SafetensorsDirectory
 from ivl.config import ModelConfig, read_config
@@ -52,6 +54,8 @@ class ModelFacts:
     size: Size | None
     files: WeightFiles | None
     licence: str | None
+    stored_bytes: int | None = None
+    """Of weights that stay quantized in memory; None for those that take 16 bits each."""
 
     @property
     def parameters(self) -> dict[str, int]:
@@ -87,6 +91,7 @@ class ModelFacts:
             itemsize=BYTES_16_BITS,
             context=self.usual_context,
             vision_batch=DEFAULT_VISION_BATCH,
+            stored_bytes=self.stored_bytes,
         )
 
     def record(self) -> dict[str, Any]:
@@ -118,8 +123,8 @@ class ModelFacts:
         }
 
 
-def model_facts(name: str) -> ModelFacts:
-    """The facts of a directory, of `demo`, of a downloaded model or of a size of the family.
+def model_facts(name: str, mmproj: Path | None = None) -> ModelFacts:
+    """The facts of a directory, of a GGUF file, of `demo`, of a downloaded model or of a size.
 
     Nothing is fetched. Errors as in `locate`, `read_config` and `SafetensorsDirectory`.
     """
@@ -133,6 +138,8 @@ def model_facts(name: str) -> ModelFacts:
             raise
         hint = "`ivl info` fetches nothing; name a directory, or a model that has been downloaded."
         raise CheckpointError(error.message, hint) from None
+    if is_gguf(directory):
+        return pair_facts(name, open_pair(directory, mmproj))
     return directory_facts(name, directory)
 
 
@@ -158,6 +165,29 @@ def directory_facts(name: str, directory: Path) -> ModelFacts:
         files=_weight_files(directory),
         # A card of the family says MIT, which leaves out the terms of the decoder's weights.
         licence=size.licence if size else _licence(directory),
+    )
+
+
+def pair_facts(name: str, pair: GGUFPair) -> ModelFacts:
+    config = read_gguf_config(pair.text, pair.mmproj)
+    size = recognise(config)
+    stated = pair.text.metadata.get("general.license")
+    stored: Counter[str] = Counter()
+    for part in (pair.text, *([pair.mmproj] if pair.mmproj else [])):
+        for entry in part.tensors.values():
+            stored[entry.format.name] += entry.num_bytes
+    return ModelFacts(
+        name=name,
+        config=config,
+        size=size,
+        files=WeightFiles(
+            directory=pair.text.path.parent,
+            num_files=len(pair.files),
+            size_bytes=sum(file.stat().st_size for file in pair.files),
+            stored_bytes=dict(stored.most_common()),
+        ),
+        licence=size.licence if size else str(stated) if stated else None,
+        stored_bytes=pair.weights_bytes,
     )
 
 

@@ -14,6 +14,7 @@ import functools
 import inspect
 from collections.abc import Callable
 from dataclasses import MISSING, dataclass, fields
+from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
 from typer import Option
@@ -24,6 +25,15 @@ from ivl.planner.memory import DEFAULT_VISION_BATCH
 
 Threads = Annotated[
     int | None, Option(metavar="N", help="Processor threads; by default one for each core.")
+]
+
+
+Mmproj = Annotated[
+    Path | None,
+    Option(
+        metavar="FILE",
+        help="The projector that goes with a GGUF file; by default the one beside it.",
+    ),
 ]
 
 
@@ -38,9 +48,10 @@ class ModelChoice:
             "-m",
             envvar="IVL_MODEL",
             metavar="MODEL",
-            help="demo, a size (1b to 78b), a directory, or a hub id owner/name.",
+            help="demo, a size (1b to 78b), a directory, a GGUF file, or a hub id owner/name.",
         ),
     ] = "demo"
+    mmproj: Mmproj = None
     device: Annotated[
         str | None,
         Option(metavar="DEVICE", help="cpu, cuda, cuda:1 or mps; by default the best there is."),

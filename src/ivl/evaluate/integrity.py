@@ -8,17 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from ivl.config import ModelConfig
-from ivl.errors import CheckpointError, ConfigError
-from ivl.model.build import open_weights
+from ivl.errors import CheckpointError
 from ivl.model.cache import KVCache
 from ivl.model.internvl import InternVL
-from ivl.prompt.tokenizer import Tokenizer, load_tokenizer, require_image_tokens
+from ivl.model.source import ModelSource
+from ivl.prompt.tokenizer import Tokenizer, require_image_tokens
 
 CHUNK_VALUES = 1 << 24
 """Values looked at together, so that a large matrix needs no second one beside it."""
@@ -56,33 +54,30 @@ class WeightsReport:
 
 
 def scan_weights(
-    config: ModelConfig, directory: Path, progress: Callable[[int, int], None] | None = None
+    source: ModelSource, progress: Callable[[int, int], None] | None = None
 ) -> WeightsReport:
     """Reads every value once, one tensor at a time; the memory of the largest tensor is enough.
 
     Raises CheckpointError as loading does, for names, types and shapes.
     """
-    weights = open_weights(config, directory)
-    names = list(dict.fromkeys(name for source in weights.table.values() for name in source.names))
+    num_tensors, tensors = source.stored_tensors()
     not_finite: dict[str, int] = {}
     only_zeros: list[str] = []
     num_values = stored_bytes = 0
     dtypes: set[str] = set()
-    for done, name in enumerate(names):
-        tensor = weights.read(name)
-        label = weights.available[name]
-        bad, zero = _look_at(tensor)
+    for done, tensor in enumerate(tensors, start=1):
+        bad, zero = _look_at(tensor.values)
         if bad:
-            not_finite[label] = bad
-        if zero and tensor.ndim > 1:
-            only_zeros.append(label)
-        num_values += tensor.numel()
-        stored_bytes += tensor.nbytes
-        dtypes.add(str(tensor.dtype).removeprefix("torch."))
+            not_finite[tensor.name] = bad
+        if zero and tensor.values.ndim > 1:
+            only_zeros.append(tensor.name)
+        num_values += tensor.values.numel()
+        stored_bytes += tensor.num_bytes
+        dtypes.add(tensor.dtype)
         if progress:
-            progress(done + 1, len(names))
+            progress(done, num_tensors)
     return WeightsReport(
-        num_tensors=len(names),
+        num_tensors=num_tensors,
         num_values=num_values,
         stored_bytes=stored_bytes,
         dtypes=tuple(sorted(dtypes)),
@@ -98,24 +93,6 @@ def _look_at(tensor: Tensor) -> tuple[int, bool]:
         bad += part.numel() - int(torch.isfinite(part).sum())
         zero = zero and not bool(part.any())
     return bad, zero
-
-
-def check_tokenizer(config: ModelConfig, directory: Path) -> Tokenizer:
-    """The tokenizer, if it is one for this model.
-
-    Raises CheckpointError when there is none, UnsupportedError when a model that sees has no image
-    tokens in it, ConfigError when it has more tokens than the model.
-    """
-    tokenizer = load_tokenizer(directory)
-    if config.vision is not None:
-        require_image_tokens(tokenizer)
-    if tokenizer.vocab_size > config.decoder.vocab_size:
-        raise ConfigError(
-            f"The tokenizer has {tokenizer.vocab_size} tokens, and the model "
-            f"{config.decoder.vocab_size}.",
-            "The tokenizer's files are not those of this model.",
-        )
-    return tokenizer
 
 
 def sample_tile(tile_px: int) -> Tensor:

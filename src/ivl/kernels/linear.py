@@ -23,7 +23,7 @@ class QuantizedLinear(nn.Module):
     def __init__(self, matrix: Matrix, bias: Tensor | None = None) -> None:
         super().__init__()
         self.matrix = matrix
-        self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
+        self.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
         self.in_features, self.out_features = matrix.columns, matrix.rows
 
     def forward(self, x: Tensor) -> Tensor:

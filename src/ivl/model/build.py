@@ -105,7 +105,7 @@ def build_model(
         else:
             tensor = weights.read_combined(source)
             # A view of a mapped file must not become the parameter: the file may change or vanish.
-            _assign(model, ours, tensor.to(device=device, dtype=dtype, copy=True).contiguous())
+            assign(model, ours, tensor.to(device=device, dtype=dtype, copy=True).contiguous())
             del tensor
         done += sizes[ours]
         if progress:
@@ -167,7 +167,8 @@ def _with_own_head(config: ModelConfig, available: Collection[str]) -> ModelConf
     return untied if head in available else config
 
 
-def _assign(model: nn.Module, name: str, tensor: Tensor) -> None:
+def assign(model: nn.Module, name: str, tensor: Tensor) -> None:
+    """Makes a tensor the parameter of that name."""
     path, _, leaf = name.rpartition(".")
     setattr(model.get_submodule(path), leaf, nn.Parameter(tensor, requires_grad=False))
 

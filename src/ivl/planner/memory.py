@@ -41,10 +41,18 @@ def weights_bytes(config: ModelConfig, itemsize: int) -> int:
     return (plain - quantized) * itemsize + quantized * AWQ.block_bytes // AWQ.block_size
 
 
-def needed_bytes(config: ModelConfig, *, itemsize: int, context: int, vision_batch: int) -> int:
-    """Weights, cache, activations and run time, in bytes."""
+def needed_bytes(
+    config: ModelConfig,
+    *,
+    itemsize: int,
+    context: int,
+    vision_batch: int,
+    stored_bytes: int | None = None,
+) -> int:
+    """Weights, cache, activations and run time, in bytes. `stored_bytes` is for weights that are
+    not all of `itemsize`."""
     return (
-        weights_bytes(config, itemsize)
+        (weights_bytes(config, itemsize) if stored_bytes is None else stored_bytes)
         + context * kv_bytes_per_token(config, itemsize)
         + vision_activation_bytes(config, vision_batch, itemsize)
         + RUNTIME_BYTES
@@ -58,12 +66,19 @@ def check_fits(
     itemsize: int,
     context: int,
     vision_batch: int,
+    stored_bytes: int | None = None,
 ) -> None:
     """Raises CapacityError, naming what would fit, when the model needs more than there is."""
-    needed = needed_bytes(config, itemsize=itemsize, context=context, vision_batch=vision_batch)
+    weights = weights_bytes(config, itemsize) if stored_bytes is None else stored_bytes
+    needed = needed_bytes(
+        config,
+        itemsize=itemsize,
+        context=context,
+        vision_batch=vision_batch,
+        stored_bytes=weights,
+    )
     if available_bytes is None or needed <= available_bytes:
         return
-    weights = weights_bytes(config, itemsize)
     raise CapacityError(
         f"The model needs {needed / GIB:.1f} GiB ({weights / GIB:.1f} GiB of weights, "
         f"a context of {context} tokens), and {available_bytes / GIB:.1f} GiB are free.",

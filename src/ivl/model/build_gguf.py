@@ -1,0 +1,160 @@
+"""Builds a model from a GGUF pair. Matrices stay as they are in the files: nothing is unpacked.
+
+On the CPU every matrix becomes a `QuantizedLinear`, 16-bit ones too, so a model takes the memory of
+its files; norms, biases and the patch embedding are dense.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ivl.checkpoint.gguf import GGUFFile
+from ivl.checkpoint.gguf_names import (
+    GGUFSource,
+    check_names,
+    order_of,
+    text_sources,
+    vision_sources,
+)
+from ivl.checkpoint.gguf_pair import GGUFPair
+from ivl.config import ModelConfig
+from ivl.errors import CheckpointError
+from ivl.kernels.dispatch import pack
+from ivl.kernels.linear import QuantizedEmbedding, QuantizedLinear
+from ivl.kernels.matrix import Matrix, StackedMatrix
+from ivl.model.build import Progress, assign, empty_model
+from ivl.model.internvl import InternVL
+
+# The rotary table that old converters wrote; it holds nothing that the configuration does not.
+IGNORED = frozenset({"rope_freqs.weight"})
+
+
+def build_gguf_model(
+    config: ModelConfig,
+    pair: GGUFPair,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    progress: Progress | None = None,
+) -> InternVL:
+    """The model of a pair; `dtype` is that of activations and of what is dense.
+
+    Names and shapes are checked before anything is read: a missing, an unexpected or a wrongly
+    shaped tensor raises CheckpointError.
+    """
+    parts = tables(config, pair)
+    model = empty_model(config)
+    shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    for file, table in parts:
+        _check_shapes(file, table, shapes)
+    total, done = pair.weights_bytes, 0
+    for file, table in parts:
+        for ours, source in table.items():
+            _place(model, config, file, ours, source, torch.device(device), dtype)
+            done += sum(file.tensors[name].num_bytes for name in source.names)
+            if progress:
+                progress(done, total)
+    if config.decoder.tied_embeddings:
+        _tie(model)
+    return model.eval().requires_grad_(False)
+
+
+def tables(config: ModelConfig, pair: GGUFPair) -> list[tuple[GGUFFile, dict[str, GGUFSource]]]:
+    """Each file, and where in it every tensor of ours is. CheckpointError for names that are
+    missing or unexpected."""
+    text = text_sources(config.decoder)
+    check_names(text, pair.text.tensors.keys() - IGNORED, str(pair.text.path))
+    parts = [(pair.text, text)]
+    if pair.mmproj is not None and config.vision is not None:
+        vision = vision_sources(config.vision, pair.mmproj.tensors)
+        check_names(vision, pair.mmproj.tensors.keys(), str(pair.mmproj.path))
+        parts.append((pair.mmproj, vision))
+    return parts
+
+
+def dense(file: GGUFFile, source: GGUFSource, config: ModelConfig) -> Tensor:
+    """A tensor of ours, dequantized, float32, its rows in our order."""
+    arrays = []
+    for name in source.names:
+        entry = file.tensors[name]
+        arrays.append(entry.format.dequantize(file.read(name)).reshape(entry.shape))
+    values = np.concatenate(arrays) if len(arrays) > 1 else arrays[0]
+    order = order_of(source, config)
+    return torch.from_numpy(np.ascontiguousarray(values if order is None else values[order]))
+
+
+def _place(
+    model: InternVL,
+    config: ModelConfig,
+    file: GGUFFile,
+    ours: str,
+    source: GGUFSource,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> None:
+    """Puts one tensor into the model: as a matrix of blocks, or dense."""
+    path, _, leaf = ours.rpartition(".")
+    module = model.get_submodule(path)
+    is_matrix = leaf == "weight" and isinstance(module, nn.Linear | nn.Embedding)
+    if not is_matrix or device.type != "cpu":
+        assign(model, ours, dense(file, source, config).to(device, dtype))
+        return
+    matrix = _matrix(file, source, config, device)
+    if isinstance(module, nn.Embedding):
+        model.set_submodule(path, QuantizedEmbedding(matrix, dtype))
+        return
+    # The bias may have been placed already, or follow: it is taken over either way.
+    bias = module.bias
+    assert bias is None or isinstance(bias, Tensor)
+    model.set_submodule(path, QuantizedLinear(matrix, bias))
+
+
+def _matrix(
+    file: GGUFFile, source: GGUFSource, config: ModelConfig, device: torch.device
+) -> Matrix:
+    order = order_of(source, config)
+    blocks = [file.read(name) for name in source.names]
+    formats = [file.tensors[name].format.name for name in source.names]
+    if order is not None:
+        blocks = [blocks[0][order]]
+    if len(set(formats)) == 1:
+        whole = np.concatenate(blocks) if len(blocks) > 1 else blocks[0]
+        return pack(whole, formats[0], device)
+    return StackedMatrix([pack(b, f, device) for b, f in zip(blocks, formats, strict=True)])
+
+
+def _tie(model: InternVL) -> None:
+    embed = model.decoder.embed
+    if isinstance(embed, QuantizedEmbedding):
+        model.set_submodule("decoder.lm_head", QuantizedLinear(embed.matrix))
+    else:
+        model.decoder.lm_head.weight = embed.weight
+
+
+def _check_shapes(
+    file: GGUFFile, table: dict[str, GGUFSource], shapes: dict[str, tuple[int, ...]]
+) -> None:
+    wrong = list(_wrong_shapes(file, table, shapes))
+    if wrong:
+        raise CheckpointError(
+            f"{len(wrong)} tensors of {file.path} have other shapes than its metadata ask for: "
+            f"{wrong[0]}.",
+            "The file was written wrongly, or its metadata are of another model.",
+        )
+
+
+def _wrong_shapes(
+    file: GGUFFile, table: dict[str, GGUFSource], shapes: dict[str, tuple[int, ...]]
+) -> Iterator[str]:
+    for ours, source in table.items():
+        found = [file.tensors[name].shape for name in source.names]
+        rows = sum(shape[0] for shape in found)
+        rest = {shape[1:] for shape in found}
+        wanted = shapes[ours]
+        if rest != {wanted[1:]} or rows != wanted[0]:
+            given = " + ".join(str(list(shape)) for shape in found)
+            yield f"{source.names[0]} is {given}, for {list(wanted)} here"
