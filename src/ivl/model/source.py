@@ -144,7 +144,7 @@ def open_source(path: Path, mmproj: Path | None = None) -> ModelSource:
 
 
 def check_tokenizer(config: ModelConfig, directory: Path) -> Tokenizer:
-    """The tokenizer of a directory, if it is one for this model; errors: `ModelSource.tokenizer`."""
+    """The tokenizer of a directory, if it is one for this model; errors as there."""
     tokenizer = load_tokenizer(directory)
     require_own_tokenizer(config, tokenizer)
     return tokenizer
