@@ -106,8 +106,7 @@ def command(
     MODEL is demo, a size (1b to 78b), a directory, a GGUF file, or a hub id; by default
     $IVL_MODEL, or demo. Every weight is read, and one image is run through the model. With
     --reference, its features, logits and tokens are compared with those that another code computed.
-    With --against, a quantized model is compared with its original; the exit code is 2 when it is
-    damaged.
+    With --against, a quantized model is compared with its original: 2 is the exit code of damage.
     """
     _require_one_check(reference, tolerance, record, (image, question), against)
     if against is None and (data or no_answers or max_tiles is not None):
@@ -138,8 +137,7 @@ def command(
         if reference is None:
             _check_alone(source, device, dtype, findings)
         else:
-            chosen = dtype or "float32"
-            check_reference(source, reference, tolerance, device, chosen, findings)
+            check_reference(source, reference, tolerance, device, dtype or "float32", findings)
         findings.ok = True
     finally:
         findings.finish()
