@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -10,8 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from safetensors.torch import save_file
 
 from ivl.checkpoint import convert as convert_module
 from ivl.checkpoint.convert import PlannedFile, write_files
@@ -25,31 +22,6 @@ from ivl.errors import CapacityError, CheckpointError, ConfigError
 from ivl.model.tensors import ModelTensors
 from ivl.prompt.gguf_tokenizer import load_gguf_tokenizer
 from ivl.prompt.tokenizer import load_tokenizer
-
-GOLDEN = Path(__file__).parents[1] / "golden"
-
-
-@pytest.fixture(scope="session")
-def internlm_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random InternLM2 model with the 6B tower's kind of layers and its own tokenizer."""
-    from bench.random_checkpoint import official_shapes
-    from bench.tokenizer_files import write_tokenizer
-
-    directory = tmp_path_factory.mktemp("models") / "internlm2-like"
-    directory.mkdir()
-    raw = json.loads((GOLDEN / "internvit-6b-like_internlm2/config.json").read_text("utf-8"))
-    raw["llm_config"]["vocab_size"] = 92553
-    raw["llm_config"] |= {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
-    raw["llm_config"] |= {"num_attention_heads": 4, "num_key_value_heads": 2}
-    (directory / "config.json").write_text(json.dumps(raw), encoding="utf-8")
-    write_tokenizer("internlm2", directory)
-    generator = torch.Generator().manual_seed(0)
-    tensors = {
-        name: torch.randn(shape, generator=generator).mul(0.1)
-        for name, shape in official_shapes(read_config(directory)).items()
-    }
-    save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
-    return directory
 
 
 def plans(
