@@ -108,7 +108,8 @@ def make_images(folder: Path) -> tuple[Path, Path]:
 def run_ours(
     options: argparse.Namespace, text: Path, mmproj: Path, page: Path | None, figures: Figures
 ) -> dict[str, Any]:
-    command = [sys.executable, "-m", "ivl", "bench", "--json", "--quiet", "--rounds", "1"]
+    program = Path(sys.executable).with_name("ivl")
+    command = [str(program), "bench", "--json", "--quiet", "--rounds", "1"]
     command += ["--model", str(text), "--mmproj", str(mmproj), "--threads", str(options.threads)]
     command += ["--prompt", str(PROMPT_TOKENS), "--tokens", str(TOKENS)]
     command += ["--image", str(page)] if page else []

@@ -17,8 +17,7 @@ from ivl.family import find
 def test_a_projector_fits_its_decoder(tmp_path: Path, kind: str) -> None:
     size = find("1b")
     assert size is not None
-    tensors = [t for t in projector_tensors(size.config, kind) if t.rows < 5000]
-    assert len(tensors) == len(projector_tensors(size.config, kind))
+    tensors = projector_tensors(size.config, kind)
     few = [t for t in tensors if not t.name.startswith("v.blk.") or t.name.startswith("v.blk.0.")]
     path = tmp_path / "mmproj.gguf"
     Filler().write(path, projector_metadata(size.config), few)
