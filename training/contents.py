@@ -198,6 +198,8 @@ def _words(rng: np.random.Generator, split: str, max_lines: int) -> Content:
             if len(text) + 1 + len(token) > limit:
                 break
             text += " " + token
+        if rng.random() < 0.06:
+            text = pick(rng, "--=*_.") * int(rng.integers(4, limit + 4))
         line = Line(text, align=pick(rng, ("left", "center", "right")) if align == "any" else align)
         if mixed:
             line.own_face = bool(rng.random() < 0.6)
