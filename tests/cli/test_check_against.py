@@ -228,3 +228,33 @@ def test_another_tokenizer_is_refused(
     assert run(check(model, tiny_model_dir, data, "--no-answers")) == 2
     err = capsys.readouterr().err
     assert "The tokenizers differ: 'NOISE 12.50" in err
+
+
+def test_a_gguf_pair_is_as_far_away_as_the_weights_that_it_holds(
+    tiny_model_dir: Path,
+    data: Path,
+    copy: Callable[[Change], str],
+    capsys: Captured,
+    tmp_path: Path,
+) -> None:
+    """Its products are not computed from dequantized weights; the divergence must not show it."""
+    pair = tmp_path / "pair"
+    command = ["convert", str(tiny_model_dir), str(pair), "--type", "Q4_0", "--vision", "F32"]
+    assert run([*command, "--quiet"]) == 0
+    [decoder] = (file for file in pair.glob("*.gguf") if not file.name.startswith("mmproj"))
+
+    def all_but_the_head(tensors: dict[str, torch.Tensor]) -> None:
+        head = tensors["language_model.lm_head.weight"]
+        rounded("Q4_0")(tensors)
+        kind = FORMATS["Q8_0"]  # llama.cpp's mixes give it so many bits in rows of this length
+        raw = kind.quantize(head.numpy())
+        tensors["language_model.lm_head.weight"] = torch.from_numpy(kind.dequantize(raw).copy())
+
+    found = []
+    for model in (str(decoder), copy(all_but_the_head)):
+        capsys.readouterr()
+        run(check(model, tiny_model_dir, data, "--no-answers", "--json"))
+        found.append(json.loads(capsys.readouterr().out)["fidelity"])
+    assert found[0]["kl_mean"] == pytest.approx(found[1]["kl_mean"], rel=2e-2)
+    assert found[0]["kl_mean"] > 1e-4
+    assert found[0]["cosine_worst"] == pytest.approx(1)

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ivl.cli.findings import Findings
+from ivl.cli.findings import Findings, dtype_name
 from ivl.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -96,6 +96,7 @@ def _keep_original(
     from ivl.evaluate.fidelity import keep
 
     model, reader = _load(asked.original, asked, findings)
+    findings.record["original_dtype"] = dtype_name(reader.model.dtype)
     if not samples:
         has_vision = model.config.vision is not None
         samples = bundled_samples(has_vision=has_vision, read_question=READ_QUESTION)
@@ -178,6 +179,8 @@ def _report(
         if c.answer_ours is not None
     ]
     kind, device = record["dtype"], record["device"]
+    if kind != record["original_dtype"]:
+        kind = f"{kind} (the original in {record['original_dtype']})"
     samples = "1 sample" if fidelity.num_samples == 1 else f"{fidelity.num_samples} samples"
     findings.add(
         "compared", f"{samples}, {fidelity.num_positions} tokens of answers, in {kind} on {device}"
