@@ -32,6 +32,7 @@ from ivl.engine.request import MaxTiles
 from ivl.errors import ConfigError, RequestError
 from ivl.kernels.threads import use_threads
 from ivl.model.build import Progress
+from ivl.model.cpu_vision import CHOICES, VisionChoice, use_arithmetic
 from ivl.model.internvl import InternVL
 from ivl.model.source import ModelSource, open_source
 from ivl.planner.devices import available_memory_bytes
@@ -53,6 +54,7 @@ def load(
     dtype: str | None = None,
     context: int | None = None,
     vision_batch: int = DEFAULT_VISION_BATCH,
+    vision: str = "auto",
     threads: int | None = None,
     revision: str | None = None,
     offline: bool = False,
@@ -65,6 +67,7 @@ def load(
     device: `cpu`, `cuda`, `cuda:1`, `mps`; by default the first of cuda, mps, cpu that is there.
     dtype: `bfloat16`, `float16`, `float32`; by default what the device computes well in.
     context: tokens of question and answer together. vision_batch: tiles encoded at once.
+    vision: arithmetic of the vision tower, see `choose_vision`.
     threads: processor threads, for the whole program; by default one for each core that it may use.
     Raises CapacityError, before anything is loaded, when the memory is too small.
     """
@@ -76,6 +79,7 @@ def load(
     kind = choose_dtype(dtype, where, is_quantized=source.is_quantized)
     context = resolve_context(context, config)
     check_at_least_one("vision_batch", vision_batch)
+    arithmetic = choose_vision(vision, dtype)
     # Both are checked before the weights are read, which can take minutes.
     get_template(config.template)
     tokenizer = source.tokenizer()
@@ -87,6 +91,7 @@ def load(
         vision_batch=vision_batch,
         progress=progress,
     )
+    use_arithmetic(network, arithmetic)
     return Model(Engine(network, tokenizer, context=context, vision_batch=vision_batch))
 
 
@@ -257,6 +262,18 @@ def choose_dtype(
     if is_quantized:
         return torch.float32
     return torch.bfloat16 if torch.ops.mkldnn._is_mkldnn_bf16_supported() else torch.float32
+
+
+def choose_vision(vision: str, dtype: str | None) -> VisionChoice:
+    """The arithmetic of the vision tower on a CPU: `torch` (in the model's dtype), `float16`,
+    `int8` (the fastest, and less accurate), or `auto`: torch or float16, whichever is faster here.
+
+    A dtype that was asked for is what `auto` computes in. ConfigError for anything else.
+    """
+    for choice in CHOICES:
+        if choice == vision:
+            return "torch" if choice == "auto" and dtype is not None else choice
+    raise ConfigError(f"There is no vision {vision!r}.", f"Known: {', '.join(CHOICES)}.")
 
 
 def _free_bytes(device: torch.device) -> int | None:

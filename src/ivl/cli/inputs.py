@@ -84,6 +84,7 @@ def load_model(choice: ModelChoice, status: Status) -> Model:
             dtype=choice.dtype,
             context=choice.context,
             vision_batch=choice.vision_batch,
+            vision=choice.vision,
             threads=choice.threads,
             revision=choice.revision,
             offline=choice.offline,

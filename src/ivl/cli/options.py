@@ -70,6 +70,14 @@ class ModelChoice:
     vision_batch: Annotated[
         int, Option(metavar="TILES", help="Tiles encoded at once; fewer take less memory.")
     ] = DEFAULT_VISION_BATCH
+    vision: Annotated[
+        str,
+        Option(
+            metavar="TYPE",
+            help="Arithmetic of the vision tower on a CPU: auto, torch, float16, or int8, which "
+            "is the fastest and less accurate.",
+        ),
+    ] = "auto"
     threads: Threads = None
     revision: Annotated[
         str | None, Option(metavar="REVISION", help="Branch, tag or commit of a model on a hub.")

@@ -1,6 +1,7 @@
 # The compiled extension; `ivl.kernels.cpu` documents what it does.
 
 import numpy as np
+from torch import Tensor
 
 def isa() -> str: ...
 def use_isa(name: str) -> bool: ...
@@ -53,3 +54,30 @@ def quantize(
     out: np.ndarray,
 ) -> int: ...
 def dequantize(type_id: int, blocks: np.ndarray, out: np.ndarray) -> None: ...
+
+# dense products; the numbers of types, norms and epilogues are those of csrc/dense.hpp
+def has_float16_products() -> bool: ...
+def dense_prepare(
+    x: Tensor,
+    type: int,
+    norm: int,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    values: Tensor,
+    scales: Tensor,
+    sums: Tensor,
+) -> None: ...
+def dense_multiply(
+    type: int,
+    values: Tensor,
+    scales: Tensor,
+    sums: Tensor,
+    panels: Tensor,
+    weight_scales: Tensor | None,
+    bias: Tensor | None,
+    out: Tensor,
+    epilogue: int,
+    channel_scales: Tensor | None,
+) -> None: ...
+def tile_attention(qkv: Tensor, num_heads: int, out: Tensor) -> None: ...

@@ -50,7 +50,7 @@ def extension() -> ModuleType | None:
         return None
     module = loaded()
     assert module is not None
-    if wanted and not module.use_isa(wanted):
+    if not module.use_isa(wanted or module.usable_isas()[-1]):
         usable = ", ".join([*module.usable_isas(), REFERENCE])
         raise ConfigError(
             f"{ISA_VARIABLE} is {wanted!r}, which cannot run here.", f"This machine has: {usable}."

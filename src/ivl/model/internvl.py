@@ -18,7 +18,7 @@ class InternVL(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        self.vision = VisionTower(config.vision) if config.vision else None
+        self.vision: nn.Module | None = VisionTower(config.vision) if config.vision else None
         self.projector = Projector(config) if config.vision else None
         self.decoder = Decoder(config.decoder)
 

@@ -1,0 +1,170 @@
+"""Dense products of 8 and 16 bits on the CPU, for many rows at once: the vision tower's.
+
+`csrc/dense.hpp` says how the numbers lie, and how exact the sums are.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ivl.kernels import cpu
+
+Arithmetic = Literal["int8", "float16"]
+PANEL = 32
+ROW_UNITS = 64
+FLOAT16_MOST = 100.0
+"""Largest float16 weight, for sums of 32 products to stay in that type's range."""
+_TYPES = {"int8": 0, "float16": 1}
+_NORMS = {"none": 0, "layer": 1, "rms": 2}
+_STORE, _GELU, _ADD_SCALED = 0, 1, 2
+
+
+def arithmetics() -> tuple[Arithmetic, ...]:
+    """What the instruction set in use offers; nothing without the extension."""
+    module = cpu.extension()
+    if module is None:
+        return ()
+    return ("int8", "float16") if module.has_float16_products() else ("int8",)
+
+
+def _extension() -> ModuleType:
+    module = cpu.extension()
+    assert module is not None, "arithmetics() says what there is"
+    return module
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Norm:
+    """What is done to rows before they are rounded. LayerNorm has a bias, RMSNorm has none."""
+
+    kind: Literal["layer", "rms"]
+    weight: Tensor
+    bias: Tensor | None
+    eps: float
+
+
+class Rows:
+    """Activations (rows, width), normed and rounded to int8 or float16, with a scale for each row.
+
+    The memory is kept from `fill` to `fill`.
+    """
+
+    def __init__(self, arithmetic: Arithmetic) -> None:
+        self.arithmetic: Arithmetic = arithmetic
+        self.values = torch.empty((0, 0), dtype=torch.uint8)
+        self.scales = torch.empty(0)
+        self.sums = torch.empty(0, dtype=torch.int32)
+
+    def fill(self, x: Tensor, norm: Norm | None = None) -> Rows:
+        """x float32 (rows, width), contiguous."""
+        rows, width = x.shape
+        row_bytes = _padded(width, ROW_UNITS) * (1 if self.arithmetic == "int8" else 2)
+        if self.values.shape != (rows, row_bytes):
+            self.values = torch.empty((rows, row_bytes), dtype=torch.uint8)
+            self.scales, self.sums = torch.empty(rows), torch.empty(rows, dtype=torch.int32)
+        _extension().dense_prepare(
+            x,
+            _TYPES[self.arithmetic],
+            _NORMS[norm.kind if norm else "none"],
+            norm.weight if norm else None,
+            norm.bias if norm else None,
+            norm.eps if norm else 0.0,
+            self.values,
+            self.scales,
+            self.sums,
+        )
+        return self
+
+
+class DenseMatrix:
+    """A weight (outputs, inputs) in panels, with its bias."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, arithmetic: Arithmetic) -> None:
+        """The weight and the bias, of any float type, are copied.
+
+        int8: the largest magnitude of each output's row becomes 127. float16: a row with a
+        magnitude above `FLOAT16_MOST` is scaled down to it.
+        """
+        self.outputs, self.inputs = weight.shape
+        self.arithmetic: Arithmetic = arithmetic
+        self.bias = None if bias is None else bias.detach().float().contiguous()
+        # A few panels at a time: a float32 copy of the whole weight would be the peak of loading.
+        parts = [self._pack(rows) for rows in weight.detach().split(32 * PANEL)]
+        self.panels = torch.cat([panels for panels, _ in parts])
+        self.scales = torch.cat([scales for _, scales in parts])
+        if arithmetic == "float16" and bool((self.scales == 1).all()):
+            self.scales = None
+
+    @property
+    def num_bytes(self) -> int:
+        return self.panels.nbytes
+
+    def multiply(self, rows: Rows, out: Tensor, *, gelu: bool = False) -> Tensor:
+        """out (rows, outputs) float32 = rows W^T + bias, then GELU (erf) if it is asked for."""
+        return self._multiply(rows, out, _GELU if gelu else _STORE, None)
+
+    def add_scaled(self, rows: Rows, out: Tensor, channel_scales: Tensor) -> Tensor:
+        """out (rows, outputs) float32 += channel_scales * (rows W^T + bias)."""
+        return self._multiply(rows, out, _ADD_SCALED, channel_scales)
+
+    def _multiply(
+        self, rows: Rows, out: Tensor, epilogue: int, channel_scales: Tensor | None
+    ) -> Tensor:
+        assert rows.arithmetic == self.arithmetic
+        _extension().dense_multiply(
+            _TYPES[self.arithmetic],
+            rows.values,
+            rows.scales,
+            rows.sums,
+            self.panels,
+            self.scales,
+            self.bias,
+            out,
+            epilogue,
+            channel_scales,
+        )
+        return out
+
+    def _pack(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Panels (n, inputs / unit, 32, unit bytes) as uint8, and the scales of their rows."""
+        weight = weight.float()
+        most = weight.abs().amax(1)
+        if self.arithmetic == "int8":
+            scales = torch.where(most > 0, most / 127, 1.0)
+            values = (weight / scales[:, None]).round().to(torch.int8)
+            unit, empty = 4, 128
+            values = (values.int() + 128).to(torch.uint8)
+        else:
+            scales = torch.where(most > FLOAT16_MOST, most / FLOAT16_MOST, 1.0)
+            values, unit, empty = (weight / scales[:, None]).half(), 2, 0
+        rows, inputs = values.shape
+        padding = (0, _padded(inputs, ROW_UNITS) - inputs, 0, _padded(rows, PANEL) - rows)
+        values = F.pad(values, padding, value=empty)
+        panels = values.view(len(values) // PANEL, PANEL, -1, unit).transpose(1, 2).contiguous()
+        return panels.view(torch.uint8).flatten(1), scales
+
+
+def tile_attention(qkv: Tensor, num_heads: int, out: Tensor) -> Tensor:
+    """Attention of every position of a tile to every other, in float32.
+
+    qkv (tiles, positions, 3 * width) -> out (tiles, positions, width). By float16 tiles where the
+    processor has them and heads are whole panels; otherwise by torch.
+    """
+    tiles, positions, width = out.shape
+    if "float16" in arithmetics() and width // num_heads % PANEL == 0:
+        _extension().tile_attention(qkv, num_heads, out)
+        return out
+    q, k, v = qkv.view(tiles, positions, 3, num_heads, -1).permute(2, 0, 3, 1, 4)
+    heads = F.scaled_dot_product_attention(q, k, v)
+    out.view(tiles, positions, num_heads, -1).copy_(heads.transpose(1, 2))
+    return out
+
+
+def _padded(count: int, unit: int) -> int:
+    return -(-count // unit) * unit

@@ -1,0 +1,159 @@
+"""The vision tower on a CPU in int8 or float16: the layers of vision.py over kernels/dense.py.
+
+`use_arithmetic` takes the place of a loaded model's tower. The residual is float32; what is rounded
+is the input of each product, row by row, in the same pass as the norm before it.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ivl.errors import UnsupportedError
+from ivl.kernels.dense import Arithmetic, DenseMatrix, Norm, Rows, arithmetics, tile_attention
+from ivl.kernels.linear import QuantizedLinear
+from ivl.model.internvl import InternVL
+from ivl.model.norm import RMSNorm
+from ivl.model.vision import VisionAttention, VisionLayer, VisionTower
+
+VisionChoice = Literal["auto", "torch", "float16", "int8"]
+CHOICES: tuple[VisionChoice, ...] = ("auto", "torch", "float16", "int8")
+ROWS_AT_ONCE = 512
+"""Positions whose hidden values of the MLP are in memory at once; they stay in the cache."""
+
+
+def use_arithmetic(model: InternVL, choice: VisionChoice) -> None:
+    """Replaces the tower of a model on the CPU; `torch` leaves it as it is.
+
+    `auto` takes float16 where a short measurement finds it faster than torch's own products, and
+    never int8, which costs accuracy. Weights are replaced layer by layer, so that they are never in
+    memory twice. Raises UnsupportedError for an arithmetic that this machine does not have.
+    """
+    if choice == "auto":
+        if model.device.type != "cpu" or not _is_dense(model.vision):
+            return
+        choice = "float16" if float16_is_faster(model.dtype) else "torch"
+    if choice == "torch" or model.vision is None:
+        return
+    if model.device.type != "cpu":
+        raise UnsupportedError(
+            f"The vision tower runs in {choice} on a CPU only, and the model is on {model.device}.",
+            "Leave the choice out, or load the model with device cpu.",
+        )
+    if choice not in arithmetics():
+        raise UnsupportedError(
+            f"The vision tower cannot run in {choice} here.",
+            "float16 needs a processor with AVX-512 FP16, int8 any, both the C++ extension: "
+            "`ivl info --machine` says what there is.",
+        )
+    model.vision = CpuVisionTower(model.vision, choice)
+
+
+@functools.cache
+def float16_is_faster(dtype: torch.dtype) -> bool:
+    """Whether our float16 products beat torch's in `dtype` here: some milliseconds, once."""
+    if "float16" not in arithmetics():
+        return False
+    x, weight = torch.randn(512, 1024), torch.randn(1024, 1024)
+    matrix, rows, out = (
+        DenseMatrix(weight, None, "float16"),
+        Rows("float16"),
+        torch.empty(512, 1024),
+    )
+    narrow_x, narrow_weight = x.to(dtype), weight.to(dtype)
+
+    def seconds(product: functools.partial) -> float:
+        times = []
+        for _ in range(4):
+            began = time.perf_counter()
+            product()
+            times.append(time.perf_counter() - began)
+        return min(times)
+
+    ours = seconds(functools.partial(lambda: matrix.multiply(rows.fill(x), out)))
+    return ours < seconds(functools.partial(F.linear, narrow_x, narrow_weight))
+
+
+class CpuVisionTower(nn.Module):
+    """`VisionTower` in another arithmetic; takes the layers of `tower` apart."""
+
+    def __init__(self, tower: nn.Module, arithmetic: Arithmetic) -> None:
+        super().__init__()
+        assert isinstance(tower, VisionTower)
+        self.arithmetic: Arithmetic = arithmetic
+        self.embed = tower.embed.float()
+        self.layers: list[CpuVisionLayer] = []
+        while len(tower.layers):
+            layer = tower.layers.pop(0)
+            assert isinstance(layer, VisionLayer)
+            self.layers.append(CpuVisionLayer(layer, arithmetic))
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Normalised (n, 3, tile_px, tile_px) -> (n, patches, hidden), in the type of pixels."""
+        x = self.embed(pixels.float()).contiguous()
+        for layer in self.layers:
+            layer.advance(x)
+        return x[:, 1:].to(pixels.dtype)
+
+
+class CpuVisionLayer:
+    def __init__(self, layer: VisionLayer, arithmetic: Arithmetic) -> None:
+        attn: VisionAttention = layer.attn
+        self.norm1, self.norm2 = _norm(layer.norm1), _norm(layer.norm2)
+        self.num_heads = attn.num_heads
+        self.q_norm, self.k_norm = (
+            norm.float() if isinstance(norm, RMSNorm) else None
+            for norm in (attn.q_norm, attn.k_norm)
+        )
+        self.qkv, self.proj, self.fc1, self.fc2 = (
+            DenseMatrix(_weight(linear), linear.bias, arithmetic)
+            for linear in (attn.qkv, attn.proj, layer.mlp.fc1, layer.mlp.fc2)
+        )
+        self.scale1, self.scale2 = layer.scale1.detach().float(), layer.scale2.detach().float()
+        self.rows = Rows(arithmetic)
+
+    def advance(self, x: Tensor) -> None:
+        """The residual x (n, positions, hidden), float32 and contiguous, one layer on, in place."""
+        flat = x.flatten(0, 1)
+        width = flat.shape[1]
+        qkv = torch.empty((len(flat), 3 * width))
+        self.qkv.multiply(self.rows.fill(flat, self.norm1), qkv)
+        if self.q_norm is not None and self.k_norm is not None:
+            qkv[:, :width] = self.q_norm(qkv[:, :width])
+            qkv[:, width : 2 * width] = self.k_norm(qkv[:, width : 2 * width])
+        out = tile_attention(qkv.view(*x.shape[:2], -1), self.num_heads, torch.empty_like(x))
+        self.proj.add_scaled(self.rows.fill(out.flatten(0, 1)), flat, self.scale1)
+        for part in flat.split(ROWS_AT_ONCE):
+            hidden = torch.empty((len(part), self.fc1.outputs))
+            self.fc1.multiply(self.rows.fill(part, self.norm2), hidden, gelu=True)
+            self.fc2.add_scaled(self.rows.fill(hidden), part, self.scale2)
+
+
+def _norm(norm: nn.Module) -> Norm:
+    if isinstance(norm, RMSNorm):
+        return Norm(kind="rms", weight=norm.weight.detach().float(), bias=None, eps=norm.eps)
+    assert isinstance(norm, nn.LayerNorm)
+    weight, bias = norm.weight.detach().float(), norm.bias.detach().float()
+    return Norm(kind="layer", weight=weight, bias=bias, eps=norm.eps)
+
+
+def _weight(linear: nn.Module) -> Tensor:
+    """(outputs, inputs), of a layer whose weights may be quantized."""
+    if isinstance(linear, QuantizedLinear):
+        return linear.matrix.dequantize()
+    assert isinstance(linear, nn.Linear)
+    return linear.weight
+
+
+def _is_dense(tower: nn.Module | None) -> bool:
+    """Whether all weights have 16 bits or more; a quantized tower keeps its smaller ones."""
+    return isinstance(tower, VisionTower) and all(
+        module.matrix.format in ("F32", "F16", "BF16")
+        for module in tower.modules()
+        if isinstance(module, QuantizedLinear)
+    )
