@@ -14,6 +14,7 @@ from typing import get_args
 from ivl.checkpoint.gguf import GGUFFile
 from ivl.checkpoint.gguf_keys import Keys
 from ivl.checkpoint.gguf_projector import read_projector
+from ivl.checkpoint.gguf_template import read_template
 from ivl.config import Architecture, DecoderConfig, ModelConfig
 from ivl.errors import CheckpointError, UnsupportedError
 
@@ -44,10 +45,15 @@ def read_gguf_config(text: GGUFFile, mmproj: GGUFFile | None) -> ModelConfig:
     keys.check("ivl.", IVL_KEYS, frozenset())
     # bfloat16 stands for every shorter type: the models were trained in it.
     dtype = "float32" if text.tensors["token_embd.weight"].format.name == "F32" else "bfloat16"
-    template = keys.text("ivl.template", "internvl2_5")
+    template, system = read_template(keys, has_projector=mmproj is not None)
     if mmproj is None:
         return ModelConfig(
-            decoder=decoder, vision=None, layout="gguf", template=template, dtype=dtype
+            decoder=decoder,
+            vision=None,
+            layout="gguf",
+            template=template,
+            system=system,
+            dtype=dtype,
         )
     projector = read_projector(mmproj, decoder)
     ps_version = keys.text("ivl.ps_version", "v2")
@@ -56,6 +62,7 @@ def read_gguf_config(text: GGUFFile, mmproj: GGUFFile | None) -> ModelConfig:
         vision=projector.vision,
         layout="gguf",
         template=template,
+        system=system,
         dtype=dtype,
         max_tiles=projector.max_tiles,
         min_tiles=projector.min_tiles,

@@ -78,7 +78,7 @@ class Engine:
         self.model, self.tokenizer, self.config = model, tokenizer, model.config
         self.context = resolve_context(context, model.config)
         self.vision_batch, self.prefill_chunk = vision_batch, prefill_chunk
-        self.template = get_template(model.config.template)
+        self.template = get_template(model.config.template, model.config.system)
         ends = (tokenizer.control(name) for name in self.template.stop_control)
         self.stop_ids = tokenizer.stop_ids.union(ends)
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Literal, TypeAlias, get_args
 
 from ivl.errors import RequestError, UnsupportedError
@@ -98,10 +98,13 @@ Prompt: TypeAlias = tuple[Segment, ...]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Template:
-    """How a family of models writes a conversation; all of them frame turns as ChatML does."""
+    """How a family of models writes a conversation; all of them frame turns as ChatML does.
+
+    `default_system` None: without a system message there is no system turn.
+    """
 
     name: str
-    default_system: str
+    default_system: str | None
     after_turn: str  # text between `<|im_end|>` and the next turn
     stop_control: tuple[str, ...] = (IM_END,)  # an answer ends with one of these
 
@@ -125,18 +128,22 @@ _TEMPLATES: Final = {
             ),
             after_turn="",
         ),
+        # Text models of other makers; their own system message comes with the model.
+        Template(name="chatml", default_system=None, after_turn="\n"),
     )
 }
 TEMPLATE_NAMES: Final = tuple(_TEMPLATES)
 
 
-def get_template(name: str) -> Template:
+def get_template(name: str, system: str | None = None) -> Template:
     """The template of that name, which a checkpoint's config calls `template`.
 
-    Raises UnsupportedError for one that no InternVL 2.5 uses.
+    `system` takes the place of its default system message. Raises UnsupportedError for a template
+    that no InternVL 2.5 uses.
     """
     if name in _TEMPLATES:
-        return _TEMPLATES[name]
+        found = _TEMPLATES[name]
+        return found if system is None else replace(found, default_system=system)
     hint = f"known are {', '.join(TEMPLATE_NAMES)}"
     nearest = difflib.get_close_matches(name.lower(), TEMPLATE_NAMES, n=1, cutoff=0.5)
     if nearest:
@@ -180,8 +187,8 @@ def render(
     """The prompt of a whole conversation.
 
     messages: turns in their order; the first may be a system message.
-    system: the system message, if `messages` has none. None is the template's own. An empty one
-        leaves an empty system turn, as in the official code.
+    system: the system message, if `messages` has none. None is the template's own, which may be
+        none at all. An empty one leaves an empty system turn, as in the official code.
     tiles_per_image: tiles of every image (its thumbnail included), in the order of the slots.
     add_generation_prompt: end with the opening of the assistant's turn. The last message must
         then be the user's.
@@ -203,7 +210,8 @@ def render(
     _check_turns(turns, add_generation_prompt)
     images = _images(turns, tiles_per_image, tokens_per_tile, first_image_index=0)
     segments: list[Segment] = []
-    for turn in (Message("system", system), *turns):
+    first = [] if system is None else [Message("system", system)]
+    for turn in (*first, *turns):
         segments.extend((*_turn(turn, images), *_turn_end(template)))
     if add_generation_prompt:
         segments.extend(_opening("assistant"))
