@@ -12,6 +12,7 @@ import pytest
 from safetensors import safe_open
 
 from ivl.cli.main import run
+from ivl.kernels import cpu
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 Output = pytest.CaptureFixture[str]
@@ -155,3 +156,18 @@ def test_info_does_not_wait_for_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.stdout.splitlines()[-1:] == ["[]"], done.stderr
+
+
+@pytest.mark.parametrize("wanted", ["reference", "portable"])
+def test_the_machine_says_which_kernels_run_and_why(
+    wanted: str, capsys: Output, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if wanted == "portable" and cpu.loaded() is None:
+        pytest.skip("the C++ extension was not built")
+    monkeypatch.setenv("IVL_ISA", wanted)
+    assert run(["info", "--machine", "--json"]) == 0
+    kernels = json.loads(capsys.readouterr().out)["kernels"]
+    assert kernels["instruction_set"] == wanted
+    assert wanted in kernels["usable"]
+    assert f"IVL_ISA is {wanted}" in kernels["why"] or cpu.loaded() is None
+    assert kernels["threads"] >= 1

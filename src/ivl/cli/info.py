@@ -149,6 +149,15 @@ def _machine_rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
         free, total = (_memory_size(gpu[f"{kind}_memory_bytes"]) for kind in ("available", "total"))
         rows.append(("gpu", f"{gpu['name']}, {free} of {total} free"))
     rows.append(("models run on", f"{facts['device']}, in {facts['dtype']}"))
+    kernels = facts["kernels"]
+    pool = "torch's own" if kernels["thread_pool"] == "openmp" else "beside torch's"
+    quota = "" if kernels["quota"] is None else f", quota {kernels['quota']:g}"
+    rows += [
+        ("kernels", f"{kernels['instruction_set']}, {kernels['why']}"),
+        ("could run", ", ".join(kernels["usable"])),
+        ("vision in", ", ".join(kernels["vision_arithmetics"])),
+        ("threads", f"{kernels['threads']}, {pool}; {kernels['physical_cores']} cores{quota}"),
+    ]
     return rows + [(name, facts[name]) for name in ("ivl", "torch", "python")]
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from ivl import __version__
 from ivl.planner.devices import available_memory_bytes
+from ivl.planner.threads import usable_cores
 
 
 def machine_facts() -> dict[str, Any]:
@@ -28,9 +29,37 @@ def machine_facts() -> dict[str, Any]:
         "device": device.type,
         "dtype": str(choose_dtype(None, device)).removeprefix("torch."),
     }
+    facts["kernels"] = _kernels()
     if device.type == "cuda":
         facts["gpus"] = [_gpu(index) for index in range(torch.cuda.device_count())]
     return facts
+
+
+def _kernels() -> dict[str, Any]:
+    """Which kernels run on the processor, why these, and on which threads."""
+    from ivl.kernels import cpu
+    from ivl.kernels.dense import arithmetics
+    from ivl.kernels.threads import use_threads
+
+    cores = usable_cores()
+    threads = use_threads()
+    module, wanted = cpu.loaded(), os.environ.get(cpu.ISA_VARIABLE)
+    if module is None:
+        why = "the C++ extension is not there: install a C++ compiler, and ivl again"
+    elif wanted:
+        why = f"{cpu.ISA_VARIABLE} is {wanted}"
+    else:
+        why = "the best that this processor and this build have"
+    return {
+        "instruction_set": cpu.isa(),
+        "why": why,
+        "usable": [*(module.usable_isas() if module else ()), cpu.REFERENCE],
+        "vision_arithmetics": ["torch", *arithmetics()],
+        "threads": threads,
+        "thread_pool": module.thread_pool() if module else "openmp",
+        "physical_cores": cores.physical,
+        "quota": cores.quota,
+    }
 
 
 def _gpu(index: int) -> dict[str, Any]:
