@@ -57,7 +57,8 @@ def command(
     samples = read_samples(data)
     from ivl.cli.importance import measure_importance
 
-    choice = ModelChoice(model=model, device=device, dtype=dtype, threads=threads)
+    # The tower's layers are listened to one by one, so they must be torch's.
+    choice = ModelChoice(model=model, device=device, dtype=dtype, threads=threads, vision="torch")
     record = measure_importance(choice, samples, data, out, max_tokens=max_tokens, status=status)
     if json:
         print_json(record)
