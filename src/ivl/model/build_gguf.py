@@ -29,9 +29,6 @@ from ivl.kernels.matrix import Matrix, StackedMatrix
 from ivl.model.build import Progress, assign, empty_model
 from ivl.model.internvl import InternVL
 
-# The rotary table that old converters wrote; it holds nothing that the configuration does not.
-IGNORED = frozenset({"rope_freqs.weight"})
-
 
 def build_gguf_model(
     config: ModelConfig,
@@ -67,7 +64,7 @@ def tables(config: ModelConfig, pair: GGUFPair) -> list[tuple[GGUFFile, dict[str
     """Each file, and where in it every tensor of ours is. CheckpointError for names that are
     missing or unexpected."""
     text = text_sources(config.decoder)
-    check_names(text, pair.text.tensors.keys() - IGNORED, str(pair.text.path))
+    check_names(text, pair.text.tensors.keys(), str(pair.text.path))
     parts = [(pair.text, text)]
     if pair.mmproj is not None and config.vision is not None:
         vision = vision_sources(config.vision, pair.mmproj.tensors)
