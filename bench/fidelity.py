@@ -35,7 +35,7 @@ from ivl.evaluate.data import Sample, TokenizedSample
 from ivl.evaluate.fidelity import Reader, compare, keep, longest_answer, summarise
 from ivl.evaluate.metrics import edit_distance
 from ivl.evaluate.verdict import judge
-from ivl.model.cache import KVCache
+from ivl.model.cache import Segment
 from training.evaluate import evaluation_page
 
 DECODER_TYPES = """F32 BF16 F16 Q8_0 Q6_K Q5_K_M Q5_K_S Q5_1 Q5_0 Q4_K_M Q4_K_S Q4_1 Q4_0 AWQ
@@ -245,7 +245,7 @@ def _run(*command: str) -> None:
 
 @torch.inference_mode()
 def read_together(reader: Reader, pages: list[TokenizedSample]) -> list[str]:
-    """Greedy answers to prompts of equal length."""
+    """Greedy answers to several prompts, in one batch."""
     model = reader.model
     prompts = []
     for page in pages:
@@ -253,22 +253,25 @@ def read_together(reader: Reader, pages: list[TokenizedSample]) -> list[str]:
         features = model.encode_tiles(torch.from_numpy(page.tiles_u8), 1)
         is_image = torch.tensor(page.is_image)
         prompts.append(model.embed(torch.tensor(page.prompt_ids), is_image, features))
-    x = torch.cat(prompts)
-    most = max(longest_answer(len(page.answer_ids or ())) for page in pages)
-    cache = KVCache(model.config.decoder, x.shape[1] + most, batch=len(pages), dtype=model.dtype)
+    limits = [longest_answer(len(page.answer_ids or ())) for page in pages]
+    segments = [
+        Segment(model.new_cache(len(page.prompt_ids) + limit), len(page.prompt_ids))
+        for page, limit in zip(pages, limits, strict=True)
+    ]
+    x = torch.cat(prompts, dim=1)[0]
     answers: list[list[int]] = [[] for _ in pages]
-    open_answers = set(range(len(pages)))
-    for _ in range(most):
-        tokens = model.decoder.lm_head(model.decoder(x, cache)[:, -1]).argmax(-1).tolist()
-        for i in sorted(open_answers):
-            limit = longest_answer(len(pages[i].answer_ids or ()))
-            if tokens[i] in reader.stop_ids or len(answers[i]) >= limit:
-                open_answers.discard(i)
+    open_answers = list(range(len(pages)))
+    while open_answers:
+        logits = model.extend(x, segments, [1] * len(segments))
+        tokens = dict(zip(open_answers, logits.argmax(-1).tolist(), strict=True))
+        caches = dict(zip(open_answers, (segment.cache for segment in segments), strict=True))
+        for i, token in tokens.items():
+            if token not in reader.stop_ids and len(answers[i]) < limits[i]:
+                answers[i].append(token)
             else:
-                answers[i].append(tokens[i])
-        if not open_answers:
-            break
-        x = model.decoder.embed(torch.tensor(tokens)[:, None])
+                open_answers.remove(i)
+        segments = [Segment(caches[i], 1) for i in open_answers]
+        x = model.decoder.embed(torch.tensor([tokens[i] for i in open_answers], dtype=torch.long))
     return [reader.tokenizer.decode(ids).strip() for ids in answers]
 
 

@@ -21,7 +21,6 @@ from ivl.config import parse_config
 from ivl.documents.reading import READ_QUESTION
 from ivl.engine.request import prepare_images, tokenize
 from ivl.model.build import random_model
-from ivl.model.cache import KVCache
 from ivl.prompt.template import Prompt, prompt_string, render, user_message
 
 HERE = Path(__file__).parent
@@ -83,7 +82,7 @@ def assert_greedy(model: Any, image: Path | None, prompt: Prompt, theirs: list[i
     tokens = tokenize(prompt, model.engine.tokenizer)
     tiles = None if image is None else prepare_images([image], config)[0]
     features = None if tiles is None else network.encode_tiles(torch.from_numpy(tiles))
-    cache = KVCache(config.decoder, len(tokens) + len(theirs))
+    cache = network.new_cache(len(tokens) + len(theirs))
     places = torch.tensor(tokens.is_image)
     logits = network.prefill(network.embed(torch.tensor(tokens.ids), places, features), cache)
     equal = 0

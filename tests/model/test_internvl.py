@@ -11,7 +11,6 @@ import torch
 from ivl.config import DecoderConfig, ModelConfig, VisionConfig
 from ivl.errors import CapacityError, RequestError, UnsupportedError
 from ivl.model.build import random_model
-from ivl.model.cache import KVCache
 from ivl.model.internvl import InternVL
 from ivl.model.projector import pixel_shuffle
 
@@ -72,13 +71,13 @@ def test_chunked_prefill_is_full_prefill(
     features = model.encode_tiles(sample.tiles_u8)
     full = model.logits(sample.ids, sample.is_image, features)
     x = model.embed(sample.ids, sample.is_image, features)
-    cache = KVCache(model.config.decoder, 64)
+    cache = model.new_cache(64)
     chunked = model.prefill(x, cache, chunk_tokens=chunk_tokens, num_logits=38)
     torch.testing.assert_close(chunked, full, rtol=1e-4, atol=1e-4)
     assert cache.length == len(sample.ids)
-    some = model.prefill(x, KVCache(model.config.decoder, 64), num_logits=5)
+    some = model.prefill(x, model.new_cache(64), num_logits=5)
     torch.testing.assert_close(some, full[-5:], rtol=1e-4, atol=1e-4)
-    last = model.prefill(x, KVCache(model.config.decoder, 64), chunk_tokens=chunk_tokens)
+    last = model.prefill(x, model.new_cache(64), chunk_tokens=chunk_tokens)
     torch.testing.assert_close(last, full[-1], rtol=1e-4, atol=1e-4)
 
 
@@ -86,7 +85,7 @@ def test_chunked_prefill_is_full_prefill(
 def test_steps_through_the_cache_are_the_whole_sequence(model: InternVL, sample: Any) -> None:
     features = model.encode_tiles(sample.tiles_u8)
     full = model.logits(sample.ids, sample.is_image, features)
-    cache = KVCache(CONFIG.decoder, len(sample.ids))
+    cache = model.new_cache(len(sample.ids))
     x = model.embed(sample.ids[:20], sample.is_image[:20], features)
     logits = [model.prefill(x, cache)]
     logits += [model.step(int(token), cache) for token in sample.ids[20:]]
@@ -98,7 +97,7 @@ def test_a_truncated_cache_goes_on_as_if_the_rest_had_never_been(
     model: InternVL, sample: Any
 ) -> None:
     text = sample.ids[~sample.is_image]
-    fresh, cache = (KVCache(CONFIG.decoder, 64) for _ in range(2))
+    fresh, cache = (model.new_cache(64) for _ in range(2))
     model.prefill(model.decoder.embed(text[None, :12]), fresh)
     model.prefill(model.decoder.embed(text[None, :25]), cache)
     cache.truncate(12)
@@ -111,12 +110,12 @@ def test_a_truncated_cache_goes_on_as_if_the_rest_had_never_been(
 @torch.inference_mode()
 def test_a_full_cache_refuses_and_stays_as_it_was(model: InternVL, sample: Any) -> None:
     text = sample.ids[~sample.is_image]
-    cache = KVCache(CONFIG.decoder, 12)
+    cache = model.new_cache(12)
     model.prefill(model.decoder.embed(text[None, :10]), cache)
     with pytest.raises(CapacityError, match="15 tokens, and the cache holds 12"):
         model.prefill(model.decoder.embed(text[None, :5]), cache)
     assert cache.length == 10
-    fresh = KVCache(CONFIG.decoder, 12)
+    fresh = model.new_cache(12)
     model.prefill(model.decoder.embed(text[None, :10]), fresh)
     torch.testing.assert_close(model.step(3, cache), model.step(3, fresh))
 

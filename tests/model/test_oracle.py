@@ -12,7 +12,6 @@ from torch import Tensor
 
 from ivl.config import read_config
 from ivl.model.build import build_model
-from ivl.model.cache import KVCache
 from ivl.model.internvl import InternVL
 
 GOLDEN = sorted((Path(__file__).parents[1] / "golden").glob("*/expected.safetensors"))
@@ -124,7 +123,7 @@ def test_dynamic_rope_in_the_cache_equals_transformers(
     model = read_saved(oracle)
     text = sample.ids[~sample.is_image]
     with torch.inference_mode():
-        cache = KVCache(model.config.decoder, len(text))
+        cache = model.new_cache(len(text))
         model.prefill(model.decoder.embed(text[None, :16]), cache)
         theirs = oracle(input_ids=text[None, :16], use_cache=True)
         for token in text[16:]:
@@ -174,7 +173,7 @@ def test_the_official_outputs_are_reproduced(file: Path) -> None:
         features = model.encode_tiles(expected["tiles_u8"])
         assert relative_error(features, expected["image_features"]) < 1e-4
         x = model.embed(ids, ids == model.config.decoder.vocab_size - 1, features)
-        cache = KVCache(model.config.decoder, len(ids) + 16)
+        cache = model.new_cache(len(ids) + 16)
         logits = model.prefill(x, cache, num_logits=10)
         assert relative_error(logits, expected["last_logits"]) < 1e-4
         tokens = [int(logits[-1].argmax())]

@@ -45,7 +45,7 @@ def measure_importance(
             length = sequence.num_tokens
             ids = torch.tensor(sequence.prompt.ids[:length], device=network.device)
             places = torch.tensor(sequence.prompt.is_image[:length], device=network.device)
-            network.decoder(network.embed(ids, places, features), None)
+            network.decoder(network.embed(ids, places, features))
             num_tokens += len(ids)
     status.clear()
     sums.finish()

@@ -232,10 +232,7 @@ class Generation:
         engine, talk = self._conversation.engine, self._conversation
         decoder, text = StreamDecoder(engine.tokenizer), StopText(self._options.stop)
         if talk._cache is None:
-            model = engine.model
-            talk._cache = KVCache(
-                engine.config.decoder, engine.context, dtype=model.dtype, device=model.device
-            )
+            talk._cache = engine.model.new_cache(engine.context)
         start = self._cached
         try:
             logits = self._prefill(talk._cache)

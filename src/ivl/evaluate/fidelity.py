@@ -236,7 +236,7 @@ def _new_cache(reader: Reader, sample: TokenizedSample, num_forced: int | None =
     forced = len(sample.answer_ids or ()) if num_forced is None else num_forced
     wanted = len(sample.prompt_ids) + max(longest_answer(forced), MAX_ANSWER_TOKENS)
     capacity = min(wanted, reader.context)
-    return KVCache(model.config.decoder, capacity, dtype=model.dtype, device=model.device)
+    return model.new_cache(capacity)
 
 
 def longest_answer(num_known: int) -> int:

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from ivl.errors import CheckpointError
-from ivl.model.cache import KVCache
 from ivl.model.internvl import InternVL
 from ivl.model.source import ModelSource
 from ivl.prompt.tokenizer import Tokenizer, require_image_tokens
@@ -119,7 +118,7 @@ def run_once(model: InternVL, tokenizer: Tokenizer) -> None:
         is_image = [False, *[True] * num_tokens, False, *is_image]
     input_ids = torch.tensor(ids, device=model.device)
     places = torch.tensor(is_image, device=model.device)
-    cache = KVCache(model.config.decoder, len(ids), dtype=model.dtype, device=model.device)
+    cache = model.new_cache(len(ids))
     logits = model.prefill(model.embed(input_ids, places, features), cache)
     _require_finite("logits", logits, model.dtype)
 

@@ -139,12 +139,7 @@ def compare(
     tolerance = TOLERANCE[model.dtype] if tolerance is None else tolerance
     features = model.encode_tiles(reference.tiles_u8, vision_batch)
     ids = reference.input_ids.to(model.device)
-    cache = KVCache(
-        model.config.decoder,
-        len(ids) + len(reference.greedy),
-        dtype=model.dtype,
-        device=model.device,
-    )
+    cache = model.new_cache(len(ids) + len(reference.greedy))
     embeddings = model.embed(ids, ids == reference.image_token_id, features)
     logits = model.prefill(embeddings, cache, num_logits=len(reference.last_logits)).cpu()
     compared = [

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 
 from ivl.kernels.linear import QuantizedEmbedding, QuantizedLinear
-from ivl.model.cache import KVCache
 from ivl.model.internvl import InternVL
 
 BANDWIDTH_BYTES = 1 << 28
@@ -79,7 +78,7 @@ def measure_speed(
 
 def measure_decode(model: InternVL, num_tokens: int) -> float:
     """Seconds for `num_tokens` steps from an empty cache; what is written does not matter."""
-    cache = _cache(model, num_tokens)
+    cache = model.new_cache(num_tokens)
 
     def write() -> None:
         for token in range(num_tokens):
@@ -90,7 +89,7 @@ def measure_decode(model: InternVL, num_tokens: int) -> float:
 
 def measure_prefill(model: InternVL, num_tokens: int) -> float:
     """Seconds to read a prompt of `num_tokens` into an empty cache."""
-    cache = _cache(model, num_tokens)
+    cache = model.new_cache(num_tokens)
     ids = torch.arange(num_tokens, device=model.device) % model.config.decoder.vocab_size
     x = model.decoder.embed(ids)[None]
     return _seconds(model, lambda: model.prefill(x, cache))
@@ -133,10 +132,6 @@ def _weight(module: nn.Module) -> Tensor:
     weight = module.weight
     assert isinstance(weight, Tensor)
     return weight
-
-
-def _cache(model: InternVL, capacity: int) -> KVCache:
-    return KVCache(model.config.decoder, capacity, dtype=model.dtype, device=model.device)
 
 
 def _seconds(model: InternVL, run: Callable[[], object]) -> float:

@@ -1,4 +1,17 @@
-"""The key/value cache of one sequence (or of equally long ones): contiguous, preallocated."""
+"""The key/value cache: stores of blocks, and the sequences whose tokens lie in them.
+
+A store holds keys and values of all layers for blocks of `BLOCK_TOKENS` tokens. A sequence names
+the blocks that are its own, in order, so that sequences of all lengths share one store, and two
+sequences that begin alike may share their first blocks. Source: PagedAttention (Kwon et al., 2023,
+arXiv:2309.06180).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -6,45 +19,143 @@ from torch import Tensor
 from ivl.config import DecoderConfig
 from ivl.errors import CapacityError
 
+BLOCK_TOKENS = 32
+KVType = Literal["32bit", "16bit", "8bit"]
+KV_TYPES: tuple[KVType, ...] = ("32bit", "16bit", "8bit")
+QUANTIZED_GROUP = 32
+"""Neighbouring channels of a key or value that share one float32 scale at 8 bits."""
 
-class KVCache:
-    """Keys and values of every layer, (batch, kv_heads, capacity, head_dim) each.
 
-    `length` tokens are valid. A forward pass writes behind them and `advance` makes what was
-    written valid, so a pass that fails leaves the cache as it was.
+def num_blocks_for(num_tokens: int) -> int:
+    """Blocks that `num_tokens` tokens need."""
+    return -(-num_tokens // BLOCK_TOKENS)
+
+
+class KVStore(ABC):
+    """Memory for keys and values of all layers, `num_blocks` blocks of `BLOCK_TOKENS` tokens."""
+
+    num_blocks: int
+    kv: KVType
+
+    @property
+    @abstractmethod
+    def num_bytes(self) -> int:
+        """Bytes of all blocks."""
+
+    @abstractmethod
+    def copy_block(self, source: int, target: int) -> None:
+        """Makes block `target` hold what block `source` holds, in every layer."""
+
+
+class TorchKVStore(KVStore):
+    """Tensors (num_blocks, BLOCK_TOKENS, kv_heads, head_dim) for each layer, on any device.
+
+    At 8 bits a group of `QUANTIZED_GROUP` channels of one token and head has a scale: its largest
+    magnitude / 127. A head that groups do not divide has one scale.
     """
 
     def __init__(
         self,
         config: DecoderConfig,
-        capacity: int,
+        num_blocks: int,
         *,
-        batch: int = 1,
         dtype: torch.dtype = torch.float32,
+        kv: KVType | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
-        shape = (batch, config.num_kv_heads, capacity, config.head_dim)
-        self.keys = [
-            torch.empty(shape, dtype=dtype, device=device) for _ in range(config.num_layers)
-        ]
-        self.values = [torch.empty_like(k) for k in self.keys]
-        self.capacity = capacity
+        """`dtype` is what keys and values come in; `kv` None keeps them in it."""
+        self.num_blocks = num_blocks
+        self.kv = kv or ("32bit" if dtype == torch.float32 else "16bit")
+        self.dtype = dtype
+        shape = (num_blocks * BLOCK_TOKENS, config.num_kv_heads, config.head_dim)
+        narrow = torch.float16 if dtype == torch.float32 else dtype
+        stored = {"32bit": torch.float32, "16bit": narrow, "8bit": torch.int8}[self.kv]
+        layers = range(config.num_layers)
+        self._numbers = [torch.empty((2, *shape), dtype=stored, device=device) for _ in layers]
+        self._scales: list[Tensor] = []
+        if self.kv == "8bit":
+            group = QUANTIZED_GROUP
+            self._group = group if config.head_dim % group == 0 else config.head_dim
+            groups = (2, *shape[:2], config.head_dim // self._group)
+            self._scales = [torch.empty(groups, device=device) for _ in layers]
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(t.nbytes for t in (*self._numbers, *self._scales))
+
+    def copy_block(self, source: int, target: int) -> None:
+        for tensor in (*self._numbers, *self._scales):
+            blocks = tensor.unflatten(1, (self.num_blocks, BLOCK_TOKENS))
+            blocks[:, target] = blocks[:, source]
+
+    def update(self, layer: int, cache: KVCache, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Writes k, v (tokens, kv_heads, head_dim) behind the valid tokens of `cache`.
+
+        Returns all its keys and values up to and including the new ones, in the type of k.
+        """
+        start, end = cache.length, cache.length + len(k)
+        places = self._places(cache.blocks, end)
+        new = (
+            slice(places.start + start, places.stop)
+            if isinstance(places, slice)
+            else places[start:]
+        )
+        both = torch.stack([k, v])
+        numbers = self._numbers[layer]
+        if not self._scales:
+            numbers[:, new] = both.to(numbers.dtype)
+            found = numbers[:, places].to(k.dtype)
+            return found[0], found[1]
+        scales = self._scales[layer]
+        grouped = both.float().unflatten(-1, (-1, self._group))
+        most = grouped.abs().amax(-1)
+        scales[:, new] = most / 127
+        whole = grouped * torch.where(most > 0, 127 / most, 0.0)[..., None]
+        numbers[:, new] = whole.round().to(torch.int8).flatten(-2)
+        wide = numbers[:, places].unflatten(-1, (-1, self._group)) * scales[:, places, :, :, None]
+        found = wide.flatten(-2).to(k.dtype)
+        return found[0], found[1]
+
+    def _places(self, blocks: Sequence[int], end: int) -> slice | Tensor:
+        """Where the first `end` tokens lie: a slice if their blocks are neighbours, which costs no
+        copy, else their indices."""
+        used = blocks[: num_blocks_for(end)]
+        first = used[0] if used else 0
+        if list(used) == list(range(first, first + len(used))):
+            return slice(first * BLOCK_TOKENS, first * BLOCK_TOKENS + end)
+        index = torch.tensor(used, device=self._numbers[0].device)[:, None] * BLOCK_TOKENS
+        index = index + torch.arange(BLOCK_TOKENS, device=index.device)
+        return index.flatten()[:end]
+
+
+class KVCache:
+    """The tokens of one sequence: the first `length` places of its `blocks`.
+
+    A forward pass writes behind them and `advance` makes what was written valid, so a pass that
+    fails leaves the cache as it was.
+    """
+
+    def __init__(self, store: KVStore, blocks: Iterable[int], capacity: int | None = None) -> None:
+        """`capacity` in tokens: by default all that the blocks hold."""
+        self.store = store
+        self.blocks = list(blocks)
+        self._limit = capacity
         self.length = 0
 
-    def update(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Stores (batch, kv_heads, tokens, head_dim) behind the valid part.
+    @property
+    def capacity(self) -> int:
+        """Tokens that the sequence may have with the blocks that it has now."""
+        room = len(self.blocks) * BLOCK_TOKENS
+        return room if self._limit is None else min(room, self._limit)
 
-        Returns all keys and values up to and including the new ones, as views.
-        """
-        end = self.length + k.shape[2]
+    def require(self, num_tokens: int) -> None:
+        """CapacityError unless `num_tokens` more tokens find room."""
+        end = self.length + num_tokens
         if end > self.capacity:
             raise CapacityError(
                 f"The conversation needs {end} tokens, and the cache holds {self.capacity}.",
                 "Load the model with a larger context, or use fewer or smaller images.",
             )
-        self.keys[layer][:, :, self.length : end] = k
-        self.values[layer][:, :, self.length : end] = v
-        return self.keys[layer][:, :, :end], self.values[layer][:, :, :end]
 
     def advance(self, num_tokens: int) -> None:
         self.length += num_tokens
@@ -53,3 +164,20 @@ class KVCache:
         """Forgets all tokens from `length` on."""
         assert 0 <= length <= self.length
         self.length = length
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """Tokens of one sequence that a forward pass reads: they follow those its cache holds.
+
+    `sequence_length` is that of the whole prompt when this is one chunk of it (see `Rotary`); None:
+    the sequence ends with these tokens.
+    """
+
+    cache: KVCache
+    num_tokens: int
+    sequence_length: int | None = None
+
+    @property
+    def end(self) -> int:
+        return self.cache.length + self.num_tokens

@@ -6,13 +6,15 @@ Sources: `modeling_qwen2.py` and `modeling_llama.py` of transformers, `modeling_
 the official repository.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ivl.config import DecoderConfig
 from ivl.kernels.linear import Linear
-from ivl.model.cache import KVCache
+from ivl.model.cache import Segment, TorchKVStore
 from ivl.model.norm import RMSNorm
 from ivl.model.rotary import Rotary, rotate
 
@@ -29,19 +31,33 @@ class Attention(nn.Module):
         self.o = Linear(q_width, config.hidden_size, bias=False)
 
     def forward(
-        self, x: Tensor, cos: Tensor, sin: Tensor, cache: KVCache | None, layer: int
+        self, x: Tensor, cos: Tensor, sin: Tensor, segments: Sequence[Segment], layer: int
     ) -> Tensor:
-        """(batch, tokens, hidden) -> the same shape; a token sees itself and what is before."""
+        """(batch, tokens, hidden) -> the same shape; a token sees itself and what is before.
+
+        With segments the batch is 1 and holds their tokens, one after another.
+        """
         # (batch, tokens, width) -> (batch, heads, tokens, head_dim)
         q, k, v = (
             t.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
             for t in (self.q(x), self.k(x), self.v(x))
         )
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
-        if cache is not None:
-            k, v = cache.update(layer, k, v)
-        out = causal_attention(q, k, v)
+        if not segments:
+            out = causal_attention(q, k, v)
+        else:
+            sizes = [segment.num_tokens for segment in segments]
+            parts = zip(segments, *(t.split(sizes, dim=2) for t in (q, k, v)), strict=True)
+            out = torch.cat([_attend_cached(layer, *part) for part in parts], dim=2)
         return self.o(out.transpose(1, 2).flatten(2))
+
+
+def _attend_cached(layer: int, segment: Segment, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """One segment's attention to its cache and to itself; (1, heads, tokens, head_dim) each."""
+    store = segment.cache.store
+    assert isinstance(store, TorchKVStore)
+    k, v = store.update(layer, segment.cache, k[0].transpose(0, 1), v[0].transpose(0, 1))
+    return causal_attention(q, k.transpose(0, 1)[None], v.transpose(0, 1)[None])
 
 
 def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -80,9 +96,9 @@ class DecoderLayer(nn.Module):
         self.ffn = FeedForward(config)
 
     def forward(
-        self, x: Tensor, cos: Tensor, sin: Tensor, cache: KVCache | None, layer: int
+        self, x: Tensor, cos: Tensor, sin: Tensor, segments: Sequence[Segment], layer: int
     ) -> Tensor:
-        x = x + self.attn(self.attn_norm(x), cos, sin, cache, layer)
+        x = x + self.attn(self.attn_norm(x), cos, sin, segments, layer)
         return x + self.ffn(self.ffn_norm(x))
 
 
@@ -98,21 +114,36 @@ class Decoder(nn.Module):
         if config.tied_embeddings:
             self.lm_head.weight = self.embed.weight
 
-    def forward(
-        self, x: Tensor, cache: KVCache | None, sequence_length: int | None = None
-    ) -> Tensor:
-        """Embeddings (batch, tokens, hidden) -> hidden states of the same shape, after the norm.
-
-        With a cache the tokens follow those it holds, and become part of it. `sequence_length`
-        is the length of the whole prompt when this is one chunk of it (see `Rotary`); by default
-        the sequence ends with these tokens.
-        """
-        start = cache.length if cache is not None else 0
-        end = start + x.shape[1]
-        positions = torch.arange(start, end, device=x.device)
-        cos, sin = self.rotary(positions, sequence_length or end, x.dtype)
+    def forward(self, x: Tensor) -> Tensor:
+        """Whole sequences (batch, tokens, hidden) of embeddings -> hidden states after the norm."""
+        positions = torch.arange(x.shape[1], device=x.device)
+        cos, sin = self.rotary(positions, x.shape[1], x.dtype)
         for index, layer in enumerate(self.layers):
-            x = layer(x, cos, sin, cache, index)
-        if cache is not None:
-            cache.advance(end - start)
+            x = layer(x, cos, sin, (), index)
         return self.norm(x)
+
+    def extend(self, x: Tensor, segments: Sequence[Segment]) -> Tensor:
+        """Embeddings (tokens, hidden) of all segments, one after another -> hidden states (tokens,
+        hidden) after the norm. The tokens become part of the segments' caches.
+
+        CapacityError, and nothing changed, when a cache is too small.
+        """
+        for segment in segments:
+            segment.cache.require(segment.num_tokens)
+        cos, sin = self.rotations(segments, x.dtype)
+        x = x[None]
+        for index, layer in enumerate(self.layers):
+            x = layer(x, cos, sin, segments, index)
+        for segment in segments:
+            segment.cache.advance(segment.num_tokens)
+        return self.norm(x)[0]
+
+    def rotations(self, segments: Sequence[Segment], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Cosines and sines of all segments' tokens, (tokens, head_dim) each."""
+        device = self.norm.weight.device
+        pairs = []
+        for segment in segments:
+            positions = torch.arange(segment.cache.length, segment.end, device=device)
+            length = segment.sequence_length or segment.end
+            pairs.append(self.rotary(positions, length, dtype))
+        return torch.cat([cos for cos, _ in pairs]), torch.cat([sin for _, sin in pairs])

@@ -1,11 +1,20 @@
 """InternVL: the vision tower, the projector and the decoder as one model."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
 from ivl.config import ModelConfig
 from ivl.errors import RequestError, UnsupportedError
-from ivl.model.cache import KVCache
+from ivl.model.cache import (
+    KVCache,
+    KVStore,
+    KVType,
+    Segment,
+    TorchKVStore,
+    num_blocks_for,
+)
 from ivl.model.decoder import Decoder
 from ivl.model.projector import Projector
 from ivl.model.vision import VisionTower
@@ -87,19 +96,42 @@ class InternVL(nn.Module):
         `num_logits` positions.
         """
         total = cache.length + x.shape[1]
-        hidden = [self.decoder(chunk, cache, total) for chunk in x.split(chunk_tokens, dim=1)]
-        last = (
-            hidden[-1][0, -1] if num_logits is None else torch.cat(hidden, dim=1)[0, -num_logits:]
-        )
+        hidden = [
+            self.decoder.extend(chunk, [Segment(cache, len(chunk), total)])
+            for chunk in x[0].split(chunk_tokens)
+        ]
+        last = hidden[-1][-1] if num_logits is None else torch.cat(hidden)[-num_logits:]
         return self.decoder.lm_head(last).float()
 
     def step(self, token: int, cache: KVCache) -> Tensor:
         """Appends one token; returns float32 logits (vocab,) for the next."""
-        ids = torch.tensor([[token]], device=self.device)
-        hidden = self.decoder(self.decoder.embed(ids), cache)
-        return self.decoder.lm_head(hidden[0, -1]).float()
+        ids = torch.tensor([token], device=self.device)
+        hidden = self.decoder.extend(self.decoder.embed(ids), [Segment(cache, 1)])
+        return self.decoder.lm_head(hidden[-1]).float()
+
+    def extend(self, x: Tensor, segments: Sequence[Segment], num_logits: Sequence[int]) -> Tensor:
+        """Reads tokens of several sequences in one pass: chunks of prompts, and single steps.
+
+        x (tokens, hidden): the embeddings of all segments, one after another. `num_logits`: of how
+        many of each segment's last tokens logits are wanted. Returns float32 (sum, vocab).
+        """
+        hidden = self.decoder.extend(x, segments)
+        parts = hidden.split([segment.num_tokens for segment in segments])
+        wanted = [part[len(part) - n :] for part, n in zip(parts, num_logits, strict=True)]
+        return self.decoder.lm_head(torch.cat(wanted)).float()
 
     def logits(self, input_ids: Tensor, is_image: Tensor, features: Tensor | None) -> Tensor:
         """(tokens,), (tokens,) bool, (n, tokens_per_tile, hidden) -> (tokens, vocab) float32."""
         x = self.embed(input_ids, is_image, features)
-        return self.decoder.lm_head(self.decoder(x, None)[0]).float()
+        return self.decoder.lm_head(self.decoder(x)[0]).float()
+
+    def new_store(self, num_blocks: int, kv: KVType | None = None) -> KVStore:
+        """Memory for `num_blocks` blocks of keys and values; `kv` None is what suits the model."""
+        return TorchKVStore(
+            self.config.decoder, num_blocks, dtype=self.dtype, kv=kv, device=self.device
+        )
+
+    def new_cache(self, capacity: int, kv: KVType | None = None) -> KVCache:
+        """An empty cache of its own for one sequence of at most `capacity` tokens."""
+        count = num_blocks_for(capacity)
+        return KVCache(self.new_store(count, kv), range(count), capacity)
