@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ivl.checkpoint.gguf_projector import IMAGENET_MEAN, IMAGENET_STD
 from ivl.checkpoint.names import Source, sources
 from ivl.checkpoint.safetensors import INDEX_NAME
 from ivl.config import DecoderConfig, ModelConfig, VisionConfig
@@ -23,6 +24,7 @@ from ivl.family import Size
 from ivl.model.build import empty_model
 
 SHARD_BYTES = 500_000_000
+_DECODER_CLASSES = {"qwen2": "Qwen2ForCausalLM", "internlm2": "InternLM2ForCausalLM"}
 
 
 def shortened(size: Size, num_layers: int | None) -> ModelConfig:
@@ -38,8 +40,10 @@ def shortened(size: Size, num_layers: int | None) -> ModelConfig:
 
 
 def write_checkpoint(config: ModelConfig, directory: Path, seed: int = 0) -> int:
-    """Writes config.json, shards in bfloat16 and their index; returns the bytes of the weights."""
+    """Writes configuration, shards in bfloat16 and their index; returns the weights' bytes."""
     (directory / "config.json").write_text(json.dumps(official_config(config), indent=1))
+    preprocessor = json.dumps(official_preprocessor(config))
+    (directory / "preprocessor_config.json").write_text(preprocessor)
     weight_map: dict[str, str] = {}
     total_bytes = 0
     for number, shard in enumerate(_shards(config, seed), start=1):
@@ -63,7 +67,8 @@ def _shards(config: ModelConfig, seed: int) -> Iterator[dict[str, Tensor]]:
         elif name.endswith("bias"):
             tensor.normal_(std=0.02, generator=generator)
         else:
-            tensor.fill_(1.0)
+            # Not all alike, or nothing would show when two norms change places.
+            tensor.normal_(1.0, 0.1, generator=generator)
         if shard and held_bytes + tensor.nbytes > SHARD_BYTES:
             yield shard
             shard, held_bytes = {}, 0
@@ -115,9 +120,25 @@ def official_config(config: ModelConfig) -> dict[str, Any]:
     }
 
 
+def official_preprocessor(config: ModelConfig) -> dict[str, Any]:
+    """The `preprocessor_config.json` beside it, which llama.cpp's converter reads."""
+    return {
+        "crop_size": config.tile_px,
+        "do_center_crop": True,
+        "do_normalize": True,
+        "do_resize": True,
+        "feature_extractor_type": "CLIPFeatureExtractor",
+        "image_mean": IMAGENET_MEAN,
+        "image_std": IMAGENET_STD,
+        "resample": 3,
+        "size": config.tile_px,
+    }
+
+
 def _decoder_config(decoder: DecoderConfig) -> dict[str, Any]:
     scaling = {"type": "dynamic", "factor": decoder.rope_factor}
     return {
+        "architectures": [_DECODER_CLASSES[decoder.architecture]],
         "model_type": decoder.architecture,
         "hidden_act": "silu",
         "hidden_size": decoder.hidden_size,
@@ -136,6 +157,7 @@ def _decoder_config(decoder: DecoderConfig) -> dict[str, Any]:
 
 def _vision_config(vision: VisionConfig) -> dict[str, Any]:
     return {
+        "architectures": ["InternVisionModel"],
         "model_type": "intern_vit_6b",
         "hidden_act": "gelu",
         "hidden_size": vision.hidden_size,

@@ -14,7 +14,12 @@ import pytest
 _OF_THE_USER = ("IVL_", "HF_", "HUGGINGFACE_", "TRANSFORMERS_")
 """Beginnings of the environment variables that would let a user's settings into a test."""
 
-_OF_THE_TESTS = {"IVL_LLAMA_CPP"}
+_OF_THE_TESTS = {
+    "IVL_LLAMA_CPP",
+    "IVL_LLAMA_CPP_PYTHON",
+    "IVL_LLAMA_CPP_SOURCE",
+    "IVL_TRUE_SHAPES",
+}
 """Where an oracle is: tests that compare with it look here."""
 
 

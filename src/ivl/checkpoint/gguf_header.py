@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ivl.checkpoint.pickle_file import refuse_pickle
 from ivl.errors import CheckpointError, UnsupportedError
 from ivl.quant.block_format import BlockFormat
 from ivl.quant.formats import FORMATS, FORMATS_BY_ID
@@ -66,7 +67,9 @@ class TensorEntry:
     """What a header says of one tensor.
 
     `shape` is (..., rows, columns), the columns lying next to each other in memory: the reverse of
-    the file's own order. `offset` is in bytes from the start of the file.
+    the file's own order. Leading dimensions of one are left out: to ggml, whose tensors all have
+    four, they say nothing, and some writers keep them. `offset` is in bytes from the start of the
+    file.
     """
 
     file: Path
@@ -132,6 +135,35 @@ def read_header(file: Path) -> Header:
     return Header(
         file=file, version=version, metadata=metadata, extents=extents, tensors=placed, data=data
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Role:
+    """What a file is in a model: its architecture, and which part of a split file (from 0)."""
+
+    architecture: str
+    part: int
+
+
+def read_role(file: Path) -> Role:
+    """The role of a file, from the first of its metadata: a vocabulary is not read for it.
+
+    In a part behind the first the architecture may be missing, and is then empty. Errors as
+    `read_header`, for what has to be read.
+    """
+    cursor = _Cursor(file, _map(file))
+    _version(cursor)
+    cursor.count("tensors", least_bytes=24, at_most=MAX_ENTRIES)
+    wanted: dict[str, Value] = {"general.architecture": "", "split.no": 0}
+    for _ in range(cursor.count("metadata entries", least_bytes=13, at_most=MAX_ENTRIES)):
+        key = cursor.string(MAX_KEY_BYTES)
+        value = cursor.value(cursor.u32())
+        if key in wanted:
+            wanted[key] = value
+            if key == "general.architecture":
+                break  # the first part has it, as the first of its metadata
+    architecture, part = wanted.values()
+    return Role(str(architecture), part if isinstance(part, int) else 0)
 
 
 class _Cursor:
@@ -255,6 +287,7 @@ def _map(file: Path) -> mmap.mmap:
 def _version(cursor: _Cursor) -> int:
     start = cursor.data[:8]
     if start[:4] != MAGIC:
+        refuse_pickle(cursor.file)
         raise CheckpointError(f"{cursor.file} is no GGUF file.", _what_it_is(cursor.data[:24]))
     cursor.position = 4
     version = cursor.u32()
@@ -275,8 +308,6 @@ def _what_it_is(start: bytes) -> str:
         return "It is a pointer that git-lfs left; run `git lfs pull`, or download the file itself."
     if start.startswith((b"lmgg", b"tjgg", b"fmgg")):
         return "It is of a format older than GGUF; take a newer file."
-    if start.startswith((b"PK", b"\x80")):
-        return "It looks like pickle, which can run code, so ivl never opens it."
     return REPAIR
 
 
@@ -296,6 +327,8 @@ def _tensor(cursor: _Cursor, name: str) -> TensorEntry:
         )
     if 0 in shape or shape[-1] % found.block_size:
         raise cursor.damaged(f"gives the tensor {name!r} the shape {shape}, not one of {found}")
+    while len(shape) > 1 and shape[0] == 1:
+        shape = shape[1:]
     return TensorEntry(file=cursor.file, format=found, shape=shape, offset=offset)
 
 
