@@ -9,8 +9,14 @@ from typing import Any
 
 import pytest
 
-from ivl.checkpoint.hub import resolve
+from ivl.checkpoint.hub import resolve as resolve_files
 from ivl.errors import CheckpointError, ConfigError
+
+
+def resolve(*arguments: Any, **options: Any) -> Path:
+    """The directory of a model of safetensors."""
+    return resolve_files(*arguments, **options).path
+
 
 COMMIT = "c0ffee" + "0" * 34
 OTHER_COMMIT = "beef" + "1" * 36

@@ -94,7 +94,6 @@ def test_impossible_revisions(hub: Any, revision: str) -> None:
     ("files", "message"),
     [
         ({"config.json", "pytorch_model.bin"}, "only as pickle"),
-        ({"config.json", "model-Q4_K_M.gguf"}, "GGUF"),
         ({"config.json", "README.md"}, "no weights"),
         ({"adapter_model.safetensors"}, r"no config\.json"),
         ({"config.json", "unet/model.safetensors"}, "no weights"),

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
 
+from ivl.checkpoint.pickle_file import find_pickle, refuse_pickle
 from ivl.errors import CheckpointError
 
 if TYPE_CHECKING:  # headers are read without torch, for `ivl info` is to answer at once
@@ -66,7 +67,8 @@ class SafetensorsDirectory:
 
 
 def read_header(file: Path) -> dict[str, TensorInfo]:
-    """What the file holds; CheckpointError when it is truncated or no safetensors file."""
+    """What the file holds; CheckpointError when it is truncated, or no safetensors file."""
+    refuse_pickle(file)
     try:
         size = file.stat().st_size
         with file.open("rb") as stream:
@@ -135,10 +137,10 @@ def _files(directory: Path) -> list[Path]:
     single = directory / "model.safetensors"
     files = [single] if single.exists() else sorted(directory.glob("*.safetensors"))
     if not files:
-        pickles = sorted([*directory.glob("*.bin"), *directory.glob("*.pt*")])
-        if pickles:
+        pickle = find_pickle(directory) if directory.is_dir() else None
+        if pickle is not None:
             raise CheckpointError(
-                f"{directory} holds its weights as pickle ({pickles[0].name}).",
+                f"{directory} holds its weights as pickle ({pickle.name}).",
                 "Pickle files can run code, so ivl never opens them. "
                 "Take a repository with *.safetensors.",
             )

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ivl.checkpoint.gguf_config import read_gguf_config
 from ivl.checkpoint.gguf_pair import GGUFPair, is_gguf, open_pair
+from ivl.checkpoint.pickle_file import refuse_pickle
 from ivl.config import ModelConfig, read_config
 from ivl.errors import CheckpointError, ConfigError, RequestError
 from ivl.model.build import Progress, build_model, open_weights
@@ -27,8 +28,6 @@ from ivl.prompt.tokenizer import Tokenizer, load_tokenizer, require_image_tokens
 QWEN2_IDS = {"<|im_end|>": 151645, "<img>": 151665, "</img>": 151666, "<IMG_CONTEXT>": 151667}
 QWEN2_VOCABULARY = range(151668, 152065)
 """Sizes of Qwen2's vocabulary with InternVL's tokens: 151674, and padded."""
-
-PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,7 +130,11 @@ def open_source(path: Path, mmproj: Path | None = None) -> ModelSource:
     projector that no GGUF file goes with.
     """
     if path.is_file() and not is_gguf(path):
-        raise _no_model(path)
+        refuse_pickle(path)
+        raise CheckpointError(
+            f"{path} is no model.",
+            "A model is a directory with config.json and safetensors, or a GGUF file.",
+        )
     if is_gguf(path):
         pair = open_pair(path, mmproj)
         return ModelSource(path=path, config=read_gguf_config(pair.text, pair.mmproj), pair=pair)
@@ -170,15 +173,3 @@ def require_own_tokenizer(config: ModelConfig, tokenizer: Tokenizer) -> None:
             f"{config.decoder.vocab_size}.",
             "The tokenizer's files are not those of this model.",
         )
-
-
-def _no_model(path: Path) -> CheckpointError:
-    if path.suffix.lower() in PICKLES:
-        return CheckpointError(
-            f"{path} is a pickle, which can run any code when it is read.",
-            "ivl reads safetensors and GGUF; most repositories have one of them as well.",
-        )
-    return CheckpointError(
-        f"{path} is no model.",
-        "A model is a directory with config.json and safetensors, or a GGUF file.",
-    )
