@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ivl.checkpoint.locate import locate
+from ivl.checkpoint.locate import locate_pair
 from ivl.config import ModelConfig
 from ivl.documents.reading import READ_QUESTION
 from ivl.engine.answer import Answer
@@ -61,9 +60,10 @@ def load(
     progress: Progress | None = None,
 ) -> Model:
     """Loads a model: `demo`, a size (`1b` ... `78b`), a directory, a GGUF file, or a hub id
-    `owner/name`.
+    `owner/name`, with `:TYPE` or `:FILE` behind it to choose among GGUF files there.
 
-    mmproj: the projector's GGUF file, where it is not the only one beside the text model's.
+    mmproj: the projector's GGUF file, where it is not the only one beside the text model's; for a
+    hub's model also a name or type in its repository.
     device: `cpu`, `cuda`, `cuda:1`, `mps`; by default the first of cuda, mps, cpu that is there.
     dtype: `bfloat16`, `float16`, `float32`; by default what the device computes well in.
     context: tokens of question and answer together. vision_batch: tiles encoded at once.
@@ -72,8 +72,10 @@ def load(
     Raises CapacityError, before anything is loaded, when the memory is too small.
     """
     use_threads(threads)
-    path = locate(model, revision=revision, offline=offline, show_progress=bool(progress))
-    source = open_source(path, None if mmproj is None else Path(mmproj).expanduser())
+    found = locate_pair(
+        model, mmproj, revision=revision, offline=offline, show_progress=bool(progress)
+    )
+    source = open_source(found.path, found.mmproj)
     config = source.config
     where = choose_device(device)
     kind = choose_dtype(dtype, where, is_quantized=source.is_quantized)

@@ -145,8 +145,21 @@ class ModelConfig:
     @property
     def _vision(self) -> VisionConfig:
         if self.vision is None:
-            raise UnsupportedError("This is a text-only model: it cannot look at images.")
+            raise UnsupportedError(NO_IMAGES, self.blind_hint)
         return self.vision
+
+    @property
+    def blind_hint(self) -> str:
+        """What to do about a model that has no vision tower."""
+        if self.layout == "gguf":
+            return (
+                "It was loaded from a GGUF file without a projector: put the projector's (mmproj) "
+                "file beside it, or name it with --mmproj."
+            )
+        return "Take a model of the InternVL family, or leave the images out."
+
+
+NO_IMAGES = "This is a text-only model: it cannot look at images."
 
 
 def read_config(directory: Path) -> ModelConfig:

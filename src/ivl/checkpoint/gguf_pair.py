@@ -5,12 +5,16 @@ Which is which follows from the metadata, never from the names.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from ivl.checkpoint.gguf import GGUFFile
-from ivl.checkpoint.gguf_header import MAGIC
-from ivl.errors import CheckpointError
+from ivl.checkpoint.gguf_header import MAGIC, read_role
+from ivl.errors import CheckpointError, IvlError
+
+PROJECTOR = "clip"
+"""The architecture of projectors' files."""
 
 _PICK = "Name the text model's file, and the projector's with --mmproj."
 
@@ -48,44 +52,57 @@ def is_gguf(path: Path) -> bool:
 def open_pair(path: Path, mmproj: Path | None = None) -> GGUFPair:
     """The pair of a text file, or of a directory that holds one model.
 
-    Without `mmproj` the projector is looked for beside the text file. Raises CheckpointError when
-    there are several to choose from, when files are damaged or missing; see `GGUFFile`.
+    Without `mmproj` the projector is looked for beside the text file; what else lies there may be
+    damaged. Raises CheckpointError when there are several to choose from, when files are damaged or
+    missing; see `GGUFFile`.
     """
     if path.is_dir():
-        text, projectors = _sort(sorted(path.glob("*.gguf")))
-        if len(text) != 1:
-            names = ", ".join(file.path.name for file in text) or "none"
-            raise CheckpointError(f"{path} holds {len(text)} text models: {names}.", _PICK)
-        chosen = text[0]
+        sorted_files = _sort(path.glob("*.gguf"))
+        if len(sorted_files.text) != 1:
+            names = ", ".join(file.name for file in sorted_files.text) or "none"
+            if not sorted_files.text and sorted_files.damaged:
+                raise sorted_files.damaged[0]
+            raise CheckpointError(
+                f"{path} holds {len(sorted_files.text)} text models: {names}.", _PICK
+            )
+        chosen = GGUFFile(sorted_files.text[0])
+        projectors = sorted_files.projectors
     else:
         chosen = GGUFFile(path)
         projectors = []
-        if mmproj is None and chosen.metadata.get("general.architecture") != "clip":
-            others = sorted(set(path.parent.glob("*.gguf")) - set(chosen.files))
-            projectors = _sort(others)[1]
+        if mmproj is None and chosen.metadata.get("general.architecture") != PROJECTOR:
+            projectors = _sort(set(path.parent.glob("*.gguf")) - set(chosen.files)).projectors
     if mmproj is not None:
         if not mmproj.exists():
             raise CheckpointError(f"There is no file {mmproj}.", "It is the projector's GGUF file.")
         return GGUFPair(text=chosen, mmproj=GGUFFile(mmproj))
     if len(projectors) > 1:
-        names = ", ".join(file.path.name for file in projectors)
+        names = ", ".join(file.name for file in projectors)
         raise CheckpointError(
             f"{chosen.path.parent} holds {len(projectors)} projectors: {names}.",
             "Choose one with --mmproj.",
         )
-    return GGUFPair(text=chosen, mmproj=projectors[0] if projectors else None)
+    return GGUFPair(text=chosen, mmproj=GGUFFile(projectors[0]) if projectors else None)
 
 
-def _sort(paths: list[Path]) -> tuple[list[GGUFFile], list[GGUFFile]]:
-    """Text models and projectors among the files; of a split file one stands for all parts."""
-    text: list[GGUFFile] = []
-    projectors: list[GGUFFile] = []
-    seen: set[Path] = set()
-    for path in paths:
-        if path in seen:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Sorted:
+    """Files by what their first metadata say; of a split file its first part alone."""
+
+    text: list[Path]
+    projectors: list[Path]
+    damaged: list[IvlError]
+
+
+def _sort(paths: Iterable[Path]) -> _Sorted:
+    found = _Sorted(text=[], projectors=[], damaged=[])
+    for path in sorted(paths):
+        try:
+            role = read_role(path)
+        except IvlError as error:
+            found.damaged.append(error)
             continue
-        file = GGUFFile(path)
-        seen.update(file.files)
-        is_projector = file.metadata.get("general.architecture") == "clip"
-        (projectors if is_projector else text).append(file)
-    return text, projectors
+        if role.part == 0:
+            kind = found.projectors if role.architecture == PROJECTOR else found.text
+            kind.append(path)
+    return found

@@ -2,7 +2,8 @@
 
 A directory is taken as it is. `owner/name` or `owner/name@revision` is fetched from a hub into the
 cache that all Hugging Face tools share, or found there. Only configuration, tokenizer and
-safetensors files are fetched; no code and no pickle ever is.
+safetensors files are fetched, or a GGUF pair; no code and no pickle ever is. Among the GGUF files
+of a repository `owner/name:TYPE` or `owner/name:FILE` chooses.
 
 Files come one after the other: a download that breaks off keeps what is complete, an interruption
 stops at once, and hf_xet, where the hub offers it, uses the line fully within one file. Within one
@@ -18,26 +19,23 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from ivl.checkpoint.hub_errors import HubUnreachable, failures, translate
+from ivl.checkpoint.hub_files import INDEX_NAME, Choice, Wish, choose_files
 from ivl.errors import CapacityError, CheckpointError, ConfigError, UnsupportedError
 
 _log = logging.getLogger(__name__)
 
 _DEFAULT_ENDPOINT = "https://huggingface.co"
-_INDEX_NAME = "model.safetensors.index.json"
-_SMALL_FILES = ("*.json", "*.txt", "tokenizer.model")
-_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 _REQUEST_SECONDS = 30.0
 
 _REFERENCE = re.compile(
-    r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<revision>.*))?", re.ASCII
+    r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<revision>[^:]*))?(:(?P<file>.+))?",
+    re.ASCII,
 )
 # Of git's rules for names of branches and tags, those that keep a path inside its folder.
 _REVISION = re.compile(r"(?!.*\.\.)(?!.*//)[^\s/\\:?*\[~^-][^\s\\:?*\[~^]*")
@@ -53,26 +51,38 @@ class HubModel:
     revision: str
     endpoint: str
     cache: Path
+    wish: Wish
 
     def __str__(self) -> str:
         return self.repo if self.revision == "main" else f"{self.repo}@{self.revision}"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HubFiles:
+    """Where a model is: a directory, or a text model's GGUF file, and its projector's."""
+
+    path: Path
+    mmproj: Path | None = None
+
+
 def resolve(
     model: str | Path,
     *,
+    mmproj: str | None = None,
     revision: str | None = None,
     offline: bool = False,
     cache_dir: str | Path | None = None,
     progress: bool = True,
-) -> Path:
-    """The directory with the files of `model`, fetched first if need be.
+) -> HubFiles:
+    """The directory with the files of `model`, or its GGUF files, fetched first if need be.
 
-    `revision` is a branch, a tag or a commit. When the hub cannot be reached, or `offline` is set,
-    a complete copy in the cache is returned. `progress` draws a bar on stderr where that is a
-    terminal. Every failure is an `IvlError`: CheckpointError for an unknown, gated or incomplete
-    model and an unreachable hub, UnsupportedError for one without safetensors, CapacityError when
-    the disk is too small, ConfigError for a model's name or a setting that cannot be used.
+    `mmproj` is the name or type of a repository's projector, "" for none; by default the only one,
+    or the most usual. `revision` is a branch, a tag or a commit. When the hub cannot be reached, or
+    `offline` is set, a complete copy in the cache is returned. `progress` draws a bar on stderr
+    where that is a terminal. Every failure is an `IvlError`: CheckpointError for an unknown, gated
+    or incomplete model and an unreachable hub, UnsupportedError for one without weights that are
+    read here, CapacityError when the disk is too small, ConfigError for a model's name or a setting
+    that cannot be used, and for a repository that holds several models.
     """
     name = os.fspath(model)
     path = os.path.expanduser(name)
@@ -82,13 +92,13 @@ def resolve(
                 f"{name} is a directory, which has no revision {revision!r}.",
                 "Leave the revision out, or name the model by its hub id.",
             )
-        return Path(path)
+        return HubFiles(path=Path(path))
     if os.path.exists(path):
         raise CheckpointError(
             f"{name} is a file, and a model is a directory.",
             f"Give the directory that holds it: {os.path.dirname(path) or '.'}",
         )
-    wanted = _hub_model(name, revision, cache_dir)
+    wanted = _hub_model(name, revision, cache_dir, mmproj)
     if offline or os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
         return _cached(wanted) or _raise_not_cached(wanted)
     try:
@@ -104,7 +114,9 @@ def resolve(
         return kept
 
 
-def _hub_model(name: str, revision: str | None, cache_dir: str | Path | None) -> HubModel:
+def _hub_model(
+    name: str, revision: str | None, cache_dir: str | Path | None, mmproj: str | None
+) -> HubModel:
     parts = _REFERENCE.fullmatch(name)
     if parts is None or parts["repo"].endswith(_FILE_SUFFIXES):
         raise _no_such_model(name)
@@ -124,6 +136,7 @@ def _hub_model(name: str, revision: str | None, cache_dir: str | Path | None) ->
         revision=chosen,
         endpoint=_endpoint(),
         cache=_cache(cache_dir),
+        wish=Wish(text=parts["file"], mmproj=mmproj),
     )
 
 
@@ -170,27 +183,30 @@ def _cache(cache_dir: str | Path | None) -> Path:
     return Path(base).expanduser() / "huggingface" / "hub"
 
 
-def _download(wanted: HubModel, progress: bool) -> Path:
+def _download(wanted: HubModel, progress: bool) -> HubFiles:
     commit, sizes = _list_files(wanted)
-    _check_contents(sizes, str(wanted))
-    index = None
-    if _INDEX_NAME in sizes:
-        index = _read_index(_fetch(wanted, _INDEX_NAME, commit, None))
-    names = _needed(sizes, index)
-    lacking = [name for name in names if name not in sizes]
-    if lacking:
-        raise CheckpointError(
-            f"{wanted} lacks {len(lacking)} of the files that its index names: {lacking[0]}, ...",
-            "Its upload is not finished, or went wrong; take another revision or repository.",
-        )
-    missing = [name for name in names if not (_snapshot(wanted, commit) / name).exists()]
+    choice = choose_files(
+        sizes,
+        str(wanted),
+        wanted.wish,
+        lambda: _read_index(_fetch(wanted, INDEX_NAME, commit, None)),
+    )
+    directory = _snapshot(wanted, commit)
+    missing = [name for name in choice.names if not (directory / name).exists()]
     missing_bytes = sum(sizes[name] or 0 for name in missing)
     _check_disk(wanted, missing_bytes)
     with _progress_bar(wanted, missing_bytes, progress) as bar:
         for name in missing:
             _fetch(wanted, name, commit, bar)
-    _remember_revision(wanted, commit)
-    return _snapshot(wanted, commit)
+    _remember_revision(wanted, commit, choice.names[0])
+    return _files_of(directory, choice)
+
+
+def _files_of(directory: Path, choice: Choice) -> HubFiles:
+    return HubFiles(
+        path=directory / choice.path,
+        mmproj=None if choice.mmproj is None else directory / choice.mmproj,
+    )
 
 
 def _list_files(wanted: HubModel) -> tuple[str, dict[str, int | None]]:
@@ -214,44 +230,6 @@ def _not_a_hub(wanted: HubModel) -> CheckpointError:
     return CheckpointError(
         f"{wanted.endpoint} does not answer like a Hugging Face hub.", "Check HF_ENDPOINT."
     )
-
-
-def _check_contents(names: Collection[str], what: str) -> None:
-    """A model in a format that is read here has config.json and safetensors."""
-    if not any(fnmatch(name, "*.safetensors") for name in names if "/" not in name):
-        kinds = [name for name in names if any(fnmatch(name, kind) for kind in _PICKLES)]
-        if kinds:
-            raise UnsupportedError(
-                f"{what} has its weights only as pickle ({kinds[0]}), which can run code.",
-                "Take a repository with *.safetensors; most models have been converted.",
-            )
-        if any(name.endswith(".gguf") for name in names):
-            raise UnsupportedError(
-                f"{what} holds GGUF files, which are not fetched from a hub.",
-                "Take the repository of the original model, with *.safetensors.",
-            )
-        raise UnsupportedError(
-            f"{what} holds no weights (*.safetensors).", "Is it the repository of a model?"
-        )
-    if "config.json" not in names:
-        raise UnsupportedError(
-            f"{what} has no config.json.",
-            "It may hold only a part of a model (an adapter); take the repository of the whole.",
-        )
-
-
-def _needed(names: Iterable[str], index: Mapping[str, str] | None) -> list[str]:
-    """The files to fetch: small ones first, then weights, each group by name.
-
-    Weights are those of the index, else `model.safetensors`, else all of the top folder.
-    """
-    top = sorted(name for name in names if "/" not in name)
-    small = [name for name in top if any(fnmatch(name, kind) for kind in _SMALL_FILES)]
-    if index is not None:
-        return small + sorted(set(index.values()))
-    if "model.safetensors" in top:
-        return [*small, "model.safetensors"]
-    return small + [name for name in top if name.endswith(".safetensors")]
 
 
 def _read_index(path: Path) -> dict[str, str]:
@@ -302,12 +280,12 @@ def _fetch(wanted: HubModel, name: str, revision: str, bar: Any) -> Path:
     return Path(path)
 
 
-def _remember_revision(wanted: HubModel, commit: str) -> None:
+def _remember_revision(wanted: HubModel, commit: str, name: str) -> None:
     """Let the cache know what the branch or tag stands for, now that the commit is complete."""
     if wanted.revision == commit or _recorded_commit(wanted) == commit:
         return
     try:
-        _fetch(wanted, "config.json", wanted.revision, None)
+        _fetch(wanted, name, wanted.revision, None)
     except CheckpointError as error:
         # Everything is there; only finding it again without a connection needs this.
         _log.info("The revision of %s is not recorded: %s", wanted, error)
@@ -355,25 +333,27 @@ def _recorded_commit(wanted: HubModel) -> str | None:
     return ref.read_text(encoding="utf-8").strip() if ref.is_file() else None
 
 
-def _cached(wanted: HubModel) -> Path | None:
+def _cached(wanted: HubModel) -> HubFiles | None:
     """The copy in the cache, None if there is none; CheckpointError if it is incomplete."""
     commit = _recorded_commit(wanted)
     directory = _snapshot(wanted, commit or "none")
     if commit is None or not directory.is_dir():
         return None
-    names = {path.name for path in directory.iterdir() if path.exists()}
-    index = _read_index(directory / _INDEX_NAME) if _INDEX_NAME in names else None
-    expected = {"config.json", *_needed(names, index)}
-    has_weights = any(name.endswith(".safetensors") for name in expected)
-    if not has_weights or not expected <= names:
+    files = [path for path in directory.rglob("*") if path.is_file()]
+    sizes = {path.relative_to(directory).as_posix(): path.stat().st_size for path in files}
+    try:
+        choice = choose_files(
+            sizes, str(wanted), wanted.wish, lambda: _read_index(directory / INDEX_NAME)
+        )
+    except (UnsupportedError, CheckpointError):
         raise CheckpointError(
             f"The copy of {wanted} in {wanted.cache} is not complete.",
             "Fetch the rest with a connection; what is there is kept.",
-        )
-    return directory
+        ) from None
+    return _files_of(directory, choice)
 
 
-def _raise_not_cached(wanted: HubModel) -> Path:
+def _raise_not_cached(wanted: HubModel) -> HubFiles:
     raise CheckpointError(
         f"{wanted} is not in {wanted.cache}, and fetching is switched off.",
         "Fetch it once with a connection (without offline mode, HF_HUB_OFFLINE unset).",

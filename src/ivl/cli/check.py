@@ -114,9 +114,7 @@ def command(
         raise RequestError(message, "Name the original with it.")
     choose_threads(threads, "--threads")
 
-    from ivl.checkpoint.locate import locate
     from ivl.kernels.threads import use_threads
-    from ivl.model.source import open_source
 
     use_threads(threads)
     status = Status(quiet=quiet)
@@ -125,13 +123,12 @@ def command(
         asked = Against(model, against, data or (), max_tiles, not no_answers, loading, mmproj)
         _compare_models(asked, Findings(model=model, in_json=json, status=status))
         return
-    path = locate(model, revision=revision, offline=offline, show_progress=status.is_seen)
-    source = open_source(path, mmproj)
+    source = _open(model, mmproj, revision, offline, status)
     if record is not None:
         record_reference(source, record, image, question or QUESTION, status)
         return
     findings = Findings(model=model, in_json=json, status=status)
-    findings.record["directory"] = str(path)
+    findings.record["directory"] = str(source.path)
     try:
         _check_weights(source, findings)
         if reference is None:
@@ -141,6 +138,18 @@ def command(
         findings.ok = True
     finally:
         findings.finish()
+
+
+def _open(
+    model: str, mmproj: Path | None, revision: str | None, offline: bool, status: Status
+) -> ModelSource:
+    from ivl.checkpoint.locate import locate_pair
+    from ivl.model.source import open_source
+
+    found = locate_pair(
+        model, mmproj, revision=revision, offline=offline, show_progress=status.is_seen
+    )
+    return open_source(found.path, found.mmproj)
 
 
 def _require_one_check(

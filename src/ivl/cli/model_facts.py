@@ -10,7 +10,7 @@ from typing import Any
 
 from ivl.checkpoint.gguf_config import read_gguf_config
 from ivl.checkpoint.gguf_pair import GGUFPair, is_gguf, open_pair
-from ivl.checkpoint.locate import DEMO, locate
+from ivl.checkpoint.locate import DEMO, locate_pair
 from ivl.checkpoint.safetensors import DTYPE_BYTES, SafetensorsDirectory
 from ivl.config import ModelConfig, read_config
 from ivl.errors import CheckpointError
@@ -130,7 +130,7 @@ def model_facts(name: str, mmproj: Path | None = None) -> ModelFacts:
     """
     size = find(name) if not Path(name).exists() else None
     try:
-        directory = locate(name, offline=True)
+        found = locate_pair(name, mmproj, offline=True)
     except CheckpointError as error:
         if size is not None:
             return size_facts(size)
@@ -138,9 +138,9 @@ def model_facts(name: str, mmproj: Path | None = None) -> ModelFacts:
             raise
         hint = "`ivl info` fetches nothing; name a directory, or a model that has been downloaded."
         raise CheckpointError(error.message, hint) from None
-    if is_gguf(directory):
-        return pair_facts(name, open_pair(directory, mmproj))
-    return directory_facts(name, directory)
+    if is_gguf(found.path):
+        return pair_facts(name, open_pair(found.path, found.mmproj))
+    return directory_facts(name, found.path)
 
 
 def family_facts() -> list[ModelFacts]:

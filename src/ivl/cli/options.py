@@ -48,7 +48,8 @@ class ModelChoice:
             "-m",
             envvar="IVL_MODEL",
             metavar="MODEL",
-            help="demo, a size (1b to 78b), a directory, a GGUF file, or a hub id owner/name.",
+            help="demo, a size (1b to 78b), a directory, a GGUF file, or a hub id owner/name, "
+            "with :TYPE to choose among the GGUF files there.",
         ),
     ] = "demo"
     mmproj: Mmproj = None

@@ -51,7 +51,9 @@ def _question(
     if images and config.vision is None:
         raise UnsupportedError(
             f"{sample.name} is an image, and this is a text-only model.",
-            "Give it .txt files, or questions without images.",
+            f"Give it .txt files, or questions without images. {config.blind_hint}"
+            if config.layout == "gguf"
+            else "Give it .txt files, or questions without images.",
         )
     tiles, tiles_per_image = prepare_images(images, config, max_tiles)
     template = get_template(config.template)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ivl.config import ModelConfig
+from ivl.config import NO_IMAGES, ModelConfig
 from ivl.errors import CapacityError, RequestError
 from ivl.prompt.pixels import cut_tiles, load_image
 from ivl.prompt.template import Control, ImageTokens, Prompt, Text
@@ -65,7 +65,7 @@ def prepare_images(
     if not images:
         return None, []
     if config.vision is None:
-        raise RequestError("This is a text-only model: it cannot look at images.")
+        raise RequestError(NO_IMAGES, config.blind_hint)
     limits = share_budget(len(images), config.max_tiles if max_tiles is None else max_tiles)
     tiles = []
     for source, limit in zip(images, limits, strict=True):
