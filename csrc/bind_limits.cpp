@@ -3,8 +3,8 @@
 
 #include <chrono>
 
-#include "isa.hpp"
 #include "memory.hpp"
+#include "select.hpp"
 #include "threads.hpp"
 #include "variant/limits.hpp"
 
@@ -12,20 +12,7 @@ namespace nb = nanobind;
 
 namespace {
 
-const ivl::LimitKernels& kernels() {
-  switch (ivl::current_isa()) {
-#if defined(IVL_HAS_AVX512)
-    case ivl::Isa::avx512: return ivl::avx512::limit_kernels;
-#endif
-#if defined(IVL_HAS_AVX2)
-    case ivl::Isa::avx2: return ivl::avx2::limit_kernels;
-#endif
-#if defined(IVL_HAS_NEON)
-    case ivl::Isa::neon: return ivl::neon::limit_kernels;
-#endif
-    default: return ivl::portable::limit_kernels;
-  }
-}
+const ivl::LimitKernels& kernels() { IVL_SELECT(limit_kernels) }
 
 double seconds_since(std::chrono::steady_clock::time_point start) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();

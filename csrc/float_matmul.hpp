@@ -25,4 +25,30 @@ struct FloatProduct {
 
 void float_matmul(const FloatProduct& product);
 
+// Rows of activations as float32 in the order of the kernels, for callers that run on several
+// threads themselves. Can be filled again and again; the memory stays.
+class FloatRows {
+ public:
+  static constexpr int kTileRows = 12;
+
+  void resize(int64_t num_rows, int64_t columns);
+  // Takes the rows [12 * tile, 12 * tile + 12) of x float32 (num_rows, columns), without gaps.
+  void fill(const float* x, int64_t tile);
+
+  int64_t num_rows() const { return num_rows_; }
+  int64_t columns() const { return columns_; }
+  const float* data() const { return memory_.as<float>(); }
+
+ private:
+  int64_t num_rows_ = 0, columns_ = 0;
+  Buffer memory_;
+};
+
+// Outputs [first, last) of weights (rows, columns), on this thread; first is a multiple of 32. out
+// float32 (num_rows, ...) points to output `first` of row 0. With `add`, products are added to what
+// is there.
+void float_matmul_outputs(const void* weights, Dtype dtype, int64_t rows, const float* bias,
+                          const FloatRows& x, int64_t first, int64_t last, float* out,
+                          int64_t out_stride, bool add);
+
 }  // namespace ivl

@@ -4,8 +4,8 @@
 #include <stdexcept>
 #include <string>
 
-#include "isa.hpp"
 #include "packing.hpp"
+#include "select.hpp"
 #include "threads.hpp"
 #include "variant/matmul.hpp"
 
@@ -16,20 +16,7 @@ namespace {
 // several tasks of a product.
 constexpr int64_t kTaskPanels = 8;
 
-const MatmulKernels& kernels() {
-  switch (current_isa()) {
-#if defined(IVL_HAS_AVX512)
-    case Isa::avx512: return avx512::matmul_kernels;
-#endif
-#if defined(IVL_HAS_AVX2)
-    case Isa::avx2: return avx2::matmul_kernels;
-#endif
-#if defined(IVL_HAS_NEON)
-    case Isa::neon: return neon::matmul_kernels;
-#endif
-    default: return portable::matmul_kernels;
-  }
-}
+const MatmulKernels& kernels() { IVL_SELECT(matmul_kernels) }
 
 const Layout& find_layout(int type_id) {
   const int index = layout_index(type_id);
@@ -43,6 +30,15 @@ int64_t num_panels(const PackedMatrix& matrix) {
 
 int64_t num_tasks(const PackedMatrix& matrix) {
   return (num_panels(matrix) + kTaskPanels - 1) / kTaskPanels;
+}
+
+void run_panels(const PanelTask& task, const QuantizedRows& x) {
+  const RowsView rows = {x.values(), x.scales(), x.weighted_sums(), x.half_sums(), x.num_rows(),
+                         x.columns()};
+  static thread_local Buffer scratch;
+  const MatmulKernels& of_isa = kernels();
+  scratch.reserve(static_cast<size_t>(of_isa.scratch_bytes(x.num_rows(), x.columns())));
+  of_isa.matmul(task, rows, scratch.data());
 }
 
 }  // namespace
@@ -76,28 +72,39 @@ void PackedMatrix::rows_at(const int64_t* ids, int64_t num_ids, float* out) cons
 
 void QuantizedRows::quantize(const void* x, Dtype dtype, int64_t num_rows, int64_t columns,
                              int64_t row_stride) {
-  num_rows_ = num_rows;
-  columns_ = columns;
-  const int64_t size = num_rows * columns, groups = size / kGroup;
-  scales_at_ = static_cast<size_t>((size + 63) / 64 * 64);
-  memory_.reserve(scales_at_ + static_cast<size_t>(16 * groups));
-  uint8_t* memory = memory_.data();
-  float* scales = reinterpret_cast<float*>(memory + scales_at_);
-  const MatmulKernels& of_isa = kernels();
+  resize(num_rows, columns);
   const int64_t stride = row_stride == 0 ? columns : row_stride;
   const auto tile = [&](int64_t index) {
-    const int64_t first = index * kTileRows;
-    const int64_t last = first + kTileRows < num_rows ? first + kTileRows : num_rows;
-    of_isa.quantize(x, static_cast<int>(dtype), stride, first, last, num_rows, columns,
-                    reinterpret_cast<int8_t*>(memory), scales, scales + groups,
-                    reinterpret_cast<int32_t*>(scales + 2 * groups));
+    quantize_groups(x, dtype, stride, index, 0, num_groups());
   };
-  const int64_t tiles = (num_rows + kTileRows - 1) / kTileRows;
-  if (tiles > 1) {
-    parallel_for(tiles, tile);
-  } else if (tiles == 1) {
+  if (num_tiles() > 1) {
+    parallel_for(num_tiles(), tile);
+  } else if (num_tiles() == 1) {
     tile(0);
   }
+}
+
+void QuantizedRows::resize(int64_t num_rows, int64_t columns) {
+  num_rows_ = num_rows;
+  columns_ = columns;
+  const int64_t size = num_rows * columns;
+  scales_at_ = static_cast<size_t>((size + 63) / 64 * 64);
+  memory_.reserve(scales_at_ + static_cast<size_t>(16 * size / kGroup));
+}
+
+void QuantizedRows::quantize_part(const float* x, int64_t row_stride, int64_t tile,
+                                  int64_t first_group, int64_t num_groups) {
+  quantize_groups(x, Dtype::float32, row_stride, tile, first_group, num_groups);
+}
+
+void QuantizedRows::quantize_groups(const void* x, Dtype dtype, int64_t row_stride, int64_t tile,
+                                    int64_t first_group, int64_t count) {
+  const int64_t first = tile * kTileRows, all = num_rows_ * num_groups();
+  const int64_t last = first + kTileRows < num_rows_ ? first + kTileRows : num_rows_;
+  float* scales = reinterpret_cast<float*>(memory_.data() + scales_at_);
+  kernels().quantize(x, static_cast<int>(dtype), row_stride, first, last, num_rows_, first_group,
+                     first_group + count, num_groups(), memory_.as<int8_t>(), scales, scales + all,
+                     reinterpret_cast<int32_t*>(scales + 2 * all));
 }
 
 void QuantizedRows::unpack(int8_t* values_out, float* scales_out) const {
@@ -126,17 +133,19 @@ void matmul_part(const Product* products, int num_products, const QuantizedRows&
   const Product& product = products[which];
   const PackedMatrix& matrix = *product.matrix;
   const int64_t first = part * kTaskPanels, end = first + kTaskPanels;
-  const PanelTask task = {
-      matrix.data(), matrix.type_id(), matrix.rows(), matrix.columns(), first,
-      end < num_panels(matrix) ? end : num_panels(matrix), product.bias, product.out,
-      static_cast<int>(product.out_dtype),
-      product.out_stride == 0 ? matrix.rows() : product.out_stride};
-  const RowsView rows = {x.values(), x.scales(), x.weighted_sums(), x.half_sums(), x.num_rows(),
-                         x.columns()};
-  static thread_local Buffer scratch;
-  const MatmulKernels& of_isa = kernels();
-  scratch.reserve(static_cast<size_t>(of_isa.scratch_bytes(x.num_rows(), x.columns())));
-  of_isa.matmul(task, rows, scratch.data());
+  run_panels({matrix.data(), matrix.type_id(), matrix.rows(), matrix.columns(), first,
+              end < num_panels(matrix) ? end : num_panels(matrix), product.bias, product.out,
+              static_cast<int>(product.out_dtype),
+              product.out_stride == 0 ? matrix.rows() : product.out_stride, false},
+             x);
+}
+
+void matmul_outputs(const PackedMatrix& matrix, const float* bias, const QuantizedRows& x,
+                    int64_t first, int64_t last, float* out, int64_t out_stride, bool add) {
+  run_panels({matrix.data(), matrix.type_id(), last < matrix.rows() ? last : matrix.rows(),
+              matrix.columns(), first / kPanelRows, (last + kPanelRows - 1) / kPanelRows, bias,
+              out - first, static_cast<int>(Dtype::float32), out_stride, add},
+             x);
 }
 
 void matmul(const Product* products, int num_products, const QuantizedRows& x) {

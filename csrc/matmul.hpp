@@ -68,6 +68,14 @@ class QuantizedRows {
   void quantize(const void* x, Dtype dtype, int64_t num_rows, int64_t columns,
                 int64_t row_stride = 0);
 
+  // The same in parts, from several threads: makes room, then takes groups [first_group,
+  // first_group + num_groups) of one tile of rows. x (num_rows, ...) float32 points to the first of
+  // these groups in row 0.
+  void resize(int64_t num_rows, int64_t columns);
+  int64_t num_tiles() const { return (num_rows_ + kTileRows - 1) / kTileRows; }
+  void quantize_part(const float* x, int64_t row_stride, int64_t tile, int64_t first_group,
+                     int64_t num_groups);
+
   int64_t num_rows() const { return num_rows_; }
   int64_t columns() const { return columns_; }
   int64_t num_groups() const { return columns_ / kGroup; }
@@ -85,6 +93,9 @@ class QuantizedRows {
   void unpack(int8_t* values, float* scales) const;
 
  private:
+  void quantize_groups(const void* x, Dtype dtype, int64_t row_stride, int64_t tile,
+                       int64_t first_group, int64_t count);
+
   int64_t num_rows_ = 0, columns_ = 0;
   size_t scales_at_ = 0;
   Buffer memory_;
@@ -109,5 +120,10 @@ inline void matmul(std::initializer_list<Product> products, const QuantizedRows&
 // `matmul_num_parts` independent parts, to be run in any order on any threads.
 int64_t matmul_num_parts(const Product* products, int num_products, int64_t num_rows);
 void matmul_part(const Product* products, int num_products, const QuantizedRows& x, int64_t part);
+
+// Outputs [first, last) of one matrix, on this thread; first is a multiple of 16. out float32
+// (num_rows, ...) points to output `first` of row 0. With `add`, products are added to what is there.
+void matmul_outputs(const PackedMatrix& matrix, const float* bias, const QuantizedRows& x,
+                    int64_t first, int64_t last, float* out, int64_t out_stride, bool add);
 
 }  // namespace ivl

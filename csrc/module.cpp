@@ -11,6 +11,7 @@ namespace nb = nanobind;
 void bind_limits(nb::module_&);
 void bind_matmul(nb::module_&);
 void bind_quantize(nb::module_&);
+void bind_decoder(nb::module_&);
 void bind_dense(nb::module_&);
 void bind_threads(nb::module_&);
 
@@ -25,6 +26,7 @@ NB_MODULE(_cpu, m) {
   bind_limits(m);
   bind_matmul(m);
   bind_quantize(m);
+  bind_decoder(m);
   bind_dense(m);
   bind_threads(m);
 }

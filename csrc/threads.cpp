@@ -2,9 +2,12 @@
 
 #include <atomic>
 #include <condition_variable>
+#include <cstdlib>
 #include <mutex>
 #include <thread>
 #include <vector>
+
+#include "memory.hpp"
 
 #if defined(_WIN32)
 #include <windows.h>
@@ -162,6 +165,33 @@ void parallel_for(int64_t num_tasks, const std::function<void(int64_t)>& body) {
   } else {
     run_on_pool(work);
   }
+}
+
+Team::Phase& Team::next_phase() {
+  if (phase_ == end_) std::abort();  // more phases than were announced
+  return *phase_++;
+}
+
+void Team::wait_for(const Phase& phase, int64_t num_tasks) {
+  for (int turn = 0; phase.done.load(std::memory_order_acquire) < num_tasks; ++turn) {
+    if (turn < SPINS) {
+      relax();
+    } else {
+      std::this_thread::yield();
+    }
+  }
+}
+
+void parallel_phases(int64_t num_phases, const std::function<void(Team&)>& body) {
+  static thread_local Buffer memory;
+  memory.reserve(static_cast<size_t>(num_phases) * sizeof(Team::Phase) + 128);
+  const uintptr_t aligned = (reinterpret_cast<uintptr_t>(memory.data()) + 127) / 128 * 128;
+  Team::Phase* phases = reinterpret_cast<Team::Phase*>(aligned);
+  for (int64_t i = 0; i < num_phases; ++i) new (phases + i) Team::Phase{{0}, {0}};
+  parallel_for(count_in_use, [&](int64_t) {
+    Team team(phases, num_phases);
+    body(team);
+  });
 }
 
 bool use_openmp(const std::string& path) {

@@ -87,8 +87,9 @@ void multiply_rows(const FloatTask& task, int64_t weight_row, int64_t row) {
   for (int i = 0; i < W; ++i) {
     for (int r = 0; r < R; ++r) {
       const float bias = task.bias == nullptr ? 0.0f : task.bias[weight_row + i];
-      const int64_t at = (row + r) * task.rows + weight_row + i;
-      store_number(task.out, task.out_dtype, at, sums[i][r] + bias);
+      const int64_t at = (row + r) * task.out_stride + weight_row + i;
+      const float before = task.add ? static_cast<const float*>(task.out)[at] : 0.0f;
+      store_number(task.out, task.out_dtype, at, sums[i][r] + bias + before);
     }
   }
 }
@@ -169,12 +170,14 @@ void write_panel(const FloatTask& task, int64_t first, const float* sums) {
       const int64_t count = width - at < 16 ? width - at : 16;
       Floats y = load_floats(sums + row * kPanel + at);
       if (task.bias != nullptr) y = add(y, load_part<0>(task.bias + first + at, count));
+      const int64_t place = row * task.out_stride + first + at;
+      if (task.add) y = add(y, load_part<0>(static_cast<const float*>(task.out) + place, count));
       alignas(64) uint8_t whole[64];
       if (task.out_dtype == 0) store_floats(reinterpret_cast<float*>(whole), y);
       if (task.out_dtype == 1) to_float16(whole, y);
       if (task.out_dtype == 30) to_bfloat16(whole, y);
       const int64_t size = task.out_dtype == 0 ? 4 : 2;
-      memcpy(static_cast<uint8_t*>(task.out) + (row * task.rows + first + at) * size, whole,
+      memcpy(static_cast<uint8_t*>(task.out) + place * size, whole,
              static_cast<size_t>(count * size));
     }
   }
@@ -263,8 +266,10 @@ int64_t scratch_bytes(int64_t num_rows) {
 
 }  // namespace
 
-const FloatKernels float_kernels = {kFewRows, kTaskRows, prepared_size, num_preparations,
-                                    prepare,  scratch_bytes, multiply};
+static_assert(12 % kFloatRows == 0, "preparations are grouped to tiles of 12 rows");
+
+const FloatKernels float_kernels = {kFewRows, kTaskRows, kFloatRows,    prepared_size,
+                                    num_preparations, prepare, scratch_bytes, multiply};
 
 }  // namespace IVL_VARIANT
 }  // namespace ivl

@@ -212,8 +212,12 @@ void finish(const PanelTask& task, int64_t panel, int64_t num_rows, const float*
     uint8_t* place = static_cast<uint8_t*>(task.out) + (row * task.out_stride + first) * size;
     alignas(64) uint8_t whole[64];
     uint8_t* to = width == kPanelRows ? place : whole;
-    const Floats y = task.bias == nullptr ? load_floats(acc + 16 * row)
-                                          : add(load_floats(acc + 16 * row), added);
+    Floats y = task.bias == nullptr ? load_floats(acc + 16 * row)
+                                    : add(load_floats(acc + 16 * row), added);
+    if (task.add) {
+      if (to == whole) memcpy(whole, place, static_cast<size_t>(width * size));
+      y = add(y, load_floats(reinterpret_cast<float*>(to)));
+    }
     if (task.out_dtype == 0) store_floats(reinterpret_cast<float*>(to), y);
     if (task.out_dtype == 1) to_float16(to, y);
     if (task.out_dtype == 30) to_bfloat16(to, y);
@@ -337,15 +341,15 @@ IVL_INLINE Floats load_values(const void* x, int dtype, int64_t at) {
 }
 
 void quantize(const void* x, int dtype, int64_t row_stride, int64_t first_row, int64_t last_row,
-              int64_t num_rows, int64_t columns, int8_t* values, float* scales,
-              float* weighted_sums, int32_t* half_sums) {
-  const int64_t groups = columns / kGroupColumns;
+              int64_t num_rows, int64_t first_group, int64_t last_group, int64_t groups,
+              int8_t* values, float* scales, float* weighted_sums, int32_t* half_sums) {
   for (int64_t row = first_row; row < last_row; ++row) {
     const int64_t tile = row / kTileRows * kTileRows, r = row - tile;
     const int64_t left = num_rows - tile, height = left < kTileRows ? left : kTileRows;
-    for (int64_t g = 0; g < groups; ++g) {
-      const Floats a = load_values(x, dtype, row * row_stride + 32 * g);
-      const Floats b = load_values(x, dtype, row * row_stride + 32 * g + 16);
+    for (int64_t g = first_group; g < last_group; ++g) {
+      const int64_t from = row * row_stride + 32 * (g - first_group);
+      const Floats a = load_values(x, dtype, from);
+      const Floats b = load_values(x, dtype, from + 16);
       const float most = largest(maximum(magnitude(a), magnitude(b)));
       // 0 for numbers, NaN for what is none.
       const float none = total(multiply_add(a, zeros(), multiply(b, zeros())));

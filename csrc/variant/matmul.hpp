@@ -25,13 +25,16 @@ struct PanelTask {
   void* out;
   int out_dtype;
   int64_t out_stride;
+  bool add;  // to what is in `out`, which is float32 then
 };
 
 struct MatmulKernels {
-  // Quantizes rows [first_row, last_row) of x, which must be whole tiles, into their places.
+  // Quantizes groups [first_group, last_group) of rows [first_row, last_row), which must be whole
+  // tiles, into their places. x points to the first of these groups in row 0.
   void (*quantize)(const void* x, int dtype, int64_t row_stride, int64_t first_row,
-                   int64_t last_row, int64_t num_rows, int64_t columns, int8_t* values,
-                   float* scales, float* weighted_sums, int32_t* half_sums);
+                   int64_t last_row, int64_t num_rows, int64_t first_group, int64_t last_group,
+                   int64_t num_groups, int8_t* values, float* scales, float* weighted_sums,
+                   int32_t* half_sums);
   // Bytes that `matmul` needs beside, aligned to a cache line.
   int64_t (*scratch_bytes)(int64_t num_rows, int64_t columns);
   void (*matmul)(const PanelTask& task, const RowsView& rows, uint8_t* scratch);

@@ -31,6 +31,7 @@ from ivl.engine.request import MaxTiles
 from ivl.errors import ConfigError, RequestError
 from ivl.kernels.threads import use_threads
 from ivl.model.build import Progress
+from ivl.model.cpu_decoder import use_fused_layers
 from ivl.model.cpu_vision import CHOICES, VisionChoice, use_arithmetic
 from ivl.model.internvl import InternVL
 from ivl.model.source import ModelSource, open_source
@@ -94,6 +95,7 @@ def load(
         progress=progress,
     )
     use_arithmetic(network, arithmetic)
+    use_fused_layers(network.decoder)
     return Model(Engine(network, tokenizer, context=context, vision_batch=vision_batch))
 
 

@@ -31,6 +31,15 @@ def num_blocks_for(num_tokens: int) -> int:
     return -(-num_tokens // BLOCK_TOKENS)
 
 
+def bytes_per_token(config: DecoderConfig, kv: KVType) -> int:
+    """Keys and values of all layers for one token; grouped heads count once a group."""
+    numbers = 2 * config.num_layers * config.num_kv_heads * config.head_dim
+    if kv == "8bit":
+        group = QUANTIZED_GROUP if config.head_dim % QUANTIZED_GROUP == 0 else config.head_dim
+        return numbers + numbers // group * 4
+    return numbers * (4 if kv == "32bit" else 2)
+
+
 class KVStore(ABC):
     """Memory for keys and values of all layers, `num_blocks` blocks of `BLOCK_TOKENS` tokens."""
 

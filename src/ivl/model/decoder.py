@@ -6,7 +6,10 @@ Sources: `modeling_qwen2.py` and `modeling_llama.py` of transformers, `modeling_
 the official repository.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +20,9 @@ from ivl.kernels.linear import Linear
 from ivl.model.cache import Segment, TorchKVStore
 from ivl.model.norm import RMSNorm
 from ivl.model.rotary import Rotary, rotate
+
+if TYPE_CHECKING:
+    from ivl.model.cpu_decoder import FusedLayers
 
 
 class Attention(nn.Module):
@@ -111,6 +117,7 @@ class Decoder(nn.Module):
         self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.num_layers))
         self.norm = RMSNorm(config.hidden_size, config.norm_eps)
         self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.fused: FusedLayers | None = None
         if config.tied_embeddings:
             self.lm_head.weight = self.embed.weight
 
@@ -130,13 +137,17 @@ class Decoder(nn.Module):
         """
         for segment in segments:
             segment.cache.require(segment.num_tokens)
-        cos, sin = self.rotations(segments, x.dtype)
-        x = x[None]
-        for index, layer in enumerate(self.layers):
-            x = layer(x, cos, sin, segments, index)
+        if self.fused is None:
+            cos, sin = self.rotations(segments, x.dtype)
+            wide = x[None]
+            for index, layer in enumerate(self.layers):
+                wide = layer(wide, cos, sin, segments, index)
+            out = self.norm(wide)[0]
+        else:
+            out = self.fused.extend(x, segments, *self.rotations(segments, torch.float32))
         for segment in segments:
             segment.cache.advance(segment.num_tokens)
-        return self.norm(x)[0]
+        return out
 
     def rotations(self, segments: Sequence[Segment], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Cosines and sines of all segments' tokens, (tokens, head_dim) each."""

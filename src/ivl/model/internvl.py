@@ -15,6 +15,7 @@ from ivl.model.cache import (
     TorchKVStore,
     num_blocks_for,
 )
+from ivl.model.cpu_decoder import CpuKVStore
 from ivl.model.decoder import Decoder
 from ivl.model.projector import Projector
 from ivl.model.vision import VisionTower
@@ -126,7 +127,16 @@ class InternVL(nn.Module):
         return self.decoder.lm_head(self.decoder(x)[0]).float()
 
     def new_store(self, num_blocks: int, kv: KVType | None = None) -> KVStore:
-        """Memory for `num_blocks` blocks of keys and values; `kv` None is what suits the model."""
+        """Memory for `num_blocks` blocks of keys and values.
+
+        `kv` None is 32 bits for a model of float32 weights, else 16.
+        """
+        fused = self.decoder.fused
+        if fused is not None:
+            exact = self.dtype == torch.float32 and not fused.is_quantized
+            return CpuKVStore(
+                self.config.decoder, num_blocks, kv or ("32bit" if exact else "16bit")
+            )
         return TorchKVStore(
             self.config.decoder, num_blocks, dtype=self.dtype, kv=kv, device=self.device
         )
