@@ -41,6 +41,12 @@ from training.evaluate import evaluation_page
 DECODER_TYPES = """F32 BF16 F16 Q8_0 Q6_K Q5_K_M Q5_K_S Q5_1 Q5_0 Q4_K_M Q4_K_S Q4_1 Q4_0 AWQ
     Q3_K_L Q3_K_M Q3_K_S Q2_K""".split()
 VISION_TYPES = "F32 BF16 F16 Q8_0 Q5_0 Q4_0".split()
+KV_8BIT, INT8 = "original, 8-bit cache", "original, int8 arithmetic"
+LOADED_ANEW: dict[str, dict[str, Any]] = {
+    KV_8BIT: {"dtype": "float32", "kv": "8bit"},
+    INT8: {"dtype": "float32", "vision": "int8"},
+}
+"""Rows of the demo as it is stored, run in another way."""
 EXACT = "BF16"
 """The type in which the demo is stored, and so the one of the part that a row does not change."""
 IN_BFLOAT16 = "original, in bfloat16"
@@ -71,8 +77,8 @@ def main() -> None:
         work = args.work or Path(temporary)
         work.mkdir(parents=True, exist_ok=True)
         bench = Bench(work, args.pages)
-        decoder = [bench.row("decoder", kind) for kind in (IN_BFLOAT16, *args.types)]
-        vision = [bench.row("vision", kind) for kind in args.vision]
+        decoder = [bench.row("decoder", kind) for kind in (IN_BFLOAT16, *args.types, KV_8BIT)]
+        vision = [bench.row("vision", kind) for kind in (*args.vision, INT8)]
         content = f"{bench.caption()}\n\n{decoder_table(decoder, bench.original)}"
         text = fill(args.out.read_text("utf-8"), "decoder", content)
         text = fill(text, "vision", vision_table(vision))
@@ -146,6 +152,8 @@ class Bench:
         size: Row = {}
         if kind == IN_BFLOAT16:
             engine = ivl.load("demo", device="cpu", dtype="bfloat16").engine
+        elif kind in LOADED_ANEW:
+            engine = ivl.load("demo", device="cpu", **LOADED_ANEW[kind]).engine
         else:
             files = convert(self.work, part, kind)
             engine = ivl.load(

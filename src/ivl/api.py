@@ -36,6 +36,7 @@ from ivl.model.cpu_vision import CHOICES, VisionChoice, use_arithmetic
 from ivl.model.internvl import InternVL
 from ivl.model.source import ModelSource, open_source
 from ivl.planner.devices import available_memory_bytes
+from ivl.planner.kv_cache import KV_TYPES, KVType
 from ivl.planner.memory import check_fits
 from ivl.prompt.template import Message, get_template, user_message
 
@@ -55,6 +56,7 @@ def load(
     context: int | None = None,
     vision_batch: int = DEFAULT_VISION_BATCH,
     vision: str = "auto",
+    kv: str = "auto",
     threads: int | None = None,
     revision: str | None = None,
     offline: bool = False,
@@ -68,7 +70,7 @@ def load(
     device: `cpu`, `cuda`, `cuda:1`, `mps`; by default the first of cuda, mps, cpu that is there.
     dtype: `bfloat16`, `float16`, `float32`; by default what the device computes well in.
     context: tokens of question and answer together. vision_batch: tiles encoded at once.
-    vision: arithmetic of the vision tower, see `choose_vision`.
+    vision: arithmetic of the vision tower, see `choose_vision`. kv: see `choose_kv`.
     threads: processor threads, for the whole program; by default one for each core that it may use.
     Raises CapacityError, before anything is loaded, when the memory is too small.
     """
@@ -83,6 +85,7 @@ def load(
     context = resolve_context(context, config)
     check_at_least_one("vision_batch", vision_batch)
     arithmetic = choose_vision(vision, dtype)
+    kept = choose_kv(kv, kind, is_quantized=source.is_quantized)
     # Both are checked before the weights are read, which can take minutes.
     get_template(config.template)
     tokenizer = source.tokenizer()
@@ -92,6 +95,7 @@ def load(
         dtype=kind,
         context=context,
         vision_batch=vision_batch,
+        kv=kept,
         progress=progress,
     )
     use_arithmetic(network, arithmetic)
@@ -106,18 +110,23 @@ def load_network(
     dtype: torch.dtype,
     context: int,
     vision_batch: int = DEFAULT_VISION_BATCH,
+    kv: KVType | None = None,
     progress: Progress | None = None,
 ) -> InternVL:
     """The network alone, which needs no tokenizer. CapacityError when the memory is too small."""
+    kv = kv or choose_kv("auto", dtype, is_quantized=source.is_quantized)
     check_fits(
         source.config,
         _free_bytes(device),
         itemsize=dtype.itemsize,
         context=context,
         vision_batch=vision_batch,
+        kv=kv,
         stored_bytes=source.weights_bytes(dtype, device),
     )
-    return source.build(device=device, dtype=dtype, progress=progress)
+    network = source.build(device=device, dtype=dtype, progress=progress)
+    network.kv = kv
+    return network
 
 
 class Model:
@@ -266,6 +275,20 @@ def choose_dtype(
     if is_quantized:
         return torch.float32
     return torch.bfloat16 if torch.ops.mkldnn._is_mkldnn_bf16_supported() else torch.float32
+
+
+def choose_kv(kv: str, dtype: torch.dtype, *, is_quantized: bool = False) -> KVType:
+    """What keys and values are kept in: `32bit`, `16bit`, `8bit` (half the memory of 16, nearly as
+    exact), or `auto`: 32 bits for a model that is float32 throughout, else 16.
+
+    ConfigError for anything else.
+    """
+    if kv == "auto":
+        return "32bit" if dtype == torch.float32 and not is_quantized else "16bit"
+    for known in KV_TYPES:
+        if known == kv:
+            return known
+    raise ConfigError(f"There is no kv {kv!r}.", f"Known: auto, {', '.join(KV_TYPES)}.")
 
 
 def choose_vision(vision: str, dtype: str | None) -> VisionChoice:

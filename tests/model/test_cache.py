@@ -11,8 +11,9 @@ from torch import Tensor
 from ivl.config import DecoderConfig, ModelConfig
 from ivl.errors import CapacityError
 from ivl.model.build import random_model
-from ivl.model.cache import BLOCK_TOKENS, KV_TYPES, KVCache, KVStore, KVType, Segment
+from ivl.model.cache import KVCache, KVStore, Segment
 from ivl.model.internvl import InternVL
+from ivl.planner.kv_cache import BLOCK_TOKENS, KV_TYPES, KVType
 
 CONFIG = ModelConfig(
     vision=None,

@@ -10,7 +10,7 @@ from typer import Argument, Option
 from ivl.cli.check_against import Against, check_against
 from ivl.cli.check_reference import check_reference, record_reference
 from ivl.cli.findings import Findings, dtype_name
-from ivl.cli.options import Json, MaxTiles, Mmproj, Quiet, Threads
+from ivl.cli.options import KV, Json, MaxTiles, Mmproj, Quiet, Threads, Vision
 from ivl.cli.terminal import Status
 from ivl.errors import RequestError
 from ivl.planner.threads import choose_threads
@@ -93,6 +93,8 @@ def command(
     data: Data = None,
     max_tiles: MaxTiles = None,
     no_answers: NoAnswers = False,
+    vision: Vision = "auto",
+    kv: KV = "auto",
     device: Device = None,
     dtype: Dtype = None,
     threads: Threads = None,
@@ -107,11 +109,12 @@ def command(
     $IVL_MODEL, or demo. Every weight is read, and one image is run through the model. With
     --reference, its features, logits and tokens are compared with those that another code computed.
     With --against, a quantized model is compared with its original: 2 is the exit code of damage.
+    --vision and --kv are MODEL's then, not the original's: MODEL may be the original itself.
     """
     _require_one_check(reference, tolerance, record, (image, question), against)
-    if against is None and (data or no_answers or max_tiles is not None):
-        message = "--data, --max-tiles and --no-answers are for --against."
-        raise RequestError(message, "Name the original with it.")
+    how = {"vision": vision, "kv": kv}
+    if against is None:
+        _refuse_without_original(data, no_answers, max_tiles, *(x != "auto" for x in how.values()))
     choose_threads(threads, "--threads")
 
     from ivl.kernels.threads import use_threads
@@ -120,7 +123,7 @@ def command(
     status = Status(quiet=quiet)
     if against is not None:
         loading = {"device": device, "dtype": dtype, "revision": revision, "offline": offline}
-        asked = Against(model, against, data or (), max_tiles, not no_answers, loading, mmproj)
+        asked = Against(model, against, data or (), max_tiles, not no_answers, loading, mmproj, how)
         _compare_models(asked, Findings(model=model, in_json=json, status=status))
         return
     source = _open(model, mmproj, revision, offline, status)
@@ -138,6 +141,12 @@ def command(
         findings.ok = True
     finally:
         findings.finish()
+
+
+def _refuse_without_original(*given: object) -> None:
+    if any(option not in (None, False) and option != [] for option in given):
+        message = "--data, --max-tiles, --no-answers, --vision and --kv are for --against."
+        raise RequestError(message, "Name the original with it.")
 
 
 def _open(

@@ -5,8 +5,8 @@ from __future__ import annotations
 import gc
 import math
 import tempfile
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +37,8 @@ class Against:
     loading: dict[str, Any]
     mmproj: Path | None = None
     """Of the model, where it is a GGUF file."""
+    how: Mapping[str, Any] = field(default_factory=dict)
+    """`vision` and `kv` of the model."""
 
 
 def check_against(asked: Against, findings: Findings) -> None:
@@ -95,7 +97,7 @@ def _keep_original(
     from ivl.evaluate.data import bundled_samples
     from ivl.evaluate.fidelity import keep
 
-    model, reader = _load(asked.original, asked, findings)
+    model, reader = _load(asked, findings, is_model=False)
     findings.record["original_dtype"] = dtype_name(reader.model.dtype)
     if not samples:
         has_vision = model.config.vision is not None
@@ -118,7 +120,7 @@ def _compare_with(
 ) -> list[Comparison]:
     from ivl.evaluate.fidelity import compare, require_same_kind, require_same_tokens
 
-    model, reader = _load(asked.model, asked, findings)
+    model, reader = _load(asked, findings, is_model=True)
     require_same_kind(model.config, reader.tokenizer, original.config, original.tokenizer)
     require_same_tokens(original.samples, reader.tokenizer, original.tokenizer)
     compared = []
@@ -133,17 +135,18 @@ def _file(folder: Path, number: int) -> Path:
     return folder / f"{number:06}.safetensors"
 
 
-def _load(name: str, asked: Against, findings: Findings) -> tuple[Model, Reader]:
+def _load(asked: Against, findings: Findings, *, is_model: bool) -> tuple[Model, Reader]:
     from ivl import api
     from ivl.evaluate.fidelity import Reader
 
     status = findings.status
     status.clear()  # a download draws its own bar
     model = api.load(
-        name,
-        mmproj=asked.mmproj if name == asked.model else None,
+        asked.model if is_model else asked.original,
+        mmproj=asked.mmproj if is_model else None,
         progress=status.show_loading if status.is_seen else None,
         **asked.loading,
+        **(asked.how if is_model else {}),
     )
     status.clear()
     engine = model.engine

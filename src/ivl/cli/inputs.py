@@ -85,6 +85,7 @@ def load_model(choice: ModelChoice, status: Status) -> Model:
             context=choice.context,
             vision_batch=choice.vision_batch,
             vision=choice.vision,
+            kv=choice.kv,
             threads=choice.threads,
             revision=choice.revision,
             offline=choice.offline,

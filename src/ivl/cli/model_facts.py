@@ -24,10 +24,10 @@ from ivl.family import (
     recognise,
     vision_parameters,
 )
+from ivl.planner.kv_cache import kv_bytes_per_token
 from ivl.planner.memory import (
     DEFAULT_CONTEXT,
     DEFAULT_VISION_BATCH,
-    kv_bytes_per_token,
     needed_bytes,
 )
 
@@ -81,7 +81,7 @@ class ModelFacts:
 
     @property
     def kv_bytes_per_token(self) -> int:
-        return kv_bytes_per_token(self.config, BYTES_16_BITS)
+        return kv_bytes_per_token(self.config.decoder, "16bit")
 
     @property
     def needed_bytes(self) -> int:

@@ -37,6 +37,25 @@ Mmproj = Annotated[
 ]
 
 
+Vision = Annotated[
+    str,
+    Option(
+        metavar="TYPE",
+        help="Arithmetic of the vision tower on a CPU: auto, torch, float16, or int8, which "
+        "is the fastest and less accurate.",
+    ),
+]
+KV = Annotated[
+    str,
+    Option(
+        "--kv",
+        metavar="TYPE",
+        help="The cache of keys and values: auto, 32bit, 16bit, or 8bit, which takes half the "
+        "memory of 16bit.",
+    ),
+]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelChoice:
     """Which model, and how it is loaded."""
@@ -71,14 +90,8 @@ class ModelChoice:
     vision_batch: Annotated[
         int, Option(metavar="TILES", help="Tiles encoded at once; fewer take less memory.")
     ] = DEFAULT_VISION_BATCH
-    vision: Annotated[
-        str,
-        Option(
-            metavar="TYPE",
-            help="Arithmetic of the vision tower on a CPU: auto, torch, float16, or int8, which "
-            "is the fastest and less accurate.",
-        ),
-    ] = "auto"
+    vision: Vision = "auto"
+    kv: KV = "auto"
     threads: Threads = None
     revision: Annotated[
         str | None, Option(metavar="REVISION", help="Branch, tag or commit of a model on a hub.")

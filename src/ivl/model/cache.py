@@ -11,33 +11,18 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from ivl.config import DecoderConfig
 from ivl.errors import CapacityError
-
-BLOCK_TOKENS = 32
-KVType = Literal["32bit", "16bit", "8bit"]
-KV_TYPES: tuple[KVType, ...] = ("32bit", "16bit", "8bit")
-QUANTIZED_GROUP = 32
-"""Neighbouring channels of a key or value that share one float32 scale at 8 bits."""
+from ivl.planner.kv_cache import BLOCK_TOKENS, KVType, scale_group
 
 
 def num_blocks_for(num_tokens: int) -> int:
     """Blocks that `num_tokens` tokens need."""
     return -(-num_tokens // BLOCK_TOKENS)
-
-
-def bytes_per_token(config: DecoderConfig, kv: KVType) -> int:
-    """Keys and values of all layers for one token; grouped heads count once a group."""
-    numbers = 2 * config.num_layers * config.num_kv_heads * config.head_dim
-    if kv == "8bit":
-        group = QUANTIZED_GROUP if config.head_dim % QUANTIZED_GROUP == 0 else config.head_dim
-        return numbers + numbers // group * 4
-    return numbers * (4 if kv == "32bit" else 2)
 
 
 class KVStore(ABC):
@@ -59,8 +44,7 @@ class KVStore(ABC):
 class TorchKVStore(KVStore):
     """Tensors (num_blocks, BLOCK_TOKENS, kv_heads, head_dim) for each layer, on any device.
 
-    At 8 bits a group of `QUANTIZED_GROUP` channels of one token and head has a scale: its largest
-    magnitude / 127. A head that groups do not divide has one scale.
+    At 8 bits a group of channels of one token and head has a scale: its largest magnitude / 127.
     """
 
     def __init__(
@@ -83,8 +67,7 @@ class TorchKVStore(KVStore):
         self._numbers = [torch.empty((2, *shape), dtype=stored, device=device) for _ in layers]
         self._scales: list[Tensor] = []
         if self.kv == "8bit":
-            group = QUANTIZED_GROUP
-            self._group = group if config.head_dim % group == 0 else config.head_dim
+            self._group = scale_group(config)
             groups = (2, *shape[:2], config.head_dim // self._group)
             self._scales = [torch.empty(groups, device=device) for _ in layers]
 

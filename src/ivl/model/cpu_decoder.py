@@ -19,8 +19,9 @@ from ivl.kernels import cpu
 from ivl.kernels.cpu_matrix import CpuFloatMatrix, CpuMatrix
 from ivl.kernels.float_linear import DTYPE_NUMBERS, FEW_ROWS, ours_is_faster
 from ivl.kernels.linear import QuantizedLinear
-from ivl.model.cache import BLOCK_TOKENS, KVStore, KVType, Segment, bytes_per_token
+from ivl.model.cache import KVStore, Segment
 from ivl.model.decoder import Decoder, DecoderLayer
+from ivl.planner.kv_cache import BLOCK_TOKENS, KVType, kv_bytes_per_token
 
 _KV_NUMBERS: dict[KVType, int] = {"32bit": 0, "16bit": 1, "8bit": 2}
 HEAD_UNIT = 32
@@ -51,7 +52,7 @@ class CpuKVStore(KVStore):
 
     def __init__(self, config: DecoderConfig, num_blocks: int, kv: KVType) -> None:
         self.num_blocks, self.kv = num_blocks, kv
-        block_bytes = bytes_per_token(config, kv) * BLOCK_TOKENS // config.num_layers
+        block_bytes = kv_bytes_per_token(config, kv) * BLOCK_TOKENS // config.num_layers
         # Pages are not touched, and take no memory, before something is written.
         self.layers = [
             torch.empty((num_blocks, block_bytes), dtype=torch.uint8)

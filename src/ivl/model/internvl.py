@@ -10,7 +10,6 @@ from ivl.errors import RequestError, UnsupportedError
 from ivl.model.cache import (
     KVCache,
     KVStore,
-    KVType,
     Segment,
     TorchKVStore,
     num_blocks_for,
@@ -19,6 +18,7 @@ from ivl.model.cpu_decoder import CpuKVStore
 from ivl.model.decoder import Decoder
 from ivl.model.projector import Projector
 from ivl.model.vision import VisionTower
+from ivl.planner.kv_cache import KVType
 from ivl.prompt.pixels import IMAGENET_MEAN, IMAGENET_STD
 
 
@@ -31,6 +31,16 @@ class InternVL(nn.Module):
         self.vision: nn.Module | None = VisionTower(config.vision) if config.vision else None
         self.projector = Projector(config) if config.vision else None
         self.decoder = Decoder(config.decoder)
+        self._kv: KVType | None = None
+
+    @property
+    def kv(self) -> KVType:
+        """What keys and values are kept in; by default as many bits as the model's dtype has."""
+        return self._kv or ("32bit" if self.dtype == torch.float32 else "16bit")
+
+    @kv.setter
+    def kv(self, kv: KVType) -> None:
+        self._kv = kv
 
     @property
     def dtype(self) -> torch.dtype:
@@ -127,18 +137,11 @@ class InternVL(nn.Module):
         return self.decoder.lm_head(self.decoder(x)[0]).float()
 
     def new_store(self, num_blocks: int, kv: KVType | None = None) -> KVStore:
-        """Memory for `num_blocks` blocks of keys and values.
-
-        `kv` None is 32 bits for a model of float32 weights, else 16.
-        """
-        fused = self.decoder.fused
-        if fused is not None:
-            exact = self.dtype == torch.float32 and not fused.is_quantized
-            return CpuKVStore(
-                self.config.decoder, num_blocks, kv or ("32bit" if exact else "16bit")
-            )
+        """Memory for `num_blocks` blocks of keys and values; `kv` None is the model's own `kv`."""
+        if self.decoder.fused is not None:
+            return CpuKVStore(self.config.decoder, num_blocks, kv or self.kv)
         return TorchKVStore(
-            self.config.decoder, num_blocks, dtype=self.dtype, kv=kv, device=self.device
+            self.config.decoder, num_blocks, dtype=self.dtype, kv=kv or self.kv, device=self.device
         )
 
     def new_cache(self, capacity: int, kv: KVType | None = None) -> KVCache:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from ivl.config import ModelConfig
 from ivl.errors import CapacityError
 from ivl.family import FAMILY, decoder_matrix_parameters, num_parameters
+from ivl.planner.kv_cache import KVType, kv_bytes_per_token
 from ivl.quant.awq import AWQ
 
 GIB = 1024**3
@@ -12,12 +13,6 @@ DEFAULT_CONTEXT = 8192
 DEFAULT_VISION_BATCH = 4
 RUNTIME_BYTES = 300 * 1024**2
 """What Python, torch and its libraries take beside the model."""
-
-
-def kv_bytes_per_token(config: ModelConfig, itemsize: int) -> int:
-    """Keys and values of all layers for one token; grouped heads count once a group."""
-    d = config.decoder
-    return 2 * d.num_layers * d.num_kv_heads * d.head_dim * itemsize
 
 
 def vision_activation_bytes(config: ModelConfig, vision_batch: int, itemsize: int) -> int:
@@ -47,13 +42,14 @@ def needed_bytes(
     itemsize: int,
     context: int,
     vision_batch: int,
+    kv: KVType = "16bit",
     stored_bytes: int | None = None,
 ) -> int:
     """Weights, cache, activations and run time, in bytes. `stored_bytes` is for weights that are
     not all of `itemsize`."""
     return (
         (weights_bytes(config, itemsize) if stored_bytes is None else stored_bytes)
-        + context * kv_bytes_per_token(config, itemsize)
+        + context * kv_bytes_per_token(config.decoder, kv)
         + vision_activation_bytes(config, vision_batch, itemsize)
         + RUNTIME_BYTES
     )
@@ -66,6 +62,7 @@ def check_fits(
     itemsize: int,
     context: int,
     vision_batch: int,
+    kv: KVType = "16bit",
     stored_bytes: int | None = None,
 ) -> None:
     """Raises CapacityError, naming what would fit, when the model needs more than there is."""
@@ -75,6 +72,7 @@ def check_fits(
         itemsize=itemsize,
         context=context,
         vision_batch=vision_batch,
+        kv=kv,
         stored_bytes=weights,
     )
     if available_bytes is None or needed <= available_bytes:
