@@ -17,13 +17,19 @@ from ivl.errors import IvlError
 
 if TYPE_CHECKING:
     from ivl.api import load
+    from ivl.planning import plan
     from ivl.prompt.tiles import Grid, tile_grid
 
 __version__ = "0.1.0"
 
-__all__ = ["Grid", "IvlError", "__version__", "errors", "load", "tile_grid"]
+__all__ = ["Grid", "IvlError", "__version__", "errors", "load", "plan", "tile_grid"]
 
-_HOMES = {"load": "ivl.api", "tile_grid": "ivl.prompt.tiles", "Grid": "ivl.prompt.tiles"}
+_HOMES = {
+    "load": "ivl.api",
+    "plan": "ivl.planning",
+    "tile_grid": "ivl.prompt.tiles",
+    "Grid": "ivl.prompt.tiles",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -32,6 +32,7 @@ COMMANDS: dict[str, str] = {
     "read": "Read all the text in images.",
     "chat": "Talk about images, with several questions.",
     "info": "Say what a model is, and what it needs.",
+    "plan": "Say what will run where, how fast, and what to change.",
     "convert": "Convert a model to a GGUF pair.",
     "quantize": "Quantize a model, or one file of a GGUF pair.",
     "imatrix": "Measure which weights matter, from images and text.",

@@ -170,7 +170,37 @@ Json = Annotated[bool, Option("--json", help="Print JSON, for programs, when all
 Quiet = Annotated[bool, Option("--quiet", "-q", help="No progress and no notes on stderr.")]
 Times = Annotated[bool, Option("--timings", help="Say on stderr how long everything took.")]
 
-GROUPS = (ModelChoice, Sampling)
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Work:
+    """What a planned model is to do, and what runs it."""
+
+    context: Annotated[
+        int | None, Option(metavar="TOKENS", help="Of question and answer; by default 8192.")
+    ] = None
+    kv: Annotated[
+        str, Option(metavar="TYPE", help="Of the key/value cache: 32bit, 16bit or 8bit.")
+    ] = "16bit"
+    images: Annotated[
+        int | None, Option(metavar="N", help="Images of a question; by default 1.")
+    ] = None
+    max_tiles: Annotated[
+        int | None, Option(metavar="N", help="Tiles that the images share; by default 12.")
+    ] = None
+    parallel: Annotated[int, Option(metavar="N", help="Questions answered at once.")] = 1
+    vision_batch: Annotated[int, Option(metavar="TILES", help="Tiles encoded at once.")] = (
+        DEFAULT_VISION_BATCH
+    )
+    backend: Annotated[
+        str, Option(metavar="NAME", help="What runs it: ivl, llama.cpp or vllm.")
+    ] = "ivl"
+
+    def chosen(self) -> dict[str, Any]:
+        """By name, as `ivl.plan` takes them."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+
+GROUPS = (ModelChoice, Sampling, Work)
 
 
 def with_options(function: Callable[..., None]) -> Callable[..., None]:

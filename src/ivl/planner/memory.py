@@ -6,7 +6,7 @@ from ivl.config import ModelConfig
 from ivl.errors import CapacityError
 from ivl.family import FAMILY, decoder_matrix_parameters, num_parameters
 from ivl.planner.kv_cache import KVType, kv_bytes_per_token
-from ivl.quant.awq import AWQ
+from ivl.quant.block_sizes import BLOCK_SIZES
 
 GIB = 1024**3
 DEFAULT_CONTEXT = 8192
@@ -33,7 +33,8 @@ def weights_bytes(config: ModelConfig, itemsize: int) -> int:
     plain, quantized = num_parameters(config), 0
     if config.quantization == "awq":
         quantized = decoder_matrix_parameters(config.decoder)
-    return (plain - quantized) * itemsize + quantized * AWQ.block_bytes // AWQ.block_size
+    block = BLOCK_SIZES["AWQ"]
+    return (plain - quantized) * itemsize + quantized * block.num_bytes // block.size
 
 
 def needed_bytes(

@@ -11,14 +11,13 @@ do not divide a tensor's rows is replaced by one of 32 weights a block.
 from __future__ import annotations
 
 import difflib
-import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from ivl.config import DecoderConfig
 from ivl.errors import UnsupportedError
-from ivl.quant.formats import FORMATS
+from ivl.quant.block_sizes import BLOCK_SIZES, stored_bytes
 
 _ALIGNMENT_BYTES = 32
 
@@ -171,7 +170,7 @@ def tensor_type(mix: str, name: str, shape: tuple[int, ...], context: MixContext
 
 
 def _head_type(mix: Mix, columns: int) -> str:
-    if mix.base == "Q8_0" or columns % FORMATS[mix.base].block_size:
+    if mix.base == "Q8_0" or columns % BLOCK_SIZES[mix.base].size:
         return "Q8_0"
     return "Q6_K"
 
@@ -189,10 +188,10 @@ def _layer_type(mix: Mix, name: str, context: MixContext) -> str:
 
 
 def _fitting(wanted: str, columns: int) -> str:
-    if columns % FORMATS[wanted].block_size == 0:
+    if columns % BLOCK_SIZES[wanted].size == 0:
         return wanted
     smaller = _FALLBACKS.get(wanted)
-    if smaller is None or columns % FORMATS[smaller].block_size:
+    if smaller is None or columns % BLOCK_SIZES[smaller].size:
         return "F16"
     return smaller
 
@@ -231,7 +230,6 @@ def file_bytes(config: DecoderConfig, mix: str, *, has_importance: bool = False)
     context = MixContext.of(config, has_importance=has_importance)
     total = 0
     for name, shape in decoder_tensors(config).items():
-        format_ = FORMATS[tensor_type(mix, name, shape, context)]
-        tensor_bytes = math.prod(shape[:-1]) * format_.row_bytes(shape[-1])
+        tensor_bytes = stored_bytes(tensor_type(mix, name, shape, context), shape)
         total += -(-tensor_bytes // _ALIGNMENT_BYTES) * _ALIGNMENT_BYTES
     return total

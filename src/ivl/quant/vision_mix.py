@@ -11,7 +11,7 @@ from __future__ import annotations
 import difflib
 
 from ivl.errors import UnsupportedError
-from ivl.quant.formats import FORMATS
+from ivl.quant.block_sizes import BLOCK_SIZES
 from ivl.quant.mixes import MIXES
 
 VISION_TYPES = ("F32", "F16", "BF16", "Q8_0", "Q5_0", "Q4_0")
@@ -46,6 +46,6 @@ def vision_tensor_type(vision_type: str, name: str, shape: tuple[int, ...]) -> s
         return "F32"
     if name == "v.patch_embd.weight":
         return "F16" if vision_type == "F16" else "F32"
-    if shape[-1] % FORMATS[vision_type].block_size:
+    if shape[-1] % BLOCK_SIZES[vision_type].size:
         return "F16"
     return vision_type

@@ -1,0 +1,48 @@
+"""The configuration and the tensors of a model on disk, from headers alone, for planning."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ivl.checkpoint.gguf_config import read_gguf_config
+from ivl.checkpoint.gguf_pair import is_gguf, open_pair
+from ivl.checkpoint.locate import locate
+from ivl.checkpoint.safetensors import SafetensorsDirectory
+from ivl.config import ModelConfig, read_config
+from ivl.errors import UnsupportedError
+from ivl.planner.tensors import AWQ, PlannedTensor, decoder_plan, vision_plan
+
+TYPES = {"BF16": "BF16", "F16": "F16", "F32": "F32"}
+
+
+def stored_model(
+    name: str, mmproj: Path | None = None
+) -> tuple[ModelConfig, tuple[PlannedTensor, ...]]:
+    """A directory, a GGUF file, `demo` or a model that has been downloaded; nothing is fetched.
+
+    Tensors of GGUF files are as they are there; those of safetensors are listed by the names of
+    GGUF, in the type of the files. Errors as in `locate`, `read_config` and `open_pair`.
+    """
+    path = locate(name, offline=True)
+    if is_gguf(path):
+        pair = open_pair(path, mmproj)
+        config = read_gguf_config(pair.text, pair.mmproj)
+        files = [pair.text, *([pair.mmproj] if pair.mmproj else [])]
+        return config, tuple(
+            PlannedTensor(called, tuple(entry.shape), entry.format.name)
+            for file in files
+            for called, entry in file.tensors.items()
+        )
+    config = read_config(path)
+    stored = SafetensorsDirectory(path).tensors.values()
+    kinds = {info.dtype for info in stored} & set(TYPES)
+    if not kinds:
+        raise UnsupportedError(f"{path} holds no weights of 16 or 32 bits.")
+    # The files' commonest type; a few norms in another one change nothing that counts.
+    kind = max(kinds, key=lambda dtype: sum(info.dtype == dtype for info in stored))
+    decoder = decoder_plan(config.decoder, AWQ if config.quantization == "awq" else TYPES[kind])
+    return config, (*decoder, *(_plain(t, TYPES[kind]) for t in vision_plan(config, TYPES[kind])))
+
+
+def _plain(tensor: PlannedTensor, kind: str) -> PlannedTensor:
+    return PlannedTensor(tensor.name, tensor.shape, kind)

@@ -1,0 +1,230 @@
+"""This machine, or one that is described: its GPUs and its processor, with what is free.
+
+Nothing is measured here: what was measured before is read from a file (`ivl.planner.probe`).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import ctypes.util
+import platform
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ivl.errors import ConfigError
+from ivl.planner.device_table import (
+    GIB,
+    Device,
+    find_cloud,
+    find_devices,
+    match_reported,
+    parse_custom,
+)
+from ivl.planner.devices import available_memory_bytes, total_memory_bytes
+from ivl.planner.dmi import memory_bandwidth
+from ivl.planner.nvml import ReportedGpu, nvidia_gpus
+from ivl.planner.probe import Probe, read_probe
+
+DRM = Path("/sys/class/drm")
+CPUINFO = Path("/proc/cpuinfo")
+AMD_VENDOR = "0x1002"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Slot:
+    """A device as it is now. `used_bytes`: what other programs, and the driver, hold of it."""
+
+    device: Device
+    used_bytes: int = 0
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Machine:
+    """`host` is the processor with main memory, None where nothing is known of it; `is_here`:
+    whether this is the machine that we run on."""
+
+    gpus: tuple[Slot, ...]
+    host: Slot | None
+    is_here: bool
+    float16_tower: bool = False
+    """Whether the processor has float16 products (AVX-512 FP16), which ivl's tower uses."""
+    probe: Probe | None = None
+    usd_per_hour: float | None = None
+    price_note: str = ""
+
+
+def this_machine() -> Machine:
+    """What is here. NVIDIA's cards by NVML, AMD's by sysfs, Apple's by sysctl."""
+    name, total = processor_name(), total_memory_bytes() or 0
+    free = available_memory_bytes()
+    apple = _apple_gpu()
+    probe = read_probe(name)
+    channels = None if apple else memory_bandwidth()
+    speed = probe.bandwidth if probe else channels
+    source = f"measured here on {probe.date}" if probe else "memory modules" if channels else ""
+    host = Device(
+        name=name,
+        vendor="cpu",
+        architecture=platform.machine().lower(),
+        form="host",
+        memory_bytes=total,
+        bandwidth=speed,
+        ops_16bit=None,
+        ops_8bit=None,
+        source=source,
+    )
+    used = 0 if free is None else max(0, total - free)
+    reported = [*nvidia_gpus(), *amd_gpus()]
+    gpus = [_slot(gpu) for gpu in reported]
+    if apple is not None:
+        gpus.append(Slot(device=apple, used_bytes=used))
+    return Machine(
+        gpus=tuple(gpus),
+        host=Slot(device=host, used_bytes=used),
+        is_here=True,
+        float16_tower=has_float16_products(),
+        probe=probe,
+    )
+
+
+def described(names: Sequence[str], host: str | None = None) -> Machine:
+    """A machine of the devices that are named; `cpu` is this machine's processor alone.
+
+    `host` describes its main memory, `64GB` or `64GB:80GB/s`; a rented instance has its own.
+    ConfigError for a name that fits no device or several.
+    """
+    if [name.strip().lower() for name in names] in (["cpu"], ["processor"]):
+        return replace(this_machine(), gpus=())
+    devices: list[Device] = []
+    cloud = None
+    for name in names:
+        custom = parse_custom(name)
+        devices += [custom] if custom else find_devices(name)
+        cloud = cloud or find_cloud(name)
+    main = None
+    if host is not None:
+        main = parse_custom(f"main memory:{host}")
+        if main is None:
+            raise ConfigError(
+                f"{host!r} does not describe main memory.", "Write --host 64GB or 64GB:80GB/s."
+            )
+        main = replace(main, form="host", vendor="cpu")
+    elif cloud is not None:
+        main = replace(
+            parse_custom("main memory:1GB") or devices[0],
+            form="host",
+            vendor="cpu",
+            memory_bytes=cloud.host_memory_bytes,
+            source=cloud.source,
+        )
+    return Machine(
+        gpus=tuple(Slot(device=device) for device in devices),
+        host=None if main is None else Slot(device=main),
+        is_here=False,
+        usd_per_hour=cloud.usd_per_hour if cloud else None,
+        price_note=f"{cloud.source}, {cloud.date}" if cloud else "",
+    )
+
+
+def with_memory(machine: Machine, text: str) -> Machine:
+    """The same with so much memory free on the first device that a model would run on: `24GB`."""
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(gb|gib|g|mb|mib|m)\s*", text, re.IGNORECASE)
+    if found is None or float(found[1]) <= 0:
+        raise ConfigError(f"{text!r} is no amount of memory.", "Write --memory 24GB.")
+    num_bytes = int(float(found[1]) * (GIB if found[2].lower().startswith("g") else 1024**2))
+
+    def override(slot: Slot) -> Slot:
+        device = replace(slot.device, memory_bytes=num_bytes)
+        return replace(slot, device=device, used_bytes=0, note="memory as given with --memory")
+
+    if machine.gpus:
+        return replace(machine, gpus=tuple(override(slot) for slot in machine.gpus))
+    return replace(machine, host=override(machine.host) if machine.host else None)
+
+
+def amd_gpus(folder: Path = DRM) -> list[ReportedGpu]:
+    """AMD's cards, as the kernel's driver lists them (amdgpu: mem_info_vram_total and _used)."""
+    found = []
+    for card in sorted(folder.glob("card[0-9]*/device")):
+        total = _text(card / "mem_info_vram_total")
+        if _text(card / "vendor") != AMD_VENDOR or not total:
+            continue
+        name = _text(card / "product_name") or f"AMD device {_text(card / 'device')}"
+        used = int(_text(card / "mem_info_vram_used") or 0)
+        found.append(ReportedGpu(name=name, total_bytes=int(total), used_bytes=used))
+    return found
+
+
+def _slot(gpu: ReportedGpu) -> Slot:
+    known = match_reported(gpu.name, gpu.total_bytes) if not gpu.is_slice else None
+    if known is not None:
+        device = replace(known, name=gpu.name, memory_bytes=gpu.total_bytes)
+        return Slot(device=device, used_bytes=gpu.used_bytes)
+    vendor = "amd" if gpu.name.startswith("AMD") else "nvidia"
+    device = Device(
+        name=gpu.name,
+        vendor=vendor,
+        architecture="unknown",
+        form="server" if gpu.is_slice else "desktop",
+        memory_bytes=gpu.total_bytes,
+        bandwidth=None,
+        ops_16bit=None,
+        ops_8bit=None,
+        source="the driver; its speed is in no table",
+    )
+    note = "a MIG slice" if gpu.is_slice else ""
+    return Slot(device=device, used_bytes=gpu.used_bytes, note=note)
+
+
+def processor_name() -> str:
+    """As the processor calls itself."""
+    text = _text(CPUINFO)
+    names = re.findall(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
+    return names[0].strip() if names else platform.processor() or platform.machine()
+
+
+def has_float16_products() -> bool:
+    """Whether the processor multiplies float16 (AVX-512 FP16)."""
+    flags = re.search(r"^flags\s*:\s*(.+)$", _text(CPUINFO), re.MULTILINE)
+    return flags is not None and "avx512_fp16" in flags[1].split()
+
+
+def _apple_gpu() -> Device | None:
+    """The GPU of an Apple chip; its memory is main memory."""
+    if sys.platform != "darwin" or platform.machine() != "arm64":
+        return None
+    library = ctypes.CDLL(ctypes.util.find_library("c"))
+    name, size = ctypes.create_string_buffer(128), ctypes.c_size_t(128)
+    memory, memory_size = ctypes.c_uint64(), ctypes.c_size_t(8)
+    if library.sysctlbyname(b"machdep.cpu.brand_string", name, ctypes.byref(size), None, 0):
+        return None
+    if library.sysctlbyname(
+        b"hw.memsize", ctypes.byref(memory), ctypes.byref(memory_size), None, 0
+    ):
+        return None
+    called = name.value.decode("ascii", "replace")
+    known = match_reported(called, memory.value)
+    if known is not None:
+        return known
+    return Device(
+        name=called,
+        vendor="apple",
+        architecture="apple",
+        form="unified",
+        memory_bytes=memory.value,
+        bandwidth=None,
+        ops_16bit=None,
+        ops_8bit=None,
+        source="the system; its speed is in no table",
+    )
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").strip()
+    except OSError:
+        return ""

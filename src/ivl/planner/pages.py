@@ -1,0 +1,75 @@
+"""What each page of real files costs: its tiles, tokens, cache and seconds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from ivl.config import ModelConfig
+from ivl.planner.plan import Plan
+from ivl.planner.speed import Estimate, estimate_speed
+from ivl.planner.workload import kv_bytes_per_layer_token
+from ivl.prompt.tiles import Grid, num_tiles_with_thumbnail, tile_grid
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PageSize:
+    """A page of a file, in pixels as it will be read."""
+
+    title: str
+    width: int
+    height: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PageCost:
+    """`kv_bytes`: keys and values of the page's tokens; `first_token_s`: from image to answer."""
+
+    title: str
+    size_px: tuple[int, int]
+    grid: tuple[int, int]
+    num_tiles: int
+    num_tokens: int
+    kv_bytes: int
+    first_token_s: Estimate
+
+
+def grid_of(page: PageSize, config: ModelConfig, max_tiles: int) -> Grid:
+    """The grid that a page is cut into."""
+    return tile_grid(
+        page.width,
+        page.height,
+        max_tiles=max_tiles,
+        min_tiles=min(config.min_tiles, max_tiles),
+        tile_px=config.tile_px,
+    )
+
+
+def tiles_of(page: PageSize, config: ModelConfig, max_tiles: int) -> int:
+    """Tiles that the model sees of a page, a thumbnail counted."""
+    return num_tiles_with_thumbnail(grid_of(page, config, max_tiles), config.use_thumbnail)
+
+
+def page_costs(plan: Plan, pages: Sequence[PageSize]) -> list[PageCost]:
+    """Each page as a question of its own."""
+    config, work = plan.subject.config, plan.setting.work
+    found = []
+    for page in pages:
+        grid = grid_of(page, config, work.max_tiles)
+        num_tiles = num_tiles_with_thumbnail(grid, config.use_thumbnail)
+        alone = replace(work, tiles=(num_tiles,))
+        tokens = alone.prompt_tokens(config)
+        speed = estimate_speed(config, plan.placement, alone, plan.setting.backend, plan.machine)
+        layer_token = kv_bytes_per_layer_token(config, work.kv)
+        found.append(
+            PageCost(
+                title=page.title,
+                size_px=(page.width, page.height),
+                grid=(grid.columns, grid.rows),
+                num_tiles=num_tiles,
+                num_tokens=tokens,
+                kv_bytes=tokens * config.decoder.num_layers * layer_token,
+                first_token_s=speed.first_token_s,
+            )
+        )
+    return found

@@ -1,0 +1,144 @@
+"""A plan: one model, of one type, with one work to do, on one machine; and what it comes to."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass, replace
+
+from ivl.config import DecoderConfig, ModelConfig
+from ivl.planner.backends import Backend
+from ivl.planner.footprint import Footprint, Keeping, Weights, footprint, keeping_of, weigh
+from ivl.planner.machine import Machine
+from ivl.planner.placement import Placement, place
+from ivl.planner.speed import Speed, estimate_speed
+from ivl.planner.tensors import PlannedTensor, decoder_plan, vision_plan
+from ivl.planner.workload import Workload
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Subject:
+    """The model that is planned. `tensors`: those of real files; None: computed from the shapes."""
+
+    name: str
+    config: ModelConfig
+    tensors: tuple[PlannedTensor, ...] | None = None
+
+    @property
+    def is_on_disk(self) -> bool:
+        return self.tensors is not None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """Everything that can be chosen. `type` and `vision` say nothing of a model on disk, whose
+    tensors have the types that they have."""
+
+    type: str
+    vision: str
+    work: Workload
+    backend: Backend
+    tower_on_processor: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What a setting comes to. `parts` has bytes by part, `placement` by device."""
+
+    subject: Subject
+    setting: Setting
+    machine: Machine
+    parts: Footprint
+    placement: Placement
+    speed: Speed
+
+    @property
+    def fits(self) -> bool:
+        return self.placement.fits
+
+    @property
+    def tensors(self) -> tuple[PlannedTensor, ...]:
+        return tensors_of(self.subject, self.setting.type, self.setting.vision)
+
+    @property
+    def prompt_tokens(self) -> int:
+        return self.setting.work.prompt_tokens(self.subject.config)
+
+
+def make_plan(subject: Subject, setting: Setting, machine: Machine) -> Plan:
+    """Adds everything up. UnsupportedError for a type that the back end does not load."""
+    setting.backend.require_type(setting.type)
+    config, work, backend = subject.config, setting.work, setting.backend
+    on_gpu = any(slot.device.vendor in backend.vendors for slot in machine.gpus)
+    keeping = _keeping(subject, setting, on_gpu=on_gpu, float16_tower=machine.float16_tower)
+    weights = _weights(subject, setting, keeping)
+    parts = footprint(config, weights, work, backend, keeping=keeping, on_gpu=on_gpu)
+    placement = place(
+        parts,
+        backend,
+        machine,
+        heads=(config.decoder.num_heads, config.decoder.num_kv_heads),
+        tower_on_processor=setting.tower_on_processor,
+    )
+    return Plan(
+        subject=subject,
+        setting=setting,
+        machine=machine,
+        parts=parts,
+        placement=placement,
+        speed=estimate_speed(config, placement, work, backend, machine),
+    )
+
+
+def change(plan: Plan, **changed: object) -> Plan:
+    """The same plan with something else chosen: fields of the setting or of its work."""
+    of_work = {k: v for k, v in changed.items() if k in Workload.__dataclass_fields__}
+    of_setting = {k: v for k, v in changed.items() if k not in of_work}
+    work = replace(plan.setting.work, **of_work)  # type: ignore[arg-type]
+    setting = replace(plan.setting, work=work, **of_setting)  # type: ignore[arg-type]
+    return make_plan(plan.subject, setting, plan.machine)
+
+
+def tensors_of(subject: Subject, type_name: str, vision: str) -> tuple[PlannedTensor, ...]:
+    """Those of the files, or what a conversion to these types would write."""
+    if subject.tensors is not None:
+        return subject.tensors
+    return _planned(subject.config, type_name, vision)
+
+
+def _keeping(subject: Subject, setting: Setting, *, on_gpu: bool, float16_tower: bool) -> Keeping:
+    seeing = subject.tensors or _seeing(subject.config, setting.vision)
+    return keeping_of(setting.backend, seeing, on_gpu=on_gpu, float16_tower=float16_tower)
+
+
+def _weights(subject: Subject, setting: Setting, keeping: Keeping) -> Weights:
+    """Of files as they are; of a size, the decoder and what sees apart: they change apart."""
+    num_layers = subject.config.decoder.num_layers
+    if subject.tensors is not None:
+        return weigh(subject.tensors, num_layers, keeping)
+    decoder = _decoder_weights(subject.config.decoder, setting.type, keeping)
+    seeing = _seeing_weights(subject.config, setting.vision, keeping)
+    return replace(decoder, vision=seeing.vision, projector=seeing.projector)
+
+
+def _planned(config: ModelConfig, type_name: str, vision: str) -> tuple[PlannedTensor, ...]:
+    return (*_decoder(config.decoder, type_name), *_seeing(config, vision))
+
+
+@functools.lru_cache(maxsize=64)
+def _decoder(config: DecoderConfig, type_name: str) -> tuple[PlannedTensor, ...]:
+    return tuple(decoder_plan(config, type_name))
+
+
+@functools.lru_cache(maxsize=64)
+def _seeing(config: ModelConfig, vision: str) -> tuple[PlannedTensor, ...]:
+    return tuple(vision_plan(config, vision))
+
+
+@functools.lru_cache(maxsize=256)
+def _decoder_weights(config: DecoderConfig, type_name: str, keeping: Keeping) -> Weights:
+    return weigh(_decoder(config, type_name), config.num_layers, keeping)
+
+
+@functools.lru_cache(maxsize=256)
+def _seeing_weights(config: ModelConfig, vision: str, keeping: Keeping) -> Weights:
+    return weigh(_seeing(config, vision), 0, keeping)

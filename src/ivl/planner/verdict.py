@@ -1,0 +1,249 @@
+"""In words: whether it fits, the cheapest change that makes it fit, what to type, what is believed
+wrongly."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from ivl.planner.backends import BACKENDS
+from ivl.planner.command import command_of
+from ivl.planner.plan import Plan, change
+from ivl.planner.workload import Workload, replace_context
+
+GIB = 1024**3
+TYPES = (
+    "BF16", "Q8_0", "Q6_K", "Q5_K_M", "Q5_K_S", "Q4_K_M", "Q4_K_S", "Q3_K_L", "Q3_K_M", "Q3_K_S",
+    "Q2_K",
+)  # fmt: skip
+"""Types by size, the largest and most exact first."""
+SMALLER_VISION = ("Q8_0", "Q5_0", "Q4_0")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """One thing done differently: what, and how many bytes that saves in all."""
+
+    text: str
+    option: str
+    saved_bytes: int
+    fits: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """`answer`: fits, fits if, or does not fit. `changes`: what to change, all of it together, the
+    cheapest first; `savings`: what each thing alone would save, whether it is needed or not."""
+
+    answer: str
+    text: str
+    changes: tuple[Change, ...]
+    savings: tuple[Change, ...]
+    best_type: str | None
+    commands: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+
+def judge(plan: Plan) -> Verdict:
+    """The verdict on a plan."""
+    savings = tuple(_savings(plan))
+    is_whole = plan.fits and not plan.placement.num_offloaded
+    changes, final = ((), plan) if is_whole else _cheapest(plan)
+    answer = "fits" if plan.fits else "fits if" if final.fits else "does not fit"
+    return Verdict(
+        answer=answer,
+        text=_text(plan, answer, changes, final),
+        changes=changes if final.fits else (),
+        savings=savings,
+        best_type=best_type(plan),
+        commands=command_of(plan if plan.fits else final) if final.fits else (),
+        warnings=tuple(_warnings(plan)),
+    )
+
+
+def best_type(plan: Plan) -> str | None:
+    """The largest type that fits as all else is; None: no type does, or the files have theirs."""
+    if plan.subject.is_on_disk:
+        return None
+    for type_name in _types(plan):
+        placement = change(plan, type=type_name).placement
+        if placement.fits and not placement.num_offloaded:
+            return type_name
+    return None
+
+
+def _types(plan: Plan) -> Sequence[str]:
+    return ("BF16", "AWQ") if plan.setting.backend.name == "vllm" else TYPES
+
+
+def _steps(plan: Plan) -> Iterator[tuple[str, str, dict[str, object]]]:
+    """Text, option and fields of every change that is open, the least harmful first."""
+    setting, work = plan.setting, plan.setting.work
+    name = setting.backend.name
+    if work.vision_batch > 1 and work.num_tiles > 1 and name == "ivl":
+        yield "one tile at a time", "--vision-batch 1", {"vision_batch": 1}
+    if work.kv != "8bit":
+        yield "8-bit cache", "--kv 8bit", {"kv": "8bit"}
+    if not plan.subject.is_on_disk and name != "vllm" and plan.subject.config.vision is not None:
+        if setting.vision in ("BF16", "F16", "F32"):
+            yield "vision at Q8_0", "--vision Q8_0", {"vision": "Q8_0"}
+    fewer = work.max_tiles // 2
+    if fewer >= 1 and work.num_tiles > len(work.tiles):
+        smaller = _with_tiles(plan, fewer)
+        if smaller.context < work.context:
+            text = f"{work.max_tiles} -> {fewer} tiles, and a context of {smaller.context}"
+            option = f"--max-tiles {fewer} --context {smaller.context}"
+            fields = {"max_tiles": fewer, "tiles": smaller.tiles, "context": smaller.context}
+            yield text, option, dict(fields)
+    if name == "llama.cpp" and plan.placement.tower_on and plan.machine.host is not None:
+        if plan.machine.gpus and not setting.tower_on_processor:
+            fields = {"tower_on_processor": True}
+            yield "the vision tower on the processor", "--tower-on-cpu", dict(fields)
+    if not plan.subject.is_on_disk:
+        types = _types(plan)
+        at = types.index(setting.type) if setting.type in types else 0
+        for smaller_type in types[at + 1 :]:
+            yield f"the decoder at {smaller_type}", f"--type {smaller_type}", {"type": smaller_type}
+
+
+def _with_tiles(plan: Plan, max_tiles: int) -> Workload:
+    """Half the tiles, and a context that is smaller by what they took."""
+    work, config = plan.setting.work, plan.subject.config
+    limit = max(1, max_tiles // max(1, len(work.tiles)))
+    thumbnail = 1 if config.use_thumbnail and limit > 1 else 0
+    tiles = tuple(min(n, limit + thumbnail) for n in work.tiles)
+    spared = (work.num_tiles - sum(tiles)) * config.tokens_per_tile
+    context = min(work.context, max(1024, work.context - spared))
+    smaller = replace(work, max_tiles=max_tiles, tiles=tiles)
+    if smaller.prompt_tokens(config) >= context:
+        return work
+    return replace_context(smaller, config, context)
+
+
+def _savings(plan: Plan) -> Iterator[Change]:
+    """What each change alone saves over all devices; of types, the next smaller one."""
+    types_shown = 0
+    for text, option, fields in _steps(plan):
+        if "type" in fields:
+            types_shown += 1
+            if types_shown > 1:
+                return
+        other = change(plan, **fields)
+        saved = _total(plan) - _total(other)
+        if fields.get("tower_on_processor"):
+            saved = _on_gpus(plan) - _on_gpus(other)
+        if saved > 0:
+            yield Change(text=text, option=option, saved_bytes=saved, fits=other.fits)
+
+
+def _cheapest(plan: Plan) -> tuple[tuple[Change, ...], Plan]:
+    """The changes after which nothing is missing and no layer is left to the processor: those that
+    leave the decoder the most bits, and of these the fewest and least harmful."""
+    if plan.placement.problem:
+        return (), plan
+    steps = list(_steps(plan))
+    of_type = [step for step in steps if "type" in step[2]]
+    others = [step for step in steps if "type" not in step[2]]
+    companions = [[], *([step] for step in others)]
+    companions += [others[:count] for count in range(2, len(others) + 1)]
+    for smaller_type in [[], *([step] for step in of_type)]:
+        for companion in companions:
+            taken = [*companion, *smaller_type]
+            current = plan
+            changes = []
+            for text, option, fields in taken:
+                other = change(current, **fields)
+                saved = _total(current) - _total(other)
+                changes.append(Change(text=text, option=option, saved_bytes=saved, fits=other.fits))
+                current = other
+            if current.fits and not current.placement.num_offloaded:
+                return tuple(changes), current
+    return (), plan
+
+
+def _total(plan: Plan) -> int:
+    return sum(share.total_bytes for share in plan.placement.shares)
+
+
+def _on_gpus(plan: Plan) -> int:
+    return sum(s.total_bytes for s in plan.placement.shares if s.device.is_gpu)
+
+
+def _text(plan: Plan, answer: str, changes: Sequence[Change], final: Plan) -> str:
+    placement = plan.placement
+    where = _where(plan)
+    if placement.problem:
+        return f"It does not run there: {placement.problem}."
+    if answer == "fits":
+        least = min(share.left_bytes for share in placement.shares)
+        offloaded = placement.num_offloaded
+        text = f"It fits {where}, with {least / GIB:.1f} GiB to spare."
+        if offloaded:
+            text += f" {offloaded} of {len(plan.parts.layers)} layers run on the processor."
+        if changes:
+            text += f" All run on GPUs with: {_listed(changes)}."
+        return text
+    missing = f"{placement.missing_bytes / GIB:.1f} GiB are missing {where}"
+    if answer == "fits if":
+        return f"As asked, {missing}. It fits with: {_listed(changes)}."
+    others = _other_backends(plan)
+    if others:
+        return f"It does not fit: {missing}. {others}"
+    return f"It does not fit, whatever is changed: {missing}."
+
+
+def _listed(changes: Sequence[Change]) -> str:
+    return ", and ".join(f"{c.text} (saves {c.saved_bytes / GIB:.1f} GiB)" for c in changes)
+
+
+def _where(plan: Plan) -> str:
+    names: dict[str, int] = {}
+    for share in plan.placement.shares:
+        names[share.device.name] = names.get(share.device.name, 0) + 1
+    text = " and ".join(f"{count} x {n}" if count > 1 else n for n, count in names.items())
+    return f"on {text}" if text else "there"
+
+
+def _other_backends(plan: Plan) -> str:
+    """Whether another program would manage, with the same type."""
+    for backend in BACKENDS.values():
+        if backend.name == plan.setting.backend.name or backend.name == "vllm":
+            continue
+        other = change(plan, backend=backend)
+        if other.fits:
+            return f"With --backend {backend.name} it does fit."
+        if not other.placement.problem and _cheapest(other)[1].fits:
+            return f"With --backend {backend.name} it can be made to fit."
+    return ""
+
+
+def _warnings(plan: Plan) -> Iterator[str]:
+    config, work = plan.subject.config, plan.setting.work
+    d = config.decoder
+    group = d.num_heads // d.num_kv_heads
+    if group > 1:
+        kv = plan.parts.kv
+        yield (
+            f"The cache of {work.context} tokens takes {kv / GIB:.2f} GiB. Counts that forget the "
+            f"grouped heads say {group} times as much ({kv * group / GIB:.1f} GiB)."
+        )
+    if len(plan.machine.gpus) > 1:
+        yield "Memory is not shared between devices: each must hold its own part."
+    if config.vision is not None and plan.parts.vision > 2 * GIB:
+        yield (
+            f"The vision tower alone takes {plan.parts.vision / GIB:.1f} GiB, on one device; sizes "
+            "of downloads called Q4_K_M are those of the decoder without it."
+        )
+    if config.vision is not None and config.vision.hidden_size % 256:
+        yield (
+            f"K-quants cannot hold this tower ({config.vision.hidden_size} is no multiple of 256): "
+            "Q8_0, Q5_0 and Q4_0 can."
+        )
+    if plan.setting.backend.name == "ivl" and plan.machine.gpus and not plan.placement.problem:
+        if any(t.format not in ("BF16", "F16", "F32") for t in plan.tensors):
+            yield (
+                "On GPUs ivl unpacks quantized weights to 16 bits: they take the memory of BF16. "
+                "On processors they stay as small as their files."
+            )
+    if plan.placement.num_offloaded:
+        yield "Layers on the processor run at the speed of main memory, for every token."

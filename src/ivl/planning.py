@@ -1,0 +1,203 @@
+"""`ivl.plan`: what a model needs, before it is downloaded. Loads no torch.
+
+report = ivl.plan("78b", device="RTX A6000", type="Q4_K_M", backend="llama.cpp")
+report.fits, report.verdict.text, report.record()["memory"]
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ivl.config import ModelConfig
+from ivl.errors import CheckpointError, ConfigError, UnsupportedError
+from ivl.family import FAMILY, find
+from ivl.planner.backends import Backend, default_type, find_backend, find_type
+from ivl.planner.machine import Machine, described, this_machine, with_memory
+from ivl.planner.memory import DEFAULT_VISION_BATCH
+from ivl.planner.pages import PageCost, page_costs, tiles_of
+from ivl.planner.plan import Plan, Setting, Subject, make_plan
+from ivl.planner.record import plan_record
+from ivl.planner.render import render_plan
+from ivl.planner.tensors import AWQ
+from ivl.planner.verdict import Verdict, judge
+from ivl.planner.workload import plan_workload
+from ivl.quant.vision_mix import find_vision_type
+
+if TYPE_CHECKING:
+    from ivl.planner.pages import PageSize
+
+OVERVIEW_TYPES = ("BF16", "Q8_0", "Q4_K_M")
+DEFAULT_VISION = "F16"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """A plan with its verdict. `pages`: what each page of the files costs, if files were given."""
+
+    plan: Plan
+    verdict: Verdict
+    pages: tuple[PageCost, ...] = ()
+
+    @property
+    def fits(self) -> bool:
+        return self.plan.fits
+
+    def record(self) -> dict[str, Any]:
+        """For JSON; docs/plan.md has the schema."""
+        record = plan_record(self.plan, self.verdict)
+        if self.pages:
+            record["pages"] = [asdict(page) for page in self.pages]
+        return record
+
+    def __str__(self) -> str:
+        return render_plan(self.plan, self.verdict, self.pages)
+
+
+def plan(
+    model: str | os.PathLike[str],
+    files: Sequence[str | os.PathLike[str]] = (),
+    *,
+    device: str | Sequence[str] | None = None,
+    host: str | None = None,
+    memory: str | None = None,
+    type: str | None = None,
+    vision: str | None = None,
+    context: int | None = None,
+    kv: str = "16bit",
+    images: int | None = None,
+    max_tiles: int | None = None,
+    parallel: int = 1,
+    vision_batch: int = DEFAULT_VISION_BATCH,
+    backend: str = "ivl",
+    mmproj: str | os.PathLike[str] | None = None,
+    tower_on_cpu: bool = False,
+) -> Report:
+    """What a model needs and whether it fits.
+
+    model: a size (`1b` to `78b`), a directory, a GGUF file, `demo`. files: pages that it will read.
+    device: names as in "RTX A6000" or "2x RTX 3090", or `cpu`; by default this machine. host: main
+    memory beside it, "64GB" or "64GB:80GB/s". memory: in the place of what the device has, "24GB".
+    type: of the decoder, such as `Q4_K_M`; vision: of the tower. kv: `16bit` or `8bit`.
+    backend: `ivl`, `llama.cpp` or `vllm`.
+
+    Raises an IvlError for whatever means nothing, with what would.
+    """
+    chosen = find_backend(backend)
+    subject = find_subject(os.fspath(model), None if mmproj is None else Path(mmproj))
+    if subject.is_on_disk and (type is not None or vision is not None):
+        raise ConfigError(
+            f"The types of {subject.name} are those of its files.",
+            "Leave --type and --vision out, or plan the size that it is.",
+        )
+    pages = _pages(files)
+    if pages and images is not None:
+        raise ConfigError("Files and a number of images were given.", "Leave one of them out.")
+    if pages and subject.config.vision is None:
+        raise UnsupportedError(f"{subject.name} is a text-only model.", "Leave the files out.")
+    work = plan_workload(
+        subject.config,
+        context=context,
+        kv=kv,
+        images=1 if images is None else images,
+        max_tiles=max_tiles,
+        parallel=parallel,
+        vision_batch=vision_batch,
+        tiles=_most_tiles(subject.config, pages, max_tiles),
+    )
+    setting = Setting(
+        type=default_type(chosen) if type is None else find_type(type),
+        vision=_vision_type(vision, chosen, type),
+        work=work,
+        backend=chosen,
+        tower_on_processor=tower_on_cpu,
+    )
+    found = make_plan(subject, setting, find_machine(device, host, memory))
+    return Report(plan=found, verdict=judge(found), pages=tuple(page_costs(found, pages)))
+
+
+def overview(
+    *,
+    device: str | Sequence[str] | None = None,
+    host: str | None = None,
+    memory: str | None = None,
+    backend: str = "ivl",
+    images: int | None = None,
+    **work: Any,
+) -> list[Plan]:
+    """Every size in the types that are asked about most, on one machine."""
+    chosen, machine = find_backend(backend), find_machine(device, host, memory)
+    types = ("BF16", AWQ) if chosen.name == "vllm" else OVERVIEW_TYPES
+    plans = []
+    for size in FAMILY:
+        subject = Subject(name=size.name, config=size.config)
+        for type_name in types:
+            setting = Setting(
+                type=type_name,
+                vision=_vision_type(None, chosen, type_name),
+                work=plan_workload(size.config, images=1 if images is None else images, **work),
+                backend=chosen,
+            )
+            plans.append(make_plan(subject, setting, machine))
+    return plans
+
+
+def find_machine(
+    device: str | Sequence[str] | None, host: str | None = None, memory: str | None = None
+) -> Machine:
+    """This machine, or the one that is described."""
+    names = [device] if isinstance(device, str) else list(device or ())
+    machine = described(names, host) if names else this_machine()
+    if host is not None and not names:
+        raise ConfigError("--host describes another machine.", "Name its devices with --device.")
+    return with_memory(machine, memory) if memory is not None else machine
+
+
+def find_subject(name: str, mmproj: Path | None = None) -> Subject:
+    """What a person calls a model; nothing is fetched. CheckpointError when there is none."""
+    size = find(name)
+    if size is not None and not Path(name).exists():
+        return Subject(name=size.name, config=size.config)
+    if name != "demo" and not Path(name).expanduser().exists() and "/" not in name:
+        sizes = ", ".join(s.name for s in FAMILY)
+        raise CheckpointError(
+            f"There is no model {name!r}.",
+            f"The family has {sizes}; or name a directory, or a GGUF file.",
+        )
+    from ivl.checkpoint.stored import stored_model
+
+    config, tensors = stored_model(name, mmproj)
+    return Subject(name=name, config=config, tensors=tensors)
+
+
+def _vision_type(vision: str | None, backend: Backend, type_name: str | None) -> str:
+    if vision is not None:
+        found = find_vision_type(vision)
+        if backend.name == "vllm" and found not in ("BF16", "F16"):
+            raise UnsupportedError(
+                f"vLLM does not run the tower as {found}.", "It keeps it in 16 bits: leave it out."
+            )
+        return found
+    plain = type_name is not None and type_name.upper() in ("BF16", "F32")
+    return type_name.upper() if type_name and plain else DEFAULT_VISION
+
+
+def _most_tiles(
+    config: ModelConfig, pages: Sequence[PageSize], max_tiles: int | None
+) -> tuple[int, ...] | None:
+    """Those of the page that has the most, for each is a question by itself; None: no pages."""
+    if not pages or config.vision is None:
+        return None
+    limit = config.max_tiles if max_tiles is None else max_tiles
+    return (max(tiles_of(page, config, limit) for page in pages),)
+
+
+def _pages(files: Sequence[str | os.PathLike[str]]) -> list[PageSize]:
+    if not files:
+        return []
+    from ivl.documents.page_sizes import page_sizes
+
+    return [page for name in files for page in page_sizes(os.fspath(name))]

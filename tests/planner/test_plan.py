@@ -1,0 +1,153 @@
+"""Plans: what takes how much, where it goes, and what is said of it."""
+
+from __future__ import annotations
+
+import pytest
+
+import ivl
+from ivl.errors import IvlError
+from ivl.planner.device_table import GIB
+from ivl.planner.verdict import change
+
+
+def items(report: object) -> dict[str, int]:
+    return report.plan.placement.shares[0].items  # type: ignore[attr-defined]
+
+
+def test_the_cache_of_78b() -> None:
+    """2 x 80 layers x 8 heads x 128 x 2 bytes = 320 KiB a token; guides say 12 GB."""
+    report = ivl.plan("78b", device="a6000", backend="llama.cpp", context=8192)
+    assert items(report)["key/value cache"] == 2.5 * GIB
+    assert any("grouped heads" in warning for warning in report.verdict.warnings)
+    four = ivl.plan("78b", device="a6000", backend="llama.cpp", context=8192, parallel=4)
+    assert items(four)["key/value cache"] == 10 * GIB
+    smaller = ivl.plan("78b", device="a6000", backend="llama.cpp", context=8192, kv="8bit")
+    # One byte, and a float32 scale for each 32.
+    assert items(smaller)["key/value cache"] == 2.5 * GIB * (1 + 4 / 32) / 2
+
+
+def test_78b_on_a_card_of_48_gib() -> None:
+    """The decoder is 44.1 GiB and the tower 10.6: a file of 47.4 GB does not mean that it fits."""
+    report = ivl.plan("78b", device="RTX A6000", type="Q4_K_M", backend="llama.cpp")
+    assert not report.fits
+    assert report.verdict.answer == "fits if"
+    options = [changed.option for changed in report.verdict.changes]
+    assert "--vision Q8_0" in options
+    assert any(option.startswith("--type Q3_K") for option in options)
+    assert sum(changed.saved_bytes for changed in report.verdict.changes) > (
+        report.plan.placement.missing_bytes
+    )
+    assert "llama-server" in report.verdict.commands[-1]
+    assert "Q3_K" in report.verdict.commands[-1]
+
+
+def test_what_is_said_to_fit_does() -> None:
+    """Planned again with the changes that it names it fits; without any of them it does not."""
+    report = ivl.plan("78b", device="RTX A6000", type="Q4_K_M", backend="llama.cpp")
+    options = dict(c.option.split(" ", 1) for c in report.verdict.changes)
+    chosen = {name.removeprefix("--"): value for name, value in options.items()}
+    assert ivl.plan("78b", device="RTX A6000", backend="llama.cpp", **chosen).fits
+    for left_out in chosen:
+        rest = {name: value for name, value in chosen.items() if name != left_out}
+        again = ivl.plan(
+            "78b", device="RTX A6000", backend="llama.cpp", **{"type": "Q4_K_M", **rest}
+        )
+        assert not again.fits, left_out
+
+
+def test_memory_is_counted_for_each_device() -> None:
+    """Layers lie in order, each on one device, and none holds more than it has."""
+    report = ivl.plan("38b", device="2x RTX 3090", backend="llama.cpp", vision="Q8_0")
+    assert report.fits
+    first, second, host = (*report.plan.placement.shares, None)[:3]
+    assert (first.first_layer, second.first_layer) == (0, first.num_layers)
+    assert first.num_layers + second.num_layers == 64
+    assert "vision tower" in first.items
+    assert "vision tower" not in second.items
+    assert first.left_bytes >= 0
+    assert second.left_bytes >= 0
+    assert host is None
+    assert "--tensor-split" in report.verdict.commands[-1]
+
+
+def test_one_card_and_main_memory_share_the_layers() -> None:
+    report = ivl.plan("78b", device="RTX 4090", host="64GB:60GB/s", backend="llama.cpp")
+    placement = report.plan.placement
+    assert report.fits
+    assert 0 < placement.num_offloaded < 80
+    assert sum(share.num_layers for share in placement.shares) == 80
+    alone = ivl.plan("38b", device="RTX 4090", host="64GB:60GB/s", backend="llama.cpp")
+    likely = [r.plan.speed.tokens_per_s.value for r in (report, alone)]
+    assert likely[0] is not None
+    assert likely[1] is not None
+    assert likely[0].likely < likely[1].likely / 1.5
+    # Without a bandwidth of main memory there is no speed, and it is said why.
+    unknown = ivl.plan("78b", device="RTX 4090", host="64GB", backend="llama.cpp")
+    assert unknown.plan.speed.tokens_per_s.value is None
+    assert "bandwidth" in unknown.plan.speed.tokens_per_s.source
+
+
+def test_an_unknown_device_has_no_speed() -> None:
+    report = ivl.plan("8b", device="My card:24GB", backend="llama.cpp")
+    assert report.fits
+    assert report.plan.speed.tokens_per_s.value is None
+    assert report.plan.speed.tokens_per_s.confidence == "unknown"
+
+
+def test_vllm_divides_by_heads() -> None:
+    report = ivl.plan("38b", device="3x L40S", backend="vllm")
+    assert report.verdict.answer == "does not fit"
+    assert "40 heads" in report.verdict.text
+    two = ivl.plan("38b", device="4x A100 SXM 80GB", backend="vllm")
+    assert two.fits
+    assert "--tensor-parallel-size 4" in two.verdict.commands[0]
+
+
+def test_a_gpu_of_ivl_unpacks() -> None:
+    """Told, rather than planned as if it did not."""
+    quantized = ivl.plan("8b", device="RTX 4090", type="Q4_K_M")
+    plain = ivl.plan("8b", device="RTX 4090", type="BF16")
+    assert items(quantized)["decoder"] == items(plain)["decoder"]
+    assert any("unpacks" in warning for warning in quantized.verdict.warnings)
+
+
+def test_more_of_anything_takes_more() -> None:
+    report = ivl.plan("8b", device="RTX A6000", backend="llama.cpp")
+    total = sum(s.total_bytes for s in report.plan.placement.shares)
+    for more in (
+        {"context": 16384}, {"parallel": 2}, {"kv": "32bit"}, {"type": "Q8_0"}, {"vision": "F32"},
+    ):  # fmt: skip
+        other = change(report.plan, **more)
+        assert sum(s.total_bytes for s in other.placement.shares) > total, more
+
+
+@pytest.mark.parametrize(
+    ("model", "options"),
+    [
+        ("9b", {}),
+        ("8b", {"device": "GTX Potato"}),
+        ("8b", {"images": -1}),
+        ("8b", {"context": 0}),
+        ("8b", {"context": 100_000_000}),
+        ("8b", {"context": 1024}),  # 13 tiles do not fit
+        ("8b", {"max_tiles": 0}),
+        ("8b", {"parallel": 0}),
+        ("8b", {"vision_batch": 0}),
+        ("8b", {"type": "Q4_Z"}),
+        ("8b", {"vision": "Q4_K_M"}),
+        ("8b", {"kv": "4bit"}),
+        ("8b", {"backend": "lama"}),
+        ("8b", {"backend": "vllm", "type": "Q4_K_M"}),
+        ("8b", {"backend": "vllm", "vision": "Q8_0"}),
+        ("8b", {"backend": "llama.cpp", "type": "AWQ"}),
+        ("8b", {"memory": "lots"}),
+        ("8b", {"host": "64GB"}),
+        ("8b", {"device": "a100"}),
+        ("demo", {"type": "Q8_0"}),
+        ("no/such/model", {}),
+    ],
+)
+def test_nonsense_has_a_hint(model: str, options: dict) -> None:
+    with pytest.raises(IvlError) as caught:
+        ivl.plan(model, **options)
+    assert caught.value.hint
