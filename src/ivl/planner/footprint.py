@@ -13,13 +13,13 @@ from typing import Literal
 
 from ivl.config import ModelConfig
 from ivl.planner.backends import Backend
+from ivl.planner.kv_cache import BLOCK_TOKENS
 from ivl.planner.tensors import PlannedTensor
 from ivl.planner.workload import Workload, kv_bytes_per_layer_token
 
 CHUNK = 512
 """Tokens of a prompt that are read at once, by ivl and llama.cpp alike."""
 VLLM_CHUNK = 8192
-KV_BLOCK_TOKENS = 32
 DENSE_PANEL, DENSE_UNIT = 32, 64
 
 
@@ -108,7 +108,7 @@ def footprint(
     on_gpu: bool,
 ) -> Footprint:  # fmt: skip
     """All bytes of a model, of which the weights are known."""
-    tokens = -(-work.context // KV_BLOCK_TOKENS) * KV_BLOCK_TOKENS
+    tokens = -(-work.context // BLOCK_TOKENS) * BLOCK_TOKENS
     panels = keeping == "panels"
     itemsize = 2 if on_gpu else 4
     return Footprint(

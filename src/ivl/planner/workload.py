@@ -4,17 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
 
 from ivl.config import ModelConfig
 from ivl.errors import ConfigError, RequestError, UnsupportedError
+from ivl.planner.kv_cache import KV_TYPES, KVType, kv_bytes_per_token
 from ivl.planner.memory import DEFAULT_CONTEXT, DEFAULT_VISION_BATCH
 from ivl.prompt.tiles import check_max_tiles, share_budget
-
-KV = Literal["32bit", "16bit", "8bit"]
-KV_TYPES: tuple[KV, ...] = get_args(KV)
-KV_GROUP = 32
-"""Channels of a key or value that share a float32 scale at 8 bits (`ivl.model.cache`)."""
 
 TEXT_TOKENS = 96
 """A system message of the family and a short question."""
@@ -28,7 +23,7 @@ class Workload:
     """Each of `parallel` sequences has `context` tokens, and shows the images of `tiles`."""
 
     context: int
-    kv: KV = "16bit"
+    kv: KVType = "16bit"
     tiles: tuple[int, ...] = ()
     """Tiles of each image, thumbnails counted."""
     max_tiles: int = 12
@@ -111,7 +106,7 @@ def replace_context(work: Workload, config: ModelConfig, context: int | None) ->
     return replace(work, context=context)
 
 
-def find_kv(name: str) -> KV:
+def find_kv(name: str) -> KVType:
     """The type of the key/value cache; UnsupportedError for an unknown one."""
     for kv in KV_TYPES:
         if name in (kv, kv.removesuffix("bit")):
@@ -119,11 +114,6 @@ def find_kv(name: str) -> KV:
     raise UnsupportedError(f"There is no cache type {name!r}.", f"Known: {', '.join(KV_TYPES)}.")
 
 
-def kv_bytes_per_layer_token(config: ModelConfig, kv: KV) -> int:
-    """Keys and values of one layer for one token; grouped heads count once a group."""
-    d = config.decoder
-    channels = 2 * d.num_kv_heads * d.head_dim
-    if kv == "8bit":
-        group = KV_GROUP if d.head_dim % KV_GROUP == 0 else d.head_dim
-        return channels + 4 * channels // group
-    return channels * (4 if kv == "32bit" else 2)
+def kv_bytes_per_layer_token(config: ModelConfig, kv: KVType) -> int:
+    """Keys and values of one layer for one token."""
+    return kv_bytes_per_token(config.decoder, kv) // config.decoder.num_layers
