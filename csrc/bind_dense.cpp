@@ -114,6 +114,23 @@ void attend(nb::ndarray<float, nb::ndim<3>, nb::c_contig, nb::device::cpu> qkv, 
   ivl::tile_attention(args);
 }
 
+// The weight comes as an address: it may be of a type that Python has no arrays of.
+void pack(int type_number, uintptr_t weight, int dtype, int64_t rows, int64_t columns,
+          float float16_most, nb::ndarray<uint8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu> panels,
+          Vector scales) {
+  const auto type = static_cast<ivl::Dense>(type_number);
+  const int64_t stride = (columns + ivl::kRowUnits - 1) / ivl::kRowUnits * ivl::kRowUnits;
+  const int64_t num_panels = (rows + ivl::kPanel - 1) / ivl::kPanel;
+  require(dtype == 0 || dtype == 1 || dtype == 30, "weight: float32, float16 or bfloat16");
+  require(static_cast<int64_t>(panels.shape(0)) == num_panels &&
+              static_cast<int64_t>(panels.shape(1)) == ivl::kPanel * stride * value_bytes(type),
+          "panels: wrong size");
+  require(static_cast<int64_t>(scales.size()) == rows, "a scale for each row");
+  nb::gil_scoped_release unlocked;
+  ivl::dense_pack(type, reinterpret_cast<const void*>(weight), dtype, rows, columns, stride,
+                  float16_most, panels.data(), scales.data());
+}
+
 }  // namespace
 
 void bind_dense(nb::module_& m) {
@@ -124,5 +141,6 @@ void bind_dense(nb::module_& m) {
   m.def("dense_multiply", &multiply, nb::arg("type"), nb::arg("values"), nb::arg("scales"),
         nb::arg("sums"), nb::arg("panels"), nb::arg("weight_scales").none(), nb::arg("bias").none(),
         nb::arg("out"), nb::arg("epilogue"), nb::arg("channel_scales").none());
+  m.def("dense_pack", &pack);
   m.def("tile_attention", &attend);
 }

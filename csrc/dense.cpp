@@ -3,8 +3,10 @@
 #include <algorithm>
 #include <vector>
 
-#include "isa.hpp"
+#include "memory.hpp"
+#include "select.hpp"
 #include "threads.hpp"
+#include "variant/dense_pack.hpp"
 
 #if defined(__x86_64__)
 #include <cpuid.h>
@@ -12,35 +14,26 @@
 
 namespace ivl {
 
-#define IVL_DECLARE(variant)            \
-  namespace variant {                   \
-  extern const DenseKernels dense_kernels; \
-  }
-IVL_DECLARE(portable)
-#if defined(IVL_HAS_AVX2)
-IVL_DECLARE(avx2)
-#endif
-#if defined(IVL_HAS_AVX512)
-IVL_DECLARE(avx512)
-#endif
-#if defined(IVL_HAS_NEON)
-IVL_DECLARE(neon)
-#endif
-#undef IVL_DECLARE
+namespace portable { extern const DenseKernels dense_kernels; }
+namespace avx2 { extern const DenseKernels dense_kernels; }
+namespace avx512 { extern const DenseKernels dense_kernels; }
+namespace neon { extern const DenseKernels dense_kernels; }
 
-const DenseKernels& dense_kernels() {
-  switch (current_isa()) {
-#if defined(IVL_HAS_AVX512)
-    case Isa::avx512: return avx512::dense_kernels;
-#endif
-#if defined(IVL_HAS_AVX2)
-    case Isa::avx2: return avx2::dense_kernels;
-#endif
-#if defined(IVL_HAS_NEON)
-    case Isa::neon: return neon::dense_kernels;
-#endif
-    default: return portable::dense_kernels;
-  }
+const DenseKernels& dense_kernels() { IVL_SELECT(dense_kernels) }
+
+namespace {
+const DensePackKernels& pack_kernels() { IVL_SELECT(dense_pack_kernels) }
+}  // namespace
+
+void dense_pack(Dense type, const void* weight, int dtype, int64_t rows, int64_t columns,
+                int64_t stride, float float16_most, void* panels, float* scales) {
+  const DensePack pack = {weight, dtype,        rows,   columns, type == Dense::int8,
+                          stride, float16_most, panels, scales};
+  parallel_for((rows + kPanel - 1) / kPanel, [&](int64_t panel) {
+    static thread_local Buffer scratch;
+    scratch.reserve(static_cast<size_t>(pack_kernels().scratch_bytes(pack)));
+    pack_kernels().pack(pack, panel, scratch.data());
+  });
 }
 
 #if defined(IVL_HAS_AVX512) && defined(__x86_64__) && \

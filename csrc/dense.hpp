@@ -55,6 +55,12 @@ struct DenseProduct {
   const float* channel_scales;  // (outputs,), for add_scaled: out += channel_scale * y
 };
 
+// Brings a weight (rows, columns) of `dtype` (as in GGUF files: 0 float32, 1 float16, 30 bfloat16)
+// into panels of `stride` columns, on all threads. int8: the largest magnitude of a row becomes 127.
+// float16: a row with a magnitude above `float16_most` is scaled down to it. scales (rows,).
+void dense_pack(Dense type, const void* weight, int dtype, int64_t rows, int64_t columns,
+                int64_t stride, float float16_most, void* panels, float* scales);
+
 // What one instruction set offers.
 struct DenseKernels {
   // Norms `num_rows` rows of x (rows, width) and writes them into `rows` from row `first` on.

@@ -4,8 +4,13 @@
 
 #include <cstring>
 
+#include "select.hpp"
+#include "variant/packing.hpp"
+
 namespace ivl {
 namespace {
+
+const PackKernels& kernels() { IVL_SELECT(pack_kernels) }
 
 constexpr uint32_t kNibbles = 0x0F0F0F0F, kPairs = 0x03030303, kOnes = 0x01010101;
 
@@ -263,7 +268,18 @@ void pack_panel(const Layout& layout, const uint8_t* blocks, int64_t rows, int64
   uint8_t* planes = scales + scale_section(layout, columns);
   const int64_t first = panel * kPanelRows;
   const int in_panel = static_cast<int>(rows - first < kPanelRows ? rows - first : kPanelRows);
-  if (in_panel < kPanelRows) std::memset(scales, 0, panel_bytes(layout, columns));
+  if (in_panel == kPanelRows) {
+    const uint8_t* row = blocks + first * row_bytes;
+    for (int64_t b = 0; b < num_blocks; ++b) {
+      for (int i = 0; i < kPanelRows; ++i) {
+        put_scales(layout.type_id, row + i * row_bytes + b * layout.block_bytes,
+                   scales + b * layout.scale_bytes, i);
+      }
+    }
+    kernels().pack_levels(layout_index(layout.type_id), row, row_bytes, num_blocks, planes);
+    return;
+  }
+  std::memset(scales, 0, panel_bytes(layout, columns));
   for (int64_t b = 0; b < num_blocks; ++b) {
     for (int row = 0; row < in_panel; ++row) {
       const uint8_t* block = blocks + (first + row) * row_bytes + b * layout.block_bytes;

@@ -90,6 +90,10 @@ class CpuFloatMatrix(Matrix):
     def num_bytes(self) -> int:
         return self.weight.nbytes
 
+    def release(self) -> None:
+        """Gives back the memory of the file's pages, until they are looked at again."""
+        release_pages(self._blocks)
+
     def linear(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         return float_linear(x, self.weight, bias)
 

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ivl.kernels import cpu
+from ivl.kernels.float_linear import DTYPE_NUMBERS
 
 Arithmetic = Literal["int8", "float16"]
 PANEL = 32
@@ -94,10 +95,22 @@ class DenseMatrix:
         self.outputs, self.inputs = weight.shape
         self.arithmetic: Arithmetic = arithmetic
         self.bias = None if bias is None else bias.detach().float().contiguous()
-        # A few panels at a time: a float32 copy of the whole weight would be the peak of loading.
-        parts = [self._pack(rows) for rows in weight.detach().split(32 * PANEL)]
-        self.panels = torch.cat([panels for panels, _ in parts])
-        self.scales = torch.cat([scales for _, scales in parts])
+        weight = weight.detach().contiguous()
+        value_bytes = 1 if arithmetic == "int8" else 2
+        panel_bytes = PANEL * _padded(self.inputs, ROW_UNITS) * value_bytes
+        num_panels = _padded(self.outputs, PANEL) // PANEL
+        self.panels = torch.empty((num_panels, panel_bytes), dtype=torch.uint8)
+        self.scales: Tensor | None = torch.empty(self.outputs)
+        _extension().dense_pack(
+            _TYPES[arithmetic],
+            weight.data_ptr(),
+            DTYPE_NUMBERS[weight.dtype],
+            self.outputs,
+            self.inputs,
+            FLOAT16_MOST,
+            self.panels,
+            self.scales,
+        )
         if arithmetic == "float16" and bool((self.scales == 1).all()):
             self.scales = None
 
@@ -130,24 +143,6 @@ class DenseMatrix:
             channel_scales,
         )
         return out
-
-    def _pack(self, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """Panels (n, inputs / unit, 32, unit bytes) as uint8, and the scales of their rows."""
-        weight = weight.float()
-        most = weight.abs().amax(1)
-        if self.arithmetic == "int8":
-            scales = torch.where(most > 0, most / 127, 1.0)
-            values = (weight / scales[:, None]).round().to(torch.int8)
-            unit, empty = 4, 128
-            values = (values.int() + 128).to(torch.uint8)
-        else:
-            scales = torch.where(most > FLOAT16_MOST, most / FLOAT16_MOST, 1.0)
-            values, unit, empty = (weight / scales[:, None]).half(), 2, 0
-        rows, inputs = values.shape
-        padding = (0, _padded(inputs, ROW_UNITS) - inputs, 0, _padded(rows, PANEL) - rows)
-        values = F.pad(values, padding, value=empty)
-        panels = values.view(len(values) // PANEL, PANEL, -1, unit).transpose(1, 2).contiguous()
-        return panels.view(torch.uint8).flatten(1), scales
 
 
 def tile_attention(qkv: Tensor, num_heads: int, out: Tensor) -> Tensor:

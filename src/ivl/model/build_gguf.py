@@ -25,6 +25,7 @@ from ivl.config import ModelConfig
 from ivl.errors import CheckpointError
 from ivl.kernels.dispatch import pack
 from ivl.kernels.linear import QuantizedEmbedding, QuantizedLinear
+from ivl.kernels.mapped import release_pages
 from ivl.kernels.matrix import Matrix, StackedMatrix
 from ivl.model.build import Progress, assign, empty_model
 from ivl.model.internvl import InternVL
@@ -119,7 +120,11 @@ def _matrix(
     if order is not None:
         blocks = [blocks[0][order]]
     if len(set(formats)) == 1:
-        whole = np.concatenate(blocks) if len(blocks) > 1 else blocks[0]
+        if len(blocks) == 1:
+            return pack(blocks[0], formats[0], device)
+        whole = np.concatenate(blocks)
+        for part in blocks:
+            release_pages(part)
         return pack(whole, formats[0], device)
     return StackedMatrix([pack(b, f, device) for b, f in zip(blocks, formats, strict=True)])
 

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ivl.errors import UnsupportedError
+from ivl.kernels.cpu_matrix import CpuFloatMatrix
 from ivl.kernels.dense import Arithmetic, DenseMatrix, Norm, Rows, arithmetics, tile_attention
 from ivl.kernels.linear import QuantizedLinear
 from ivl.model.internvl import InternVL
@@ -111,7 +112,7 @@ class CpuVisionLayer:
             for norm in (attn.q_norm, attn.k_norm)
         )
         self.qkv, self.proj, self.fc1, self.fc2 = (
-            DenseMatrix(_weight(linear), linear.bias, arithmetic)
+            _packed(linear, arithmetic)
             for linear in (attn.qkv, attn.proj, layer.mlp.fc1, layer.mlp.fc2)
         )
         self.scale1, self.scale2 = layer.scale1.detach().float(), layer.scale2.detach().float()
@@ -142,12 +143,17 @@ def _norm(norm: nn.Module) -> Norm:
     return Norm(kind="layer", weight=weight, bias=bias, eps=norm.eps)
 
 
-def _weight(linear: nn.Module) -> Tensor:
-    """(outputs, inputs), of a layer whose weights may be quantized."""
-    if isinstance(linear, QuantizedLinear):
-        return linear.matrix.dequantize()
-    assert isinstance(linear, nn.Linear)
-    return linear.weight
+def _packed(linear: nn.Module, arithmetic: Arithmetic) -> DenseMatrix:
+    """The weight (outputs, inputs) of a layer in another arithmetic; it may be quantized."""
+    if not isinstance(linear, QuantizedLinear):
+        assert isinstance(linear, nn.Linear)
+        return DenseMatrix(linear.weight, linear.bias, arithmetic)
+    matrix = linear.matrix
+    if not isinstance(matrix, CpuFloatMatrix):
+        return DenseMatrix(matrix.dequantize(), linear.bias, arithmetic)
+    packed = DenseMatrix(matrix.weight, linear.bias, arithmetic)
+    matrix.release()
+    return packed
 
 
 def _is_dense(tower: nn.Module | None) -> bool:
