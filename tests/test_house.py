@@ -50,7 +50,7 @@ MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 60
 NAMES_WITHOUT_A_SUBJECT = {"utils.py", "helpers.py", "common.py"}
 
-IMPORTED_AS = {"pillow": "PIL"}
+IMPORTED_AS = {"pillow": "PIL", "prometheus-client": "prometheus_client"}
 """Dependencies whose module has another name."""
 
 ORACLES = {("transformers", "evaluate/record.py")}

@@ -36,3 +36,7 @@ class CapacityError(IvlError):
 
 class RequestError(IvlError):
     """A question, an image or a generation option is not usable."""
+
+
+class BusyError(IvlError):
+    """More is asked for at once than the limits allow; the same may be had later."""

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from ivl.engine.options import GenerationOptions
 
+LIKELIEST = 256
+
 
 class Sampler:
     """Chooses the tokens of one answer. With the same seed and logits it chooses the same ones.
@@ -25,6 +27,13 @@ class Sampler:
             self.generator.seed()
         else:
             self.generator.manual_seed(options.seed % 2**63)
+
+    @property
+    def is_plainly_greedy(self) -> bool:
+        """Whether the likeliest token is always the one that is chosen."""
+        options = self.options
+        penalties = options.presence_penalty or options.frequency_penalty
+        return options.temperature == 0 and options.repetition_penalty == 1 and not penalties
 
     def choose(self, logits: Tensor) -> int:
         """float32 logits (vocab,), on any device, which are left as they are -> a token id."""
@@ -69,7 +78,10 @@ class Sampler:
 
 def _keep_top_p(probabilities: Tensor, top_p: float) -> Tensor:
     """Zeroes all but the smallest set of most probable tokens that together reach `top_p`."""
-    ordered, index = probabilities.sort(descending=True, stable=True)
+    # Sorting a vocabulary takes longer than the rest together, and few tokens mostly suffice.
+    ordered, index = probabilities.topk(min(LIKELIEST, len(probabilities)))
+    if ordered.sum() < top_p:
+        ordered, index = probabilities.sort(descending=True, stable=True)
     before = ordered.cumsum(-1) - ordered
     kept = torch.where(before < top_p, ordered, 0.0)
     kept[0] = ordered[0]

@@ -17,6 +17,11 @@ class StopText:
         self.stopped = False
         self._held = ""
 
+    @property
+    def num_held(self) -> int:
+        """Characters that are held back."""
+        return len(self._held)
+
     def push(self, text: str) -> str:
         """Takes new text; returns what may be shown. After a stop string nothing more comes."""
         if self.stopped:
