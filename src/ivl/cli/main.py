@@ -31,6 +31,7 @@ COMMANDS: dict[str, str] = {
     "ask": "Ask a question about images.",
     "read": "Read all the text in images.",
     "chat": "Talk about images, with several questions.",
+    "serve": "Serve a model to programs and people.",
     "info": "Say what a model is, and what it needs.",
     "plan": "Say what will run where, how fast, and what to change.",
     "convert": "Convert a model to a GGUF pair.",

@@ -33,19 +33,19 @@ from ivl.model.out_of_memory import capacity_error
 log = logging.getLogger("ivl.engine")
 
 UNBOUNDED = 1 << 60
-BUSY_RETRY_S = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchLimits:
     """What the batch engine may hold; all memory is reserved when it starts.
 
-    kv_tokens: tokens of all sequences whose keys and values are kept. kv: their type, None for
-    what suits the model. max_sequences run at once, and max_queued more wait. idle_tokens and
-    busy_tokens: as of `StepLimits`; None for what suits the device.
+    kv_tokens: tokens of all sequences whose keys and values are kept; None: of so many sequences
+    at the full context. kv: their type, None for what suits the model. max_sequences run at once,
+    and max_queued more wait. idle_tokens and busy_tokens: as of `StepLimits`; None for what suits
+    the device.
     """
 
-    kv_tokens: int
+    kv_tokens: int | None = None
     kv: KVType | None = None
     max_sequences: int = 16
     max_queued: int = 128
@@ -102,13 +102,16 @@ class BatchEngine:
 
     def __init__(self, engine: Engine, limits: BatchLimits) -> None:
         """ConfigError for limits that cannot be; CapacityError when memory is too small."""
-        for name in ("kv_tokens", "max_sequences"):
-            if getattr(limits, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, not {getattr(limits, name)}.")
+        kv_tokens = limits.kv_tokens
+        if kv_tokens is None:
+            kv_tokens = limits.max_sequences * engine.context
+        for name, value in (("kv_tokens", kv_tokens), ("max_sequences", limits.max_sequences)):
+            if value < 1:
+                raise ConfigError(f"{name} must be at least 1, not {value}.")
         if limits.max_queued < 0 or limits.vision_cache_bytes < 0:
             raise ConfigError("The number of queued requests and the cache cannot be negative.")
         self.engine, self.limits, self.model = engine, limits, engine.model
-        num_blocks = num_blocks_for(limits.kv_tokens)
+        num_blocks = num_blocks_for(kv_tokens)
         with capacity_error("reserving the key/value cache", "Use a smaller --kv-tokens."):
             self._store = self.model.new_store(num_blocks, limits.kv)
         self._vision = VisionCache(limits.vision_cache_bytes)

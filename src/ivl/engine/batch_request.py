@@ -21,6 +21,7 @@ from ivl.engine.request import (
 )
 from ivl.engine.sequence import TilePlace, place_tiles, tile_digests
 from ivl.errors import IvlError, RequestError
+from ivl.prompt.pixels import DEFAULT_MAX_PIXELS
 from ivl.prompt.template import Message, Prompt, Text, check_image_tokens, render
 
 
@@ -51,6 +52,7 @@ class BatchRequest:
         images: Sequence[Any] = (),
         *,
         max_tiles: MaxTiles = None,
+        max_pixels: int = DEFAULT_MAX_PIXELS,
         most_tokens: int | None = None,
         options: GenerationOptions | None = None,
         num_logprobs: int | None = None,
@@ -58,11 +60,13 @@ class BatchRequest:
     ) -> BatchRequest:
         """A conversation whose last message is the user's; `images` fill its slots in order.
 
-        `max_tiles` as of `prepare_images`; `most_tokens`: of prompt and answer, if less than the
-        context. Errors as of `Conversation.ask`.
+        `max_tiles` and `max_pixels` as of `prepare_images`; `most_tokens`: of prompt and answer,
+        if less than the context. Errors as of `Conversation.ask`.
         """
         config = engine.config
-        tiles, tiles_per_image = prepare_images(images, config, max_tiles)
+        tiles, tiles_per_image = prepare_images(
+            images, config, max_tiles, max_pixels=max_pixels, most_tokens=engine.context
+        )
         prompt = render(
             messages,
             template=engine.template,

@@ -10,9 +10,9 @@ import numpy as np
 
 from ivl.config import NO_IMAGES, ModelConfig
 from ivl.errors import CapacityError, RequestError
-from ivl.prompt.pixels import cut_tiles, load_image
+from ivl.prompt.pixels import DEFAULT_MAX_PIXELS, cut_tiles, load_image
 from ivl.prompt.template import Control, ImageTokens, Prompt, Text
-from ivl.prompt.tiles import Grid, share_budget, tile_grid
+from ivl.prompt.tiles import Grid, num_tiles_with_thumbnail, share_budget, tile_grid
 from ivl.prompt.tokenizer import Tokenizer
 
 MaxTiles = int | Sequence[int] | None
@@ -55,22 +55,36 @@ def tokenize(
 
 
 def prepare_images(
-    images: Sequence[Any], config: ModelConfig, max_tiles: MaxTiles = None
+    images: Sequence[Any],
+    config: ModelConfig,
+    max_tiles: MaxTiles = None,
+    *,
+    max_pixels: int = DEFAULT_MAX_PIXELS,
+    most_tokens: int | None = None,
 ) -> tuple[np.ndarray | None, list[int]]:
     """Tiles of all images, uint8 (n, tile_px, tile_px, 3), and how many each of them gave.
 
     `max_tiles` is a budget that the images share, or one limit for each; None is the model's own.
     Every image may be a path, bytes, a file or a PIL image. Without images the tiles are None.
+    One image at a time is decoded. RequestError for one of more than `max_pixels`, CapacityError
+    as soon as the tiles have more than `most_tokens` image tokens.
     """
     if not images:
         return None, []
     if config.vision is None:
         raise RequestError(NO_IMAGES, config.blind_hint)
     limits = share_budget(len(images), config.max_tiles if max_tiles is None else max_tiles)
-    tiles = []
+    tiles, num_tokens = [], 0
     for source, limit in zip(images, limits, strict=True):
-        image = load_image(source)
+        image = load_image(source, max_pixels=max_pixels)
         grid = choose_grid(image.size, config, limit)
+        num_tiles = num_tiles_with_thumbnail(grid, config.use_thumbnail)
+        num_tokens += num_tiles * config.tokens_per_tile
+        if most_tokens is not None and num_tokens > most_tokens:
+            raise CapacityError(
+                f"The images have more than the {most_tokens} tokens that the context holds.",
+                "Use fewer images, or a smaller max_tiles.",
+            )
         tiles.append(
             cut_tiles(image, tile_px=config.tile_px, use_thumbnail=config.use_thumbnail, grid=grid)
         )

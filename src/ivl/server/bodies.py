@@ -1,0 +1,108 @@
+"""Bodies of requests: JSON that cannot hurt, into pydantic models that take no unknown field."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any, NoReturn, TypeVar
+
+from fastapi import FastAPI, Request
+from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic.json_schema import models_json_schema
+
+from ivl.server.errors import ApiError, of_validation
+from ivl.server.settings import ServerSettings
+
+MEANS_NOTHING: tuple[Any, ...] = (None, False, [], {}, "", "none", "auto", "default")
+"""What clients send for a feature that they do not use."""
+
+
+class Fields(BaseModel):
+    """A part of a body: a field that it does not have is an error."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    @classmethod
+    def unsupported(cls) -> Mapping[str, str]:
+        """Fields that the API knows and this server does not do, and why."""
+        return {}
+
+
+Body = TypeVar("Body", bound=Fields)
+
+
+async def read_body(request: Request, kind: type[Body]) -> Body:
+    """The body of a request; ApiError for one that is no JSON, too deep, or has other fields."""
+    raw = parse_json(await request.body(), settings_of(request))
+    if not isinstance(raw, dict):
+        raise ApiError(400, "The body must be a JSON object.")
+    for name, reason in kind.unsupported().items():
+        if name not in raw:
+            continue
+        if raw.pop(name) not in MEANS_NOTHING:
+            raise ApiError(400, f"{name!r} is not supported: {reason}", param=name)
+    try:
+        return kind.model_validate(raw)
+    except ValidationError as error:
+        raise of_validation(error, list(kind.model_fields)) from None
+    except RecursionError:
+        raise ApiError(400, "The body is nested too deeply.") from None
+
+
+def settings_of(request: Request) -> ServerSettings:
+    return request.app.state.settings
+
+
+def parse_json(body: bytes, settings: ServerSettings) -> Any:
+    """JSON as RFC 8259 has it (no NaN), in UTF-8, nested at most `max_json_depth` deep."""
+    try:
+        raw = json.loads(body.decode("utf-8"), parse_constant=_refuse_constant)
+    except UnicodeDecodeError as error:
+        raise ApiError(400, f"The body is not UTF-8: byte {error.start} is wrong.") from None
+    except RecursionError:
+        raise ApiError(400, "The body is nested too deeply.") from None
+    except ValueError as error:
+        raise ApiError(400, f"The body is not JSON: {str(error)[:200]}.") from None
+    _check_depth(raw, settings.max_json_depth)
+    return raw
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no JSON number")
+
+
+def _check_depth(raw: Any, most: int) -> None:
+    level = [raw] if isinstance(raw, dict | list) else []
+    for _ in range(most):
+        if not level:
+            return
+        level = [
+            child
+            for parent in level
+            for child in (parent.values() if isinstance(parent, dict) else parent)
+            if isinstance(child, dict | list)
+        ]
+    raise ApiError(400, f"The body is nested more than {most} levels deep.")
+
+
+def body_schema(kind: type[Fields]) -> dict[str, Any]:
+    """What a route's `openapi_extra` says of its body; `describe_bodies` adds the schemas."""
+    reference = {"$ref": f"#/components/schemas/{kind.__name__}"}
+    content = {"application/json": {"schema": reference}}
+    return {"requestBody": {"required": True, "content": content}}
+
+
+def describe_bodies(app: FastAPI, kinds: list[type[Fields]]) -> None:
+    """Adds the schemas of bodies to the app's OpenAPI document."""
+    generate = app.openapi
+    _, definitions = models_json_schema(
+        [(kind, "validation") for kind in kinds], ref_template="#/components/schemas/{model}"
+    )
+
+    def openapi() -> dict[str, Any]:
+        document = generate()
+        schemas = document.setdefault("components", {}).setdefault("schemas", {})
+        schemas.update(definitions["$defs"])
+        return document
+
+    app.openapi = openapi

@@ -1,0 +1,52 @@
+"""From what the command line says to an engine, with its memory reserved."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from ivl.api import Model
+from ivl.engine.batch import BatchEngine, BatchLimits
+from ivl.errors import CapacityError
+from ivl.model.cache import BLOCK_TOKENS
+from ivl.planner.devices import available_memory_bytes
+from ivl.planner.memory import GIB, kv_bytes_per_token
+
+KV_SHARE = 0.5
+"""Of the memory that is free once the weights are there; the rest is for activations, images that
+are being decoded, and others."""
+KV_ITEM_BYTES = {"32bit": 4.0, "16bit": 2.0, "8bit": 1.125}
+
+
+def start_engine(model: Model, limits: BatchLimits) -> BatchEngine:
+    """An engine whose cache holds `limits.kv_tokens`; None: all sequences at the full context, or
+    as much as half of the free memory holds.
+
+    CapacityError when that memory does not hold one sequence at the full context, or the number of
+    tokens that was asked for.
+    """
+    engine = model.engine
+    free = _free_bytes(engine.model.device)
+    # What the store keeps when nothing else is said: see `model.new_store`.
+    kind = limits.kv or ("32bit" if engine.model.dtype == torch.float32 else "16bit")
+    token_bytes = kv_bytes_per_token(engine.config, 1) * KV_ITEM_BYTES[kind]
+    wanted = limits.kv_tokens or limits.max_sequences * engine.context
+    least = limits.kv_tokens or engine.context
+    if free is not None:
+        held = int((free * KV_SHARE - limits.vision_cache_bytes) / token_bytes)
+        if held < least:
+            raise CapacityError(
+                f"The cache of {least} tokens needs {least * token_bytes / GIB:.1f} GiB, and "
+                f"{max(held, 0) * token_bytes / GIB:.1f} GiB can be had for it.",
+                "Use a smaller --context or --kv-tokens, or --kv 8bit.",
+            )
+        wanted = min(wanted, held)
+    tokens = max(wanted, BLOCK_TOKENS)
+    return BatchEngine(engine, replace(limits, kv_tokens=tokens))
+
+
+def _free_bytes(device: torch.device) -> int | None:
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return available_memory_bytes()

@@ -1,0 +1,162 @@
+"""Bodies of Ollama's API. Source: `docs/api.md` of Ollama."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from ivl.engine.grammar import Grammar, GrammarCompiler
+from ivl.engine.options import GenerationOptions
+from ivl.errors import RequestError
+from ivl.server.bodies import Fields
+from ivl.server.sampling_fields import MAX_TOP_LOGPROBS, NO_TOOLS, Seed
+
+PLACEMENT = (
+    *("numa", "num_batch", "num_gpu", "main_gpu", "low_vram", "f16_kv", "vocab_only", "use_mmap"),
+    *("use_mlock", "num_thread", "num_keep", "logits_all", "embedding_only"),
+)
+"""Options that say how Ollama loads a model. Here that is said when the server is started."""
+OTHER_SAMPLERS = {
+    "mirostat": 0,
+    "mirostat_tau": 5.0,
+    "mirostat_eta": 0.1,
+    "tfs_z": 1.0,
+    "typical_p": 1.0,
+    "penalize_newline": True,
+}
+"""Options of samplers that are not here, and the values that turn them off."""
+
+JsonSchema = dict[str, Any]
+
+
+class Options(Fields):
+    """Ollama's options. What says how a model is placed is taken and changes nothing, as it changes
+    no answer; num_ctx must be within the context that the server has."""
+
+    num_ctx: Annotated[int, Field(ge=1)] | None = None
+    num_predict: Annotated[int, Field(ge=-2)] | None = None
+    temperature: Annotated[float, Field(ge=0, le=100)] | None = None
+    top_k: Annotated[int, Field(ge=0)] | None = None
+    top_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    min_p: Annotated[float, Field(ge=0, lt=1)] | None = None
+    seed: Seed | None = None
+    stop: str | list[str] | None = None
+    repeat_penalty: Annotated[float, Field(gt=0, le=10)] | None = None
+    repeat_last_n: Literal[-1] | None = None
+    """-1: the penalty weighs all tokens of prompt and answer; there is no other window."""
+    presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    max_tiles: Annotated[int, Field(ge=1, le=1024)] | None = None
+    """An addition: tiles that the images share."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_placement(cls, given: object) -> object:
+        if not isinstance(given, dict):
+            return given
+        given = {name: value for name, value in given.items() if name not in PLACEMENT}
+        for name, off in OTHER_SAMPLERS.items():
+            if given.pop(name, off) not in (off, None):
+                raise ValueError(f"{name} is not supported")
+        if given.get("repeat_penalty") in (1, None) and "repeat_last_n" in given:
+            del given["repeat_last_n"]  # there is nothing to weigh
+        return given
+
+    def generation(self, context: int) -> GenerationOptions:
+        """The engine's options; RequestError for a context that the server does not have."""
+        if self.num_ctx is not None and self.num_ctx > context:
+            raise RequestError(
+                f"num_ctx is {self.num_ctx}, and the server's context is {context}.",
+                "Start the server with a larger --context, or leave num_ctx out.",
+            )
+        predict = self.num_predict
+        chosen = {
+            "max_tokens": None if predict is None or predict < 0 else max(predict, 1),
+            "temperature": self.temperature,
+            "top_k": 1 if self.top_p == 0 else self.top_k,
+            "top_p": self.top_p or None,
+            "min_p": self.min_p,
+            "seed": self.seed,
+            "stop": (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ()),
+            "repetition_penalty": self.repeat_penalty,
+            "presence_penalty": self.presence_penalty,
+            "frequency_penalty": self.frequency_penalty,
+        }
+        given = {name: value for name, value in chosen.items() if value is not None}
+        return GenerationOptions.of(given)
+
+
+class OllamaRequest(Fields):
+    """`keep_alive` is taken and changes nothing: a model stays until another needs its memory."""
+
+    model: Annotated[str, Field(min_length=1)]
+    stream: bool | None = None
+    format: Literal["", "json"] | JsonSchema | None = None
+    options: Options | None = None
+    keep_alive: float | str | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
+
+    @property
+    def num_logprobs(self) -> int | None:
+        return (self.top_logprobs or 0) if self.logprobs else None
+
+    def compile_format(self, grammars: GrammarCompiler) -> Grammar | None:
+        if not self.format:
+            return None
+        if isinstance(self.format, dict):
+            return grammars.json_schema(self.format)
+        return grammars.json_object()
+
+
+class OllamaMessage(Fields):
+    role: Literal["system", "user", "assistant"]
+    content: str | None = None
+    images: list[str] | None = None
+    """Files in base64: images, or PDFs."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_empty_fields(cls, given: object) -> object:
+        if not isinstance(given, dict):
+            return given
+        if given.get("role") == "tool" or given.get("tool_calls"):
+            raise ValueError(NO_TOOLS[:-1])
+        dropped = ("thinking", "tool_calls", "tool_name")
+        return {k: v for k, v in given.items() if k not in dropped or v}
+
+
+class OllamaChat(OllamaRequest):
+    messages: list[OllamaMessage] | None = None
+
+    @classmethod
+    def unsupported(cls) -> Mapping[str, str]:
+        return {"tools": NO_TOOLS, "think": "the models do not think before they answer."}
+
+
+class OllamaGenerate(OllamaRequest):
+    prompt: str | None = None
+    system: str | None = None
+    images: list[str] | None = None
+    raw: bool | None = None
+
+    @classmethod
+    def unsupported(cls) -> Mapping[str, str]:
+        return {
+            "suffix": "the models do not fill in the middle.",
+            "template": "a model's own template is used; `raw` takes none.",
+            "context": "send the conversation to /api/chat; the cache finds what it has seen.",
+            "think": "the models do not think before they answer.",
+            "width": "images are looked at, not made.",
+            "height": "images are looked at, not made.",
+            "steps": "images are looked at, not made.",
+        }
+
+
+class OllamaShow(Fields):
+    model: str | None = None
+    name: str | None = None
+    """The older spelling of `model`."""
+    verbose: bool | None = None

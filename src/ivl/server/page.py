@@ -1,0 +1,107 @@
+"""The page at `/`, and what it asks for: how an image is cut, and the pages of a PDF."""
+
+from __future__ import annotations
+
+import base64
+import io
+from importlib import resources
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Request
+from fastapi.responses import Response
+
+from ivl.prompt.tiles import LARGEST_MAX_TILES, num_tiles_with_thumbnail, tile_grid
+from ivl.server.context import Context
+from ivl.server.errors import ApiError
+from ivl.server.pictures import is_pdf, pages_of
+
+router = APIRouter(tags=["Page"])
+
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+"""Nothing is loaded from elsewhere, and no text can become a program."""
+HEADERS = {
+    "Content-Security-Policy": POLICY,
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-cache",
+}
+TYPES = {
+    "index.html": "text/html; charset=utf-8",
+    "page.css": "text/css; charset=utf-8",
+    "page.js": "text/javascript; charset=utf-8",
+}
+JPEG_QUALITY = 90
+Side = Annotated[int, Query(ge=1, le=1_000_000)]
+
+
+def _asset(name: str) -> Response:
+    text = (resources.files("ivl") / "assets" / "page" / name).read_text("utf-8")
+    return Response(text, media_type=TYPES[name], headers=HEADERS)
+
+
+@router.get("/", include_in_schema=False)
+async def index() -> Response:
+    return _asset("index.html")
+
+
+@router.get("/page/page.css", include_in_schema=False)
+async def style() -> Response:
+    return _asset("page.css")
+
+
+@router.get("/page/page.js", include_in_schema=False)
+async def script() -> Response:
+    return _asset("page.js")
+
+
+@router.get("/ivl/grid")
+async def grid(
+    request: Request,
+    width: Side,
+    height: Side,
+    max_tiles: Annotated[int | None, Query(ge=1, le=LARGEST_MAX_TILES)] = None,
+    model: str | None = None,
+) -> dict[str, Any]:
+    """The tiles that an image of so many pixels is cut into."""
+    async with Context.of(request).hub.use(model) as served:
+        config = served.engine.config
+    if config.vision is None:
+        raise ApiError(400, "This is a text-only model: it cannot look at images.")
+    limit = max_tiles or config.max_tiles
+    found = tile_grid(
+        width,
+        height,
+        max_tiles=limit,
+        min_tiles=min(config.min_tiles, limit),
+        tile_px=config.tile_px,
+    )
+    count = num_tiles_with_thumbnail(found, config.use_thumbnail)
+    return {
+        "columns": found.columns,
+        "rows": found.rows,
+        "num_tiles": count,
+        "num_tokens": count * config.tokens_per_tile,
+    }
+
+
+@router.post("/ivl/pages")
+async def pages(request: Request) -> dict[str, Any]:
+    """The pages of a PDF, which is the body, as data URLs of JPEG images."""
+    context = Context.of(request)
+    data = await request.body()
+    if not is_pdf(data):
+        raise ApiError(400, "The body is no PDF.")
+    return {"pages": await context.preparation.run(_draw, data, context)}
+
+
+def _draw(data: bytes, context: Context) -> list[str]:
+    urls = []
+    for picture in pages_of(data, context.settings):
+        file = io.BytesIO()
+        assert not isinstance(picture, bytes)
+        picture.save(file, "JPEG", quality=JPEG_QUALITY)
+        urls.append("data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode())
+    return urls

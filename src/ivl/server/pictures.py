@@ -1,0 +1,119 @@
+"""Images in requests: data URLs, base64, and the pages of PDFs, within limits."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import threading
+from typing import Any
+
+import pypdfium2
+from PIL import Image
+
+from ivl.errors import RequestError
+from ivl.server.errors import ApiError
+from ivl.server.settings import ServerSettings
+
+PAGE_PIXELS = 12 * 448 * 448
+"""A page of a PDF is drawn with as many pixels as 12 tiles have."""
+MOST_DPI = 300
+
+# PDFium may be used by one thread at a time.
+_pdfium_lock = threading.Lock()
+
+Picture = bytes | Image.Image
+
+
+def decode_base64(text: str, what: str) -> bytes:
+    """RequestError for what is no base64."""
+    try:
+        return base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError):
+        raise RequestError(f"{what} is not valid base64.") from None
+
+
+def decode_data_url(url: str) -> bytes:
+    """The bytes of `data:[type];base64,...`."""
+    head, comma, data = url.partition(",")
+    if not comma or not head.endswith(";base64"):
+        raise RequestError(
+            "A data URL has the form data:image/png;base64,... here.", "Encode the file in base64."
+        )
+    return decode_base64(data, "The data URL")
+
+
+def is_remote(url: str) -> bool:
+    return url[:8].lower().startswith(("http://", "https://"))
+
+
+def check_url(url: str, settings: ServerSettings) -> None:
+    """RequestError for an address that is no data URL, nor one that this server may fetch."""
+    if url.startswith("data:"):
+        return
+    if not is_remote(url):
+        raise RequestError(
+            "An image is a data URL here.", "Send data:image/png;base64,... with the file's bytes."
+        )
+    if not settings.remote_images:
+        raise RequestError(
+            "This server does not fetch images from addresses.",
+            "Send a data URL, or start it with --remote-images.",
+        )
+
+
+def is_pdf(data: bytes) -> bool:
+    return data[:1024].lstrip().startswith(b"%PDF-")
+
+
+def pages_of(data: bytes, settings: ServerSettings) -> list[Picture]:
+    """The pictures in a file: one image, or every page of a PDF."""
+    if not is_pdf(data):
+        return [data]
+    with _pdfium_lock:
+        return list(_draw_pages(data, settings.max_images))
+
+
+def _draw_pages(data: bytes, most: int) -> list[Image.Image]:
+    try:
+        document = pypdfium2.PdfDocument(data)
+    except pypdfium2.PdfiumError as error:
+        if "password" in str(error).lower():
+            raise RequestError("The PDF needs a password.", "Save it without one.") from None
+        raise RequestError("The PDF is damaged or incomplete.", "Save it again.") from None
+    try:
+        if not 1 <= len(document) <= most:
+            raise RequestError(
+                f"The PDF has {len(document)} pages, and may have 1 to {most}.",
+                "Send the pages that matter.",
+            )
+        return [_draw(document, number) for number in range(len(document))]
+    except pypdfium2.PdfiumError:
+        raise RequestError("The PDF has a page that cannot be drawn.", "Save it again.") from None
+    finally:
+        document.close()
+
+
+def _draw(document: Any, number: int) -> Image.Image:
+    page = document[number]
+    width, height = page.get_size()  # in points, 1/72 inch
+    if not (0 < width < 1e5 and 0 < height < 1e5):
+        raise RequestError(f"Page {number + 1} of the PDF has no usable size.")
+    scale = min((PAGE_PIXELS / (width * height)) ** 0.5, MOST_DPI / 72)
+    # A side of less than a pixel cannot be drawn.
+    scale = max(scale, 1 / min(width, height))
+    if width * height * scale * scale > 4 * PAGE_PIXELS:
+        raise RequestError(f"Page {number + 1} of the PDF is far too narrow.")
+    try:
+        return page.render(scale=scale).to_pil().convert("RGB")
+    finally:
+        page.close()
+
+
+def check_count(num_images: int, settings: ServerSettings) -> None:
+    """ApiError 400 for more images than a request may have."""
+    if num_images > settings.max_images:
+        raise ApiError(
+            400,
+            f"The request has {num_images} images, and may have {settings.max_images}.",
+            code="too_many_images",
+        )

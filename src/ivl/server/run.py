@@ -1,0 +1,159 @@
+"""Runs the application: sockets, TLS, slow clients, signals."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import ssl
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from ivl.errors import ConfigError, IvlError
+from ivl.server.app import create_app
+from ivl.server.hub import Loader, ModelHub
+from ivl.server.settings import ServerSettings
+
+log = logging.getLogger("ivl.server")
+
+BACKLOG = 512
+KEEP_ALIVE_S = 75
+MAX_HEAD_BYTES = 32 * 1024
+
+
+def patient_protocol(header_timeout_s: float) -> type[H11Protocol]:
+    """HTTP/1.1 that closes a connection whose first request head does not come in time.
+
+    uvicorn itself waits for ever, so that a few hundred silent connections would be all there are.
+    """
+
+    class PatientProtocol(H11Protocol):
+        def connection_made(self, transport: Any) -> None:
+            super().connection_made(transport)
+            self._alarm = self.loop.call_later(header_timeout_s, self._close_silent)
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self._alarm.cancel()
+            super().connection_lost(exc)
+
+        def _close_silent(self) -> None:
+            """No request has begun: `cycle` is there from the first whole head on."""
+            if self.cycle is None and not self.transport.is_closing():
+                self.transport.close()
+
+    return PatientProtocol
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A listening socket; ConfigError when the address cannot be had."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        sock.bind((host, port))
+        sock.listen(BACKLOG)
+    except OSError as error:
+        sock.close()
+        raise ConfigError(
+            f"The address {host}, port {port}, cannot be used: {error.strerror}.",
+            "Is another server running? `--port` takes another number, 0 a free one.",
+        ) from None
+    return sock
+
+
+def run_models(
+    loaders: Mapping[str, Loader],
+    settings: ServerSettings,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    tls_cert: Path | None = None,
+    tls_key: Path | None = None,
+    log_level: str = "info",
+) -> None:
+    """Serves until SIGINT or SIGTERM; then what runs may end, and what comes is refused. A second
+    SIGINT stops at once.
+
+    The first model is loaded at the start, while /health says so. ConfigError for an address or
+    TLS files that cannot be used; what its loader raises for a model that cannot be loaded.
+    """
+    log_to_stderr(log_level)
+    app = create_app(ModelHub(loaders), settings)
+    config = uvicorn.Config(
+        app,
+        http=patient_protocol(settings.header_timeout_s),
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        limit_concurrency=settings.max_connections,
+        timeout_keep_alive=KEEP_ALIVE_S,
+        timeout_graceful_shutdown=int(settings.drain_s) + 5,
+        ssl_certfile=tls_cert,
+        ssl_keyfile=tls_key,
+        h11_max_incomplete_event_size=MAX_HEAD_BYTES,
+    )
+    try:
+        config.load()
+    except ssl.SSLError as error:
+        raise ConfigError(
+            f"The TLS files cannot be used: {error}.", "Both are PEM, and belong together."
+        ) from None
+    sock = bind(host, port)
+    address = f"[{host}]" if ":" in host else host
+    scheme = "http" if tls_cert is None else "https"
+    log.info("listening on %s://%s:%d", scheme, address, sock.getsockname()[1])
+    server = _Server(config, app, settings)
+    server.run(sockets=[sock])
+    if server.failure is not None:
+        raise server.failure
+
+
+class _Server(uvicorn.Server):
+    """Loads the first model when connections are taken, and lets the hub know of the end."""
+
+    def __init__(self, config: uvicorn.Config, app: FastAPI, settings: ServerSettings) -> None:
+        super().__init__(config)
+        self.failure: IvlError | None = None
+        self._hub: ModelHub = app.state.hub
+        self._settings = settings
+        self._loading: asyncio.Future[None] | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._loading = asyncio.ensure_future(self._load())
+
+    async def _load(self) -> None:
+        try:
+            async with self._hub.use(None) as model:
+                log.info("ready: %s, context %d", model.name, model.engine.context)
+        except IvlError as error:
+            self.failure = error
+            self.should_exit = True
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        closing = asyncio.ensure_future(self._hub.close(self._settings.drain_s))
+        await super().shutdown(sockets)
+        if self.force_exit:
+            await self._hub.close(0.0)
+        await closing
+        # An orderly end is no failure, whichever signal asked for it.
+        self._captured_signals.clear()
+
+
+def log_to_stderr(level: str) -> None:
+    """One line each: JSON about requests, words about the rest."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
+    for name, lowest in (("ivl", level), ("uvicorn.error", "warning")):
+        logger = logging.getLogger(name)
+        logger.handlers = [handler]
+        logger.setLevel(lowest.upper())
+        logger.propagate = False

@@ -1,0 +1,36 @@
+"""What a server may take and give; every limit is one that an attacker or an accident can reach."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+MIB = 1024**2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerSettings:
+    """Limits of what comes in by HTTP. Those of the engine are `BatchLimits`."""
+
+    api_key: str | None = None
+    """What clients must send as `Authorization: Bearer ...`; None: nothing."""
+    cors_origins: tuple[str, ...] = ()
+    """Web pages of these origins may use the server, `*`: of all."""
+    remote_images: bool = False
+    """Whether images are fetched from http(s) addresses on the public internet."""
+    max_body_bytes: int = 64 * MIB
+    body_timeout_s: float = 60.0
+    """A body that has not arrived whole by then is refused."""
+    header_timeout_s: float = 15.0
+    """A connection that has not sent a whole request head by then is closed."""
+    max_connections: int = 512
+    max_json_depth: int = 64
+    max_messages: int = 1024
+    max_images: int = 32
+    """Of one request; a page of a PDF is an image."""
+    max_image_pixels: int = 64_000_000
+    max_choices: int = 16
+    """Answers to one request, `n`."""
+    max_preparing: int = 2
+    """Requests whose images are decoded at the same time; the others wait."""
+    drain_s: float = 30.0
+    """When it is to stop, the server gives running answers so long to end."""
