@@ -13,7 +13,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
@@ -200,13 +200,10 @@ class Work:
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
 
-GROUPS = (ModelChoice, Sampling, Work)
-
-
 def with_options(function: Callable[..., None]) -> Callable[..., None]:
-    """Replaces every parameter that is one of `GROUPS` by the fields of that group."""
+    """Replaces every parameter that is a group, a dataclass, by the fields of that group."""
     hints = get_type_hints(function, include_extras=True)
-    groups = {name: kind for name, kind in hints.items() if kind in GROUPS}
+    groups = {name: kind for name, kind in hints.items() if is_dataclass(kind)}
 
     @functools.wraps(function)
     def command(**given: Any) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,35 +18,35 @@ if TYPE_CHECKING:
     from ivl.engine.batch import BatchEngine, BatchLimits
 
 MIB = 1024**2
-KV_TYPES = ("32bit", "16bit", "8bit")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
-@with_options
-def command(
-    *,
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Serving:
+    """Where to listen, and how much to take."""
+
     host: Annotated[
         str, Option(metavar="HOST", help="Address to listen on; 0.0.0.0 is all of them.")
-    ] = "127.0.0.1",
-    port: Annotated[int, Option(metavar="PORT", help="Port to listen on; 0 is a free one.")] = 8000,
-    name: Annotated[
-        str | None, Option(metavar="NAME", help="Name of the model for clients.")
-    ] = None,
+    ] = "127.0.0.1"
+    port: Annotated[int, Option(metavar="PORT", help="Port to listen on; 0 is a free one.")] = 8000
+    name: Annotated[str | None, Option(metavar="NAME", help="Name of the model for clients.")] = (
+        None
+    )
     also: Annotated[
         list[str] | None,
         Option(
             metavar="[NAME=]MODEL",
             help="Another model, loaded when it is asked for; may be repeated.",
         ),
-    ] = None,
+    ] = None
     api_key: Annotated[
         str | None,
         Option(envvar="IVL_API_KEY", metavar="KEY", help="Key that clients must send."),
-    ] = None,
-    max_sequences: Annotated[int, Option(metavar="N", help="Answers written at once.")] = 16,
+    ] = None
+    max_sequences: Annotated[int, Option(metavar="N", help="Answers written at once.")] = 16
     max_queued: Annotated[
         int, Option(metavar="N", help="Requests that may wait; more get status 429.")
-    ] = 128,
+    ] = 128
     kv_tokens: Annotated[
         int | None,
         Option(
@@ -54,69 +54,66 @@ def command(
             help="Room for all conversations; by default what --max-sequences can need, or half "
             "of the free memory.",
         ),
-    ] = None,
-    kv: Annotated[
-        str | None,
-        Option(metavar="TYPE", help="Keys and values in 32bit, 16bit or 8bit."),
-    ] = None,
+    ] = None
     vision_cache: Annotated[
         int, Option(metavar="MIB", help="Memory for images that were seen before.")
-    ] = 256,
-    max_body: Annotated[int, Option(metavar="MIB", help="Largest request.")] = 64,
-    max_images: Annotated[int, Option(metavar="N", help="Images in a request.")] = 32,
+    ] = 256
+    max_body: Annotated[int, Option(metavar="MIB", help="Largest request.")] = 64
+    max_images: Annotated[int, Option(metavar="N", help="Images in a request.")] = 32
     remote_images: Annotated[
         bool,
         Option("--remote-images", help="Fetch images from public http(s) addresses."),
-    ] = False,
+    ] = False
     cors: Annotated[
         list[str] | None,
         Option(metavar="ORIGIN", help="Web pages of this origin may use it; may be repeated."),
-    ] = None,
-    tls_cert: Annotated[Path | None, Option(metavar="FILE", help="Certificate for https.")] = None,
-    tls_key: Annotated[Path | None, Option(metavar="FILE", help="Its private key.")] = None,
+    ] = None
+    tls_cert: Annotated[Path | None, Option(metavar="FILE", help="Certificate for https.")] = None
+    tls_key: Annotated[Path | None, Option(metavar="FILE", help="Its private key.")] = None
     drain: Annotated[
         int, Option(metavar="SECONDS", help="Time that running answers get at the end.")
-    ] = 30,
-    log_level: Annotated[
-        str, Option(metavar="LEVEL", help="debug, info, warning or error.")
-    ] = "info",
-    choice: ModelChoice,
-) -> None:
+    ] = 30
+    log_level: Annotated[str, Option(metavar="LEVEL", help="debug, info, warning or error.")] = (
+        "info"
+    )
+
+
+@with_options
+def command(*, serving: Serving, choice: ModelChoice) -> None:
     """Serve a model to programs and people.
 
     Speaks the APIs of OpenAI (/v1) and Ollama (/api), and shows a page at /. Ctrl-C lets running
     answers end, a second one stops at once.
     """
-    _check(port, kv, log_level, tls_cert, tls_key)
+    _check(serving)
     choose_threads(choice.threads, "--threads")
-    models = _models(choice, name, also or [])
+    models = _models(choice, serving.name, serving.also or [])
     from ivl.engine.batch import BatchLimits
     from ivl.server.run import run_models
     from ivl.server.settings import ServerSettings
 
     limits = BatchLimits(
-        kv_tokens=kv_tokens,
-        kv=kv,  # type: ignore[arg-type]
-        max_sequences=max_sequences,
-        max_queued=max_queued,
-        vision_cache_bytes=vision_cache * MIB,
+        kv_tokens=serving.kv_tokens,
+        max_sequences=serving.max_sequences,
+        max_queued=serving.max_queued,
+        vision_cache_bytes=serving.vision_cache * MIB,
     )
     settings = ServerSettings(
-        api_key=api_key,
-        cors_origins=tuple(cors or ()),
-        remote_images=remote_images,
-        max_body_bytes=max_body * MIB,
-        max_images=max_images,
-        drain_s=drain,
+        api_key=serving.api_key,
+        cors_origins=tuple(serving.cors or ()),
+        remote_images=serving.remote_images,
+        max_body_bytes=serving.max_body * MIB,
+        max_images=serving.max_images,
+        drain_s=serving.drain,
     )
     run_models(
         {name: _Loader(model, limits) for name, model in models.items()},
         settings,
-        host=host,
-        port=port,
-        tls_cert=tls_cert,
-        tls_key=tls_key,
-        log_level=log_level,
+        host=serving.host,
+        port=serving.port,
+        tls_cert=serving.tls_cert,
+        tls_key=serving.tls_key,
+        log_level=serving.log_level,
     )
 
 
@@ -132,21 +129,22 @@ class _Loader:
         return start_engine(load_model(self.choice, Status(quiet=True)), self.limits)
 
 
-def _check(
-    port: int, kv: str | None, log_level: str, tls_cert: Path | None, tls_key: Path | None
-) -> None:
+def _check(serving: Serving) -> None:
     """ConfigError for what can be told before anything is imported or loaded."""
-    if not 0 <= port <= 65535:
-        raise ConfigError(f"--port is {port}.", "A port is a number from 0 to 65535.")
-    if kv is not None and kv not in KV_TYPES:
-        raise ConfigError(f"There is no --kv {kv!r}.", f"Known: {', '.join(KV_TYPES)}.")
-    if log_level not in LOG_LEVELS:
-        raise ConfigError(
-            f"There is no --log-level {log_level!r}.", f"Known: {', '.join(LOG_LEVELS)}."
-        )
-    if (tls_cert is None) != (tls_key is None):
+    if not 0 <= serving.port <= 65535:
+        raise ConfigError(f"--port is {serving.port}.", "A port is a number from 0 to 65535.")
+    level = serving.log_level
+    if level not in LOG_LEVELS:
+        raise ConfigError(f"There is no --log-level {level!r}.", f"Known: {', '.join(LOG_LEVELS)}.")
+    least = {"max_sequences": 1, "max_body": 1, "max_images": 1, "max_queued": 0}
+    for name, number in {**least, "vision_cache": 0, "drain": 0, "kv_tokens": 1}.items():
+        value = getattr(serving, name)
+        if value is not None and value < number:
+            option = "--" + name.replace("_", "-")
+            raise ConfigError(f"{option} must be at least {number}, not {value}.")
+    if (serving.tls_cert is None) != (serving.tls_key is None):
         raise ConfigError("--tls-cert and --tls-key belong together.", "Give both, or neither.")
-    for file in (tls_cert, tls_key):
+    for file in (serving.tls_cert, serving.tls_key):
         if file is not None and not file.is_file():
             raise ConfigError(f"There is no file {file}.", "Check the spelling.")
 

@@ -27,7 +27,7 @@ from ivl.engine.scheduler import Chunk, Plan, Scheduler, StepLimits
 from ivl.engine.sequence import Sequence
 from ivl.engine.vision_cache import VisionCache
 from ivl.errors import BusyError, CapacityError, ConfigError, RequestError
-from ivl.model.cache import BLOCK_TOKENS, KVType, num_blocks_for
+from ivl.model.cache import BLOCK_TOKENS, num_blocks_for
 from ivl.model.out_of_memory import capacity_error
 
 log = logging.getLogger("ivl.engine")
@@ -40,13 +40,11 @@ class BatchLimits:
     """What the batch engine may hold; all memory is reserved when it starts.
 
     kv_tokens: tokens of all sequences whose keys and values are kept; None: of so many sequences
-    at the full context. kv: their type, None for what suits the model. max_sequences run at once,
-    and max_queued more wait. idle_tokens and busy_tokens: as of `StepLimits`; None for what suits
-    the device.
+    at the full context. max_sequences run at once, and max_queued more wait. idle_tokens and
+    busy_tokens: as of `StepLimits`; None for what suits the device.
     """
 
     kv_tokens: int | None = None
-    kv: KVType | None = None
     max_sequences: int = 16
     max_queued: int = 128
     vision_cache_bytes: int = 256 * 1024**2
@@ -113,7 +111,7 @@ class BatchEngine:
         self.engine, self.limits, self.model = engine, limits, engine.model
         num_blocks = num_blocks_for(kv_tokens)
         with capacity_error("reserving the key/value cache", "Use a smaller --kv-tokens."):
-            self._store = self.model.new_store(num_blocks, limits.kv)
+            self._store = self.model.new_store(num_blocks)
         self._vision = VisionCache(limits.vision_cache_bytes)
         self._scheduler = Scheduler(
             BlockPool(num_blocks),

@@ -11,12 +11,12 @@ from ivl.engine.batch import BatchEngine, BatchLimits
 from ivl.errors import CapacityError
 from ivl.model.cache import BLOCK_TOKENS
 from ivl.planner.devices import available_memory_bytes
-from ivl.planner.memory import GIB, kv_bytes_per_token
+from ivl.planner.kv_cache import kv_bytes_per_token
+from ivl.planner.memory import GIB
 
 KV_SHARE = 0.5
 """Of the memory that is free once the weights are there; the rest is for activations, images that
 are being decoded, and others."""
-KV_ITEM_BYTES = {"32bit": 4.0, "16bit": 2.0, "8bit": 1.125}
 
 
 def start_engine(model: Model, limits: BatchLimits) -> BatchEngine:
@@ -28,9 +28,7 @@ def start_engine(model: Model, limits: BatchLimits) -> BatchEngine:
     """
     engine = model.engine
     free = _free_bytes(engine.model.device)
-    # What the store keeps when nothing else is said: see `model.new_store`.
-    kind = limits.kv or ("32bit" if engine.model.dtype == torch.float32 else "16bit")
-    token_bytes = kv_bytes_per_token(engine.config, 1) * KV_ITEM_BYTES[kind]
+    token_bytes = kv_bytes_per_token(engine.config.decoder, engine.model.kv)
     wanted = limits.kv_tokens or limits.max_sequences * engine.context
     least = limits.kv_tokens or engine.context
     if free is not None:
