@@ -203,7 +203,9 @@ class Work:
 def with_options(function: Callable[..., None]) -> Callable[..., None]:
     """Replaces every parameter that is a group, a dataclass, by the fields of that group."""
     hints = get_type_hints(function, include_extras=True)
-    groups = {name: kind for name, kind in hints.items() if is_dataclass(kind)}
+    groups: dict[str, type] = {
+        name: kind for name, kind in hints.items() if isinstance(kind, type) and is_dataclass(kind)
+    }
 
     @functools.wraps(function)
     def command(**given: Any) -> None:

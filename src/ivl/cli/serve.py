@@ -89,7 +89,7 @@ def command(*, serving: Serving, choice: ModelChoice) -> None:
     choose_threads(choice.threads, "--threads")
     models = _models(choice, serving.name, serving.also or [])
     from ivl.engine.batch import BatchLimits
-    from ivl.server.run import run_models
+    from ivl.server.run import log_to_stderr, make_server
     from ivl.server.settings import ServerSettings
 
     limits = BatchLimits(
@@ -106,15 +106,16 @@ def command(*, serving: Serving, choice: ModelChoice) -> None:
         max_images=serving.max_images,
         drain_s=serving.drain,
     )
-    run_models(
+    server = make_server(
         {name: _Loader(model, limits) for name, model in models.items()},
         settings,
         host=serving.host,
         port=serving.port,
         tls_cert=serving.tls_cert,
         tls_key=serving.tls_key,
-        log_level=serving.log_level,
     )
+    log_to_stderr(serving.log_level)
+    server.serve_models()
 
 
 class _Loader:

@@ -22,6 +22,7 @@ log = logging.getLogger("ivl.server")
 
 OPEN_PATHS = frozenset({"/", "/health", "/page/page.css", "/page/page.js"})
 """What needs no key: the page asks for it, and health is asked for by machines."""
+SWALLOW_S = 5.0
 _REQUEST_ID = re.compile(r"[\w.:-]{1,128}")
 
 
@@ -51,6 +52,8 @@ class Guard:
         try:
             error = self._refusal(scope, headers)
             if error is not None:
+                if error.status == 413:
+                    await _swallow(receive, headers, self.settings)
                 await response_of(error, scope["path"])(scope, receive, send_noted)
                 return
             bounded = _BoundedBody(receive, self.settings)
@@ -59,6 +62,8 @@ class Guard:
             except ApiError as late:  # raised by `receive` where no route catches it
                 if status != 499:
                     raise
+                if late.status == 413:
+                    await _swallow(receive, headers, self.settings)
                 await response_of(late, scope["path"])(scope, receive, send_noted)
         finally:
             elapsed_s = time.perf_counter() - began
@@ -117,6 +122,26 @@ class _BoundedBody:
             if self._num_bytes > self._settings.max_body_bytes:
                 raise _too_large(self._settings)
         return message
+
+
+async def _swallow(receive: Receive, headers: Headers, settings: ServerSettings) -> None:
+    """Lets a body that is a little too large come to its end, unread.
+
+    Most clients listen for an answer only when they have sent everything, and a connection that is
+    closed before tells them nothing. One that is far too large is not waited for.
+    """
+    most = settings.max_body_bytes
+    if int(headers.get("content-length", "0")) > 2 * most:
+        return
+    until = time.monotonic() + min(SWALLOW_S, settings.body_timeout_s)
+    while most > 0:
+        try:
+            message = await asyncio.wait_for(receive(), max(until - time.monotonic(), 0.001))
+        except asyncio.TimeoutError:
+            return
+        if message["type"] != "http.request" or not message.get("more_body", False):
+            return
+        most -= len(message.get("body", b""))
 
 
 def _too_large(settings: ServerSettings) -> ApiError:

@@ -67,7 +67,7 @@ def bind(host: str, port: int) -> socket.socket:
     return sock
 
 
-def run_models(
+def make_server(
     loaders: Mapping[str, Loader],
     settings: ServerSettings,
     *,
@@ -75,15 +75,9 @@ def run_models(
     port: int = 8000,
     tls_cert: Path | None = None,
     tls_key: Path | None = None,
-    log_level: str = "info",
-) -> None:
-    """Serves until SIGINT or SIGTERM; then what runs may end, and what comes is refused. A second
-    SIGINT stops at once.
-
-    The first model is loaded at the start, while /health says so. ConfigError for an address or
-    TLS files that cannot be used; what its loader raises for a model that cannot be loaded.
-    """
-    log_to_stderr(log_level)
+) -> ModelServer:
+    """A server that has its address, and serves when it is `run`. ConfigError for an address or TLS
+    files that cannot be used."""
     app = create_app(ModelHub(loaders), settings)
     config = uvicorn.Config(
         app,
@@ -106,18 +100,19 @@ def run_models(
         raise ConfigError(
             f"The TLS files cannot be used: {error}.", "Both are PEM, and belong together."
         ) from None
-    sock = bind(host, port)
-    address = f"[{host}]" if ":" in host else host
+    server = ModelServer(config, app, settings)
+    server.sock = bind(host, port)
+    shown = f"[{host}]" if ":" in host else host
     scheme = "http" if tls_cert is None else "https"
-    log.info("listening on %s://%s:%d", scheme, address, sock.getsockname()[1])
-    server = _Server(config, app, settings)
-    server.run(sockets=[sock])
-    if server.failure is not None:
-        raise server.failure
+    server.url = f"{scheme}://{shown}:{server.sock.getsockname()[1]}"
+    return server
 
 
-class _Server(uvicorn.Server):
+class ModelServer(uvicorn.Server):
     """Loads the first model when connections are taken, and lets the hub know of the end."""
+
+    sock: socket.socket
+    url: str
 
     def __init__(self, config: uvicorn.Config, app: FastAPI, settings: ServerSettings) -> None:
         super().__init__(config)
@@ -125,6 +120,18 @@ class _Server(uvicorn.Server):
         self._hub: ModelHub = app.state.hub
         self._settings = settings
         self._loading: asyncio.Future[None] | None = None
+
+    def serve_models(self) -> None:
+        """Serves until SIGINT or SIGTERM; then what runs may end, and what comes is refused. A
+        second SIGINT stops at once.
+
+        The first model is loaded at the start, while /health says so. Raises what its loader raises
+        for a model that cannot be loaded.
+        """
+        log.info("listening on %s", self.url)
+        self.run(sockets=[self.sock])
+        if self.failure is not None:
+            raise self.failure
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)

@@ -1,0 +1,133 @@
+"""`ivl serve` as a process: its start, a signal while it works, and what keeps it from starting."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+
+from ivl.cli.main import run
+
+TIMEOUT_S = 60
+
+
+@contextmanager
+def serving(model: Path, *options: str) -> Iterator[tuple[subprocess.Popen[str], str, list[str]]]:
+    """The process, its address, and the lines of its log so far, which is ready."""
+    command = [sys.executable, "-m", "ivl.cli.main", "serve", "--model", str(model), "--port", "0"]
+    process = subprocess.Popen(
+        [*command, *options], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+    )
+    lines: list[str] = []
+    ready = threading.Event()
+
+    def read() -> None:
+        assert process.stderr is not None
+        for line in process.stderr:
+            lines.append(line)
+            if " ready: " in line:
+                ready.set()
+        ready.set()
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    try:
+        assert ready.wait(TIMEOUT_S)
+        found = re.search(r"listening on (\S+)", "".join(lines))
+        assert found, "".join(lines)
+        yield process, found[1], lines
+    finally:
+        process.kill()
+        process.wait()
+        reader.join()
+
+
+def test_a_signal_lets_running_answers_end_and_refuses_new_ones(tiny_model_dir: Path) -> None:
+    with serving(tiny_model_dir, "--name", "tiny") as (process, url, lines):
+        assert httpx.get(f"{url}/v1/models").json()["data"][0]["id"] == "tiny"
+        body = {"messages": [{"role": "user", "content": "Go on."}], "max_tokens": 300}
+        texts, begun = [], threading.Barrier(4)
+
+        def ask() -> None:
+            with httpx.stream(
+                "POST",
+                f"{url}/v1/chat/completions",
+                json={**body, "stream": True},
+                timeout=TIMEOUT_S,
+            ) as answer:
+                pieces = (line for line in answer.iter_lines() if line.startswith("data: "))
+                next(pieces)
+                begun.wait(TIMEOUT_S)
+                texts.append(list(pieces))
+
+        threads = [threading.Thread(target=ask) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        begun.wait(TIMEOUT_S)
+        process.send_signal(signal.SIGTERM)
+        for thread in threads:
+            thread.join(TIMEOUT_S)
+        assert process.wait(TIMEOUT_S) == 0
+        for pieces in texts:
+            assert pieces[-1] == "data: [DONE]"
+            reason = json.loads(pieces[-2].removeprefix("data: "))["choices"][0]["finish_reason"]
+            assert reason == "length"
+        assert len(texts) == 3
+        with pytest.raises(httpx.ConnectError):
+            httpx.get(f"{url}/health")
+        assert not [line for line in lines if "Traceback" in line or "ERROR" in line]
+
+
+def test_answers_that_outlast_the_drain_are_cut_off_with_an_error(tiny_model_dir: Path) -> None:
+    with serving(tiny_model_dir, "--drain", "0") as (process, url, _):
+        body = {"messages": [{"role": "user", "content": "Go on."}], "max_tokens": 400}
+        with httpx.stream(
+            "POST", f"{url}/v1/chat/completions", json={**body, "stream": True}, timeout=TIMEOUT_S
+        ) as answer:
+            pieces = (line for line in answer.iter_lines() if line.startswith("data: "))
+            next(pieces)
+            process.send_signal(signal.SIGTERM)
+            rest = list(pieces)
+        assert "stopping" in rest[-1] or rest[-1] == "data: [DONE]"
+        assert process.wait(TIMEOUT_S) == 0
+
+
+def test_a_port_that_is_taken(capsys: pytest.CaptureFixture[str], tiny_model_dir: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        assert run(["serve", "--model", str(tiny_model_dir), "--port", port]) == 2
+    error = capsys.readouterr().err
+    assert f"port {port}, cannot be used" in error
+    assert "--port" in error
+
+
+@pytest.mark.parametrize(
+    ("options", "word"),
+    [
+        (["--port", "70000"], "--port"),
+        (["--log-level", "loud"], "--log-level"),
+        (["--tls-cert", "cert.pem"], "--tls-key"),
+        (["--max-sequences", "0"], "--max-sequences"),
+        (["--also", "demo"], "--also"),
+    ],
+)
+def test_options_that_cannot_be(
+    options: list[str], word: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["serve", *options]) == 2
+    assert word in capsys.readouterr().err
+
+
+def test_a_model_that_is_not_there(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert run(["serve", "--model", str(tmp_path / "none"), "--port", "0"]) == 2
+    assert "none" in capsys.readouterr().err

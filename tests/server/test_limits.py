@@ -1,0 +1,235 @@
+"""What comes too large, too late, too deep, too often or not at all, and clients that vanish."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+import time
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+
+from ivl.engine.batch import BatchLimits
+from tests.server.conftest import TIMEOUT_S, RunningServer, data_url, png, running
+
+LONG = {"messages": [{"role": "user", "content": "Go on."}], "max_tokens": 400}
+
+
+def connect(server: RunningServer) -> socket.socket:
+    parts = urlsplit(server.url)
+    return socket.create_connection((parts.hostname, parts.port), timeout=TIMEOUT_S)
+
+
+def still_answers(server: RunningServer) -> None:
+    body = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 2}
+    assert server.post("/v1/chat/completions", body).status_code == 200
+    server.wait_until_idle()
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_an_answer_nobody_waits_for_is_not_written(endless: RunningServer, stream: bool) -> None:
+    before = endless.batch.state().num_answer_tokens
+    body = json.dumps({**LONG, "stream": stream}).encode()
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
+    with connect(endless) as sock:
+        sock.sendall(head.encode() + body)
+        if stream:
+            sock.recv(100)
+        until = time.monotonic() + TIMEOUT_S
+        while endless.batch.state().num_answer_tokens == before and time.monotonic() < until:
+            time.sleep(0.001)
+    endless.wait_until_idle()
+    assert endless.batch.state().num_answer_tokens - before < 400
+    still_answers(endless)
+
+
+def test_a_full_queue_is_told_to_come_back(endless: RunningServer) -> None:
+    answers: list[int] = []
+    retry: list[str | None] = []
+
+    def ask() -> None:
+        answer = httpx.post(f"{endless.url}/v1/chat/completions", json=LONG, timeout=TIMEOUT_S)
+        answers.append(answer.status_code)
+        if answer.status_code == 429:
+            retry.append(answer.headers.get("retry-after"))
+
+    threads = [threading.Thread(target=ask) for _ in range(20)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(TIMEOUT_S)
+    assert set(answers) == {200, 429}
+    assert len(answers) == 20
+    assert answers.count(200) >= 8
+    assert all(value and int(value) >= 1 for value in retry)
+    still_answers(endless)
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        (b"", 400),
+        (b"{", 400),
+        (b"[]", 400),
+        (b'{"messages": NaN}', 400),
+        (b"\xff\xfe{}", 400),
+        (b'{"messages": ["\xc3\x28"]}', 400),
+        (b"[" * 100_000, 400),
+        (b'{"a":' * 10_000 + b"1" + b"}" * 10_000, 400),
+        (b'{"n": ' + b"9" * 5000 + b"}", 400),
+        (b'{"messages": [{"role": "user", "content": "\\ud800"}], "max_tokens": 1}', 400),
+        (b" " * 300_000, 413),
+    ],
+)
+def test_bodies_that_are_no_requests(endless: RunningServer, body: bytes, status: int) -> None:
+    answer = endless.http.post("/v1/chat/completions", content=body)
+    assert answer.status_code == status
+    assert answer.json()["error"]["message"]
+    still_answers(endless)
+
+
+def test_a_huge_body_is_refused_before_it_is_sent(endless: RunningServer) -> None:
+    with connect(endless) as sock:
+        sock.sendall(
+            b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 2147483648\r\n\r\n"
+        )
+        assert b" 413 " in sock.recv(100)
+    still_answers(endless)
+
+
+def test_a_huge_body_of_no_announced_length_is_cut_off(endless: RunningServer) -> None:
+    chunk = b"10000\r\n" + b" " * 65536 + b"\r\n"
+    with connect(endless) as sock:
+        sock.sendall(b"POST /api/chat HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
+        try:
+            for _ in range(20):
+                sock.sendall(chunk)
+        except OSError:
+            pass  # the server has hung up already
+        try:
+            assert b" 413 " in sock.recv(100)
+        except ConnectionResetError:
+            pass
+    still_answers(endless)
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"",
+        b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nX-Slow: ",
+    ],
+)
+def test_a_head_that_never_ends_is_hung_up_on(endless: RunningServer, sent: bytes) -> None:
+    with connect(endless) as sock:
+        sock.sendall(sent)
+        assert sock.recv(100) in (b"",)
+    still_answers(endless)
+
+
+def test_a_body_that_never_ends_gets_408(endless: RunningServer) -> None:
+    with connect(endless) as sock:
+        sock.sendall(b"POST /api/chat HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
+        assert b" 408 " in sock.recv(100)
+    still_answers(endless)
+
+
+def test_too_many_pictures(endless: RunningServer) -> None:
+    part = {"type": "image_url", "image_url": {"url": data_url(png((8, 8)))}}
+    for count in (4, 1000):
+        messages = [{"role": "user", "content": [part] * count}]
+        answer = endless.post("/v1/chat/completions", {"messages": messages})
+        assert answer.status_code == 400 if count == 4 else answer.status_code in (400, 413)
+    still_answers(endless)
+
+
+@pytest.mark.parametrize("kind", ["huge", "deep", "recursive"])
+def test_schemas_meant_to_harm(endless: RunningServer, kind: str) -> None:
+    schema: dict[str, Any] = {"type": "object"}
+    if kind == "huge":
+        schema["properties"] = {f"p{n}": {"type": "string"} for n in range(3000)}
+    elif kind == "deep":
+        for _ in range(40):
+            schema = {"type": "object", "properties": {"a": schema}, "required": ["a"]}
+    else:
+        schema = {"$defs": {"a": {"$ref": "#/$defs/a"}}, "$ref": "#/$defs/a"}
+    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+    answer = endless.post(
+        "/v1/chat/completions", {**LONG, "max_tokens": 2, "response_format": form}
+    )
+    assert answer.status_code in (200, 400)
+    still_answers(endless)
+
+
+def test_a_cache_that_is_too_small_for_all_still_answers_all(tiny: Any) -> None:
+    """Sequences give way and come back; nobody is lost."""
+    limits = BatchLimits(kv_tokens=512, max_sequences=8, max_queued=32)
+    with running(tiny, limits=limits) as server:
+        texts: list[str] = []
+
+        def ask(number: int) -> None:
+            body = {**LONG, "max_tokens": 200}
+            body["messages"] = [{"role": "user", "content": f"Number {number}"}]
+            answer = httpx.post(f"{server.url}/v1/chat/completions", json=body, timeout=TIMEOUT_S)
+            assert answer.status_code == 200, answer.text
+            texts.append(answer.json()["choices"][0]["message"]["content"])
+
+        threads = [threading.Thread(target=ask, args=[n]) for n in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(TIMEOUT_S)
+        assert len(texts) == 8
+        assert server.batch.state().num_preempted > 0
+
+
+def test_the_key_is_asked_for(tiny: Any) -> None:
+    with running(tiny, api_key="sesame", cors_origins=("https://a.example",)) as server:
+        assert server.http.get("/v1/models").status_code == 401
+        wrong = {"authorization": "Bearer sesam\xe9".encode("latin-1")}
+        assert server.http.get("/v1/models", headers=wrong).status_code == 401
+        assert server.http.get("/metrics").status_code == 401
+        right = {"authorization": "Bearer sesame"}
+        assert server.http.get("/v1/models", headers=right).status_code == 200
+        assert server.http.get("/health").status_code == 200
+        assert server.http.get("/").status_code == 200
+        allowed = server.http.get("/health", headers={"origin": "https://a.example"})
+        assert allowed.headers["access-control-allow-origin"] == "https://a.example"
+        other = server.http.get("/health", headers={"origin": "https://b.example"})
+        assert "access-control-allow-origin" not in other.headers
+
+
+def test_no_page_of_others_may_use_it_unless_asked(server: RunningServer) -> None:
+    answer = server.http.get("/health", headers={"origin": "https://a.example"})
+    assert not [name for name in answer.headers if name.startswith("access-control")]
+
+
+def test_request_ids_come_back_and_no_text_breaks_a_log_line(
+    server: RunningServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    given = server.http.get("/health", headers={"x-request-id": "abc-1"})
+    assert given.headers["x-request-id"] == "abc-1"
+    with caplog.at_level("INFO", logger="ivl.server"):
+        odd = server.http.get("/%0aforged%20line", headers={"x-request-id": "a b"})
+    assert odd.headers["x-request-id"] != "a b"
+    assert odd.status_code == 404
+    records = [r.getMessage() for r in caplog.records if "forged" in r.getMessage()]
+    assert records
+    assert all("\n" not in record and json.loads(record)["path"] for record in records)
+
+
+def test_metrics_count_what_was_done(server: RunningServer) -> None:
+    def value(name: str) -> float:
+        lines = server.http.get("/metrics").text.splitlines()
+        return sum(float(line.split()[-1]) for line in lines if line.startswith(name + "{"))
+
+    before = value("ivl_prompt_tokens_total"), value("ivl_first_token_seconds_count")
+    body = {"messages": [{"role": "user", "content": f"{time.time()} is now"}], "max_tokens": 5}
+    body["structured_outputs"] = {"regex": "[0-9]{9}"}
+    usage = server.post("/v1/chat/completions", body).json()["usage"]
+    read = usage["prompt_tokens"] - usage["prompt_tokens_details"]["cached_tokens"]
+    assert value("ivl_prompt_tokens_total") == before[0] + read
+    assert value("ivl_first_token_seconds_count") == before[1] + 1
