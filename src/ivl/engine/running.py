@@ -132,7 +132,7 @@ class RunningRequest:
         tokens = tuple(token for token, until in self._unsent if until <= said)
         if rest or tokens:
             self.listener(Piece(rest, tokens))
-        self.listener(Ended(reason, self._timings()))
+        self.listener(Ended("stop" if self._text.stopped else reason, self._timings()))
 
     def fail(self, error: IvlError | None) -> None:
         """Ends without an answer; see `Failed`."""

@@ -29,20 +29,31 @@ class StopText:
         held = self._held + text
         if not self.text:
             held = held.lstrip()
-        ends = [position for s in self.stop if (position := held.find(s)) >= 0]
-        if ends:
-            self.stopped = True
-            self._held = ""
-            return self._pass(held[: min(ends)].rstrip())
         kept = len(held) - self._possible_beginning(held)
+        end = self._find(held)
+        # One that begins earlier and is not decided yet comes first.
+        if end is not None and end <= kept:
+            return self._stop(held, end)
         shown = held[:kept].rstrip()
         self._held = held[len(shown) :]
         return self._pass(shown)
 
     def finish(self) -> str:
         """The answer has ended: what was held back, without the white space at its end."""
-        held, self._held = self._held.rstrip(), ""
-        return "" if self.stopped else self._pass(held)
+        held, self._held = self._held, ""
+        if self.stopped:
+            return ""
+        end = self._find(held)
+        return self._pass(held.rstrip()) if end is None else self._stop(held, end)
+
+    def _find(self, text: str) -> int | None:
+        """Where the first stop string begins."""
+        return min((at for s in self.stop if (at := text.find(s)) >= 0), default=None)
+
+    def _stop(self, held: str, end: int) -> str:
+        self.stopped = True
+        self._held = ""
+        return self._pass(held[:end].rstrip())
 
     def _pass(self, text: str) -> str:
         self.text += text

@@ -130,8 +130,8 @@ async def _swallow(receive: Receive, headers: Headers, settings: ServerSettings)
     Most clients listen for an answer only when they have sent everything, and a connection that is
     closed before tells them nothing. One that is far too large is not waited for.
     """
-    most = settings.max_body_bytes
-    if int(headers.get("content-length", "0")) > 2 * most:
+    most = 2 * settings.max_body_bytes
+    if int(headers.get("content-length", "0")) > most:
         return
     until = time.monotonic() + min(SWALLOW_S, settings.body_timeout_s)
     while most > 0:
