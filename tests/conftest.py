@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ _OF_THE_USER = ("IVL_", "HF_", "HUGGINGFACE_", "TRANSFORMERS_")
 """Beginnings of the environment variables that would let a user's settings into a test."""
 
 _OF_THE_TESTS = {
+    "IVL_FUZZ_SEEDS",
     "IVL_LLAMA_CPP",
     "IVL_LLAMA_CPP_PYTHON",
     "IVL_LLAMA_CPP_SOURCE",
@@ -135,6 +136,40 @@ def _tiny_config(vocab_size: int) -> dict[str, Any]:
         "max_position_embeddings": 512,
     }
     return raw
+
+
+@pytest.fixture(scope="session")
+def changed() -> Callable[..., Path]:
+    """Writes a GGUF file like another, but for some metadata (None: without them) and tensors."""
+    import numpy as np
+
+    from ivl.checkpoint.gguf import GGUFFile
+    from ivl.checkpoint.gguf_writer import Encoded, GGUFWriter, PlannedTensor
+    from ivl.quant.formats import find_format
+
+    def change(
+        source: Path,
+        out: Path,
+        metadata: Mapping[str, Any] = {},
+        tensors: Mapping[str, np.ndarray] = {},
+    ) -> Path:
+        file = GGUFFile(source)
+        kept: dict[str, Any] = {key: Encoded(file.encoded(key)) for key in file.metadata}
+        kept |= metadata
+        kept = {key: value for key, value in kept.items() if value is not None}
+        planned, raw = [], {}
+        for name, entry in file.tensors.items():
+            format_, shape, raw[name] = entry.format, entry.shape, file.read(name)
+            if name in tensors:
+                format_, shape = find_format("F32"), tensors[name].shape
+                raw[name] = format_.quantize(tensors[name].reshape(-1, shape[-1]))
+            planned.append(PlannedTensor(name=name, format=format_, shape=shape))
+        with GGUFWriter(out, kept, planned) as writer:
+            for tensor in planned:
+                writer.write(tensor.name, raw[tensor.name])
+        return out
+
+    return change
 
 
 TransformersModel = Callable[..., Any]

@@ -17,6 +17,9 @@ from ivl.config_keys import Section, check_keys
 from ivl.config_quantization import Quantization, read_quantization
 from ivl.errors import CheckpointError, ConfigError, UnsupportedError
 
+# Far above any real model: a damaged file may claim billions of layers, and there is work for each.
+MAX_LAYERS, MAX_COUNT = 1000, 2**31 - 1
+
 Architecture = Literal["qwen2", "internlm2", "llama"]
 Norm = Literal["layer_norm", "rms_norm"]
 Layout = Literal["official", "huggingface", "gguf"]
@@ -372,7 +375,9 @@ def _count(raw: dict[str, Any], key: str) -> int:
 
 def _positive(config: object, *names: str) -> None:
     for name in names:
-        _count({name: getattr(config, name)}, name)
+        count = _count({name: getattr(config, name)}, name)
+        if count > (MAX_LAYERS if name == "num_layers" else MAX_COUNT):
+            raise ConfigError(f"{name} is {count}, more than any model has.", "Is it damaged?")
 
 
 def _above_zero(config: object, *names: str) -> None:

@@ -20,8 +20,11 @@ https://github.com/ggml-org/llama.cpp.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Mapping
 from typing import Any
+
+import numpy as np
 
 from ivl.errors import CheckpointError, UnsupportedError
 from ivl.prompt.added_tokens import TokenizerMetadata
@@ -40,8 +43,8 @@ def load_gguf_tokenizer(metadata: Mapping[str, Any]) -> Tokenizer:
     CheckpointError when it is damaged, UnsupportedError for one of another kind. Whether it knows
     images is `ivl.prompt.tokenizer.require_image_tokens`'s to say.
     """
-    kind = metadata.get(f"{_PREFIX}model")
-    if metadata.get(f"{_PREFIX}add_eos_token"):
+    kind = _text(metadata, "model")
+    if _flag(metadata, "add_eos_token", False):
         raise UnsupportedError(
             f"{_ORIGIN} asks for an end token after every prompt.",
             "No model of this family does.",
@@ -86,7 +89,7 @@ def _load_bpe(metadata: Mapping[str, Any]) -> Tokenizer:
             eos_name=None,
             unk_name=None,
             generation_eos_ids=frozenset(eos_ids),
-            add_bos=bool(metadata.get(f"{_PREFIX}add_bos_token", False)),
+            add_bos=_flag(metadata, "add_bos_token", False),
             add_prefix_space=False,
             tokenizer_class=None,
         ),
@@ -97,7 +100,7 @@ def _load_bpe(metadata: Mapping[str, Any]) -> Tokenizer:
 
 def _sections(metadata: Mapping[str, Any]) -> dict[str, Any]:
     """How text is cut before merging, as sections of a `tokenizer.json`."""
-    pre = metadata.get(f"{_PREFIX}pre")
+    pre = _text(metadata, "pre")
     if pre == "qwen2":
         return qwen2_sections()
     if pre == "smollm":
@@ -119,11 +122,11 @@ def _load_sentencepiece(metadata: Mapping[str, Any]) -> Tokenizer:
 
     tokens = _texts(metadata, "tokens")
     kinds = _kinds(metadata, len(tokens))
-    scores = metadata.get(f"{_PREFIX}scores")
-    if scores is None or isinstance(scores, str) or len(scores) != len(tokens):
+    scores = _numbers(metadata, "scores")
+    if len(scores) != len(tokens) or not all(math.isfinite(score) for score in scores):
         raise CheckpointError(f"{_ORIGIN} has no score for every token.", _WRONG)
     added = _added(tokens, kinds)
-    add_dummy_prefix = bool(metadata.get(f"{_PREFIX}add_space_prefix", True))
+    add_dummy_prefix = _flag(metadata, "add_space_prefix", True)
     # An added token is a control piece for the model, visible or not: text never becomes it.
     shown = [_CONTROL if kind == _ADDED else kind for kind in kinds]
     pieces = [(t, float(s), k) for t, s, k in zip(tokens, scores, shown, strict=True)]
@@ -140,7 +143,7 @@ def _load_sentencepiece(metadata: Mapping[str, Any]) -> Tokenizer:
         processor,
         controls=added,
         special_ids=[i for i, kind in enumerate(kinds) if kind == _CONTROL],
-        bos_id=bos_id if metadata.get(f"{_PREFIX}add_bos_token", True) else None,
+        bos_id=bos_id if _flag(metadata, "add_bos_token", True) else None,
         eos_ids=_eos_ids(metadata, len(tokens)),
         vocab_size=len(tokens),
         leading_space=LeadingSpace.DROP_ONE if add_dummy_prefix else LeadingSpace.KEEP,
@@ -167,11 +170,33 @@ def _texts(metadata: Mapping[str, Any], key: str) -> list[str]:
 
 
 def _kinds(metadata: Mapping[str, Any], num_tokens: int) -> list[int]:
-    value: Iterable[Any] | None = metadata.get(f"{_PREFIX}token_type")
-    kinds = [] if value is None or isinstance(value, str) else [int(kind) for kind in value]
-    if len(kinds) != num_tokens or not all(1 <= kind <= 6 for kind in kinds):
+    kinds = _numbers(metadata, "token_type")
+    if len(kinds) != num_tokens or not all(kind in range(1, 7) for kind in kinds):
         raise CheckpointError(f"{_ORIGIN} does not say of every token what it is.", _WRONG)
-    return kinds
+    return [int(kind) for kind in kinds]
+
+
+def _numbers(metadata: Mapping[str, Any], key: str) -> list[float]:
+    """A list of numbers; empty where there is none."""
+    value = metadata.get(_PREFIX + key)
+    numbers = value.tolist() if isinstance(value, np.ndarray) else value
+    if not isinstance(numbers, list | tuple):
+        return []
+    return [number for number in numbers if isinstance(number, int | float)]
+
+
+def _text(metadata: Mapping[str, Any], key: str) -> str | None:
+    value = metadata.get(_PREFIX + key)
+    if value is not None and not isinstance(value, str):
+        raise CheckpointError(f"{_ORIGIN} has no text as {_PREFIX}{key}.", _WRONG)
+    return value
+
+
+def _flag(metadata: Mapping[str, Any], key: str, default: bool) -> bool:
+    value = metadata.get(_PREFIX + key, default)
+    if not isinstance(value, bool):
+        raise CheckpointError(f"{_ORIGIN} says neither true nor false of {_PREFIX}{key}.", _WRONG)
+    return value
 
 
 def _eos_ids(metadata: Mapping[str, Any], num_tokens: int) -> set[int]:
