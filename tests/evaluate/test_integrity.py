@@ -129,4 +129,9 @@ def test_weights_too_large_to_compute_with_are_found(
 
 def test_a_sound_model_runs(directory: Path) -> None:
     config = read_config(directory)
-    run_once(build_model(config, directory), open_source(directory).tokenizer())
+    network = build_model(config, directory)
+    asked: list[int] = []
+    network.decoder.norm.register_forward_hook(lambda _, given, out: asked.append(out.shape[-2]))
+    run_once(network, open_source(directory).tokenizer())
+    # The whole model ran, to its last norm, and over the tokens of a tile.
+    assert sum(asked) > config.tokens_per_tile

@@ -116,13 +116,14 @@ def test_random_weights_of_true_proportions(vllm_python: Path, tmp_path: Path) -
     """Tiles of 448 px, several for an image, heads of 128 in groups, as the Qwen2 sizes have."""
     raw = json.loads((DEMO / "config.json").read_text())
     raw |= {"force_image_size": 448, "max_dynamic_patch": 2}
-    raw["vision_config"] |= {"image_size": 448, "num_hidden_layers": 2}
+    raw["vision_config"] |= {"image_size": 448, "num_hidden_layers": 1}
     raw["llm_config"] |= {
-        "hidden_size": 640,
-        "intermediate_size": 1280,
-        "num_attention_heads": 5,
+        "hidden_size": 256,
+        "intermediate_size": 512,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
         "num_key_value_heads": 1,
-        "max_position_embeddings": 4096,
+        "max_position_embeddings": 2048,
     }
     source = tmp_path / "random"
     source.mkdir()
