@@ -20,7 +20,8 @@ from ivl.server.settings import ServerSettings
 
 log = logging.getLogger("ivl.server")
 
-OPEN_PATHS = frozenset({"/", "/health", "/page/page.css", "/page/page.js"})
+OPEN_PATHS = frozenset({"/", "/health"})
+OPEN_FOLDER = "/page/"
 """What needs no key: the page asks for it, and health is asked for by machines."""
 SWALLOW_S = 5.0
 _REQUEST_ID = re.compile(r"[\w.:-]{1,128}")
@@ -84,7 +85,9 @@ class Guard:
         settings = self.settings
         key = settings.api_key
         is_preflight = scope["method"] == "OPTIONS"
-        if key is not None and scope["path"] not in OPEN_PATHS and not is_preflight:
+        path: str = scope["path"]
+        is_open = path in OPEN_PATHS or path.startswith(OPEN_FOLDER) or is_preflight
+        if key is not None and not is_open:
             given = headers.get("authorization", "")
             if not hmac.compare_digest(given.encode(), f"Bearer {key}".encode()):
                 challenge = {"WWW-Authenticate": "Bearer"}

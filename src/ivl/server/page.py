@@ -32,6 +32,8 @@ TYPES = {
     "index.html": "text/html; charset=utf-8",
     "page.css": "text/css; charset=utf-8",
     "page.js": "text/javascript; charset=utf-8",
+    "api.js": "text/javascript; charset=utf-8",
+    "history.js": "text/javascript; charset=utf-8",
 }
 JPEG_QUALITY = 90
 Side = Annotated[int, Query(ge=1, le=1_000_000)]
@@ -47,14 +49,11 @@ async def index() -> Response:
     return _asset("index.html")
 
 
-@router.get("/page/page.css", include_in_schema=False)
-async def style() -> Response:
-    return _asset("page.css")
-
-
-@router.get("/page/page.js", include_in_schema=False)
-async def script() -> Response:
-    return _asset("page.js")
+@router.get("/page/{name}", include_in_schema=False)
+async def asset(name: str) -> Response:
+    if name not in TYPES:
+        raise ApiError(404, f"There is no file {name[:100]!r}.")
+    return _asset(name)
 
 
 @router.get("/ivl/grid")
@@ -84,6 +83,7 @@ async def grid(
         "rows": found.rows,
         "num_tiles": count,
         "num_tokens": count * config.tokens_per_tile,
+        "max_tiles": limit,
     }
 
 

@@ -15,7 +15,7 @@ import uvicorn
 from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from ivl.errors import ConfigError, IvlError
+from ivl.errors import ConfigError
 from ivl.server.app import create_app
 from ivl.server.hub import Loader, ModelHub
 from ivl.server.settings import ServerSettings
@@ -116,7 +116,7 @@ class ModelServer(uvicorn.Server):
 
     def __init__(self, config: uvicorn.Config, app: FastAPI, settings: ServerSettings) -> None:
         super().__init__(config)
-        self.failure: IvlError | None = None
+        self.failure: BaseException | None = None
         self._hub: ModelHub = app.state.hub
         self._settings = settings
         self._loading: asyncio.Future[None] | None = None
@@ -136,12 +136,14 @@ class ModelServer(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         self._loading = asyncio.ensure_future(self._load())
+        self._loading.add_done_callback(self._end_if_failed)
 
     async def _load(self) -> None:
-        try:
-            async with self._hub.use(None) as model:
-                log.info("ready: %s, context %d", model.name, model.engine.context)
-        except IvlError as error:
+        async with self._hub.use(None) as model:
+            log.info("ready: %s, context %d", model.name, model.engine.context)
+
+    def _end_if_failed(self, loading: asyncio.Future[None]) -> None:
+        if not loading.cancelled() and (error := loading.exception()) is not None:
             self.failure = error
             self.should_exit = True
 
