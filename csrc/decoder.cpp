@@ -16,8 +16,9 @@ constexpr int64_t kFewTokens = 8;
 constexpr int64_t kPartKeys = 512;
 // Rows, pairs of a token and a head, of one task of a long segment: they stay in a cache.
 constexpr int64_t kTaskRows = 128;
-// Outputs of one task of a product: for few rows, where a task is short, and for many.
-constexpr int64_t kFewStep = 64, kManyStep = 128;
+// Outputs of one task of a product, at most: for few rows and for many.
+constexpr int64_t kFewOutputs = 256, kManyOutputs = 128;
+constexpr int64_t kLeastOutputs = 32;  // weights of so many rows begin at a panel of any kind
 constexpr int64_t kStoreRows = 4;
 constexpr int64_t kPhasesPerLayer = 10;
 
@@ -31,28 +32,48 @@ float* floats(Buffer& buffer, int64_t count) {
   return buffer.as<float>();
 }
 
-// Products that share their inputs, in tasks of `step` outputs.
+// Products that share their inputs.
 struct Part {
   const Linear* layer;
   float* out;
   bool add;
 };
 
-void multiply_parts(Team& team, const Part* parts, int count, const Inputs& x, int64_t step) {
+void multiply_parts(Team& team, const Part* parts, int count, const Inputs& x) {
   int64_t tasks = 0;
-  for (int i = 0; i < count; ++i) tasks += divide_up(parts[i].layer->rows, step);
+  for (int i = 0; i < count; ++i) tasks += OutputTasks(parts[i].layer->rows, x.num_rows()).count();
   team.for_each(tasks, [&](int64_t task) {
     const Part* part = parts;
-    for (; task >= divide_up(part->layer->rows, step); ++part) {
-      task -= divide_up(part->layer->rows, step);
+    OutputTasks of_part(part->layer->rows, x.num_rows());
+    while (task >= of_part.count()) {
+      task -= of_part.count();
+      of_part = OutputTasks((++part)->layer->rows, x.num_rows());
     }
-    const int64_t first = task * step, rows = part->layer->rows;
-    multiply_outputs(*part->layer, x, first, std::min(first + step, rows), part->out + first, rows,
+    const auto [first, last] = of_part.range(task);
+    multiply_outputs(*part->layer, x, first, last, part->out + first, part->layer->rows,
                      part->add);
   });
 }
 
 }  // namespace
+
+OutputTasks::OutputTasks(int64_t outputs, int64_t num_rows) : outputs_(outputs) {
+  const auto rounded = [](int64_t n) { return n / kLeastOutputs * kLeastOutputs; };
+  const int64_t most = num_rows <= Inputs::kTileRows ? kFewOutputs : kManyOutputs;
+  large_ = std::clamp(rounded(outputs / (8 * num_threads())), 2 * kLeastOutputs, most);
+  small_ = std::max(kLeastOutputs, rounded(large_ / 4));
+  num_large_ = outputs * 3 / 4 / large_;
+}
+
+int64_t OutputTasks::count() const {
+  return num_large_ + divide_up(outputs_ - num_large_ * large_, small_);
+}
+
+std::pair<int64_t, int64_t> OutputTasks::range(int64_t task) const {
+  if (task < num_large_) return {task * large_, (task + 1) * large_};
+  const int64_t first = num_large_ * large_ + (task - num_large_) * small_;
+  return {first, std::min(first + small_, outputs_)};
+}
 
 Decoder::Decoder(const DecoderShape& shape, std::vector<DecoderLayer> layers, const float* norm)
     : shape_(shape), layers_(std::move(layers)), norm_(norm) {
@@ -69,7 +90,6 @@ Decoder::Decoder(const DecoderShape& shape, std::vector<DecoderLayer> layers, co
 
 void Decoder::plan(int64_t num_rows, const std::vector<Segment>& segments) {
   num_rows_ = num_rows;
-  step_ = num_rows <= Inputs::kTileRows ? kFewStep : kManyStep;
   segment_of_.resize(num_rows);
   position_of_.resize(num_rows);
   num_parts_of_.resize(num_rows);
@@ -180,20 +200,18 @@ void Decoder::norm_tile(const float* x, const float* weight, int64_t tile, Input
   to.fill(normed_.as<float>(), tile);
 }
 
-void Decoder::ffn_part(const DecoderLayer& layer, int64_t part) {
+void Decoder::ffn_part(const DecoderLayer& layer, int64_t first, int64_t last) {
   static thread_local Buffer scratch;
-  const int64_t width = shape_.intermediate, first = part * step_;
-  const int64_t last = std::min(first + step_, width), count = last - first;
-  const bool to_memory = down_in_.as_floats();
-  float* up = floats(scratch, 2 * num_rows_ * step_);
-  float* gate = up + num_rows_ * step_;
-  multiply_outputs(layer.gate, ffn_in_, first, last, gate, step_);
-  multiply_outputs(layer.up, ffn_in_, first, last, up, step_);
-  pointwise().swiglu(gate, up, num_rows_, count, step_);
-  if (down_in_.as_bytes()) down_in_.fill_bytes(gate, step_, first, count);
-  if (to_memory) {
+  const int64_t width = shape_.intermediate, count = last - first;
+  float* up = floats(scratch, 2 * num_rows_ * count);
+  float* gate = up + num_rows_ * count;
+  multiply_outputs(layer.gate, ffn_in_, first, last, gate, count);
+  multiply_outputs(layer.up, ffn_in_, first, last, up, count);
+  pointwise().swiglu(gate, up, num_rows_, count, count);
+  if (down_in_.as_bytes()) down_in_.fill_bytes(gate, count, first, count);
+  if (down_in_.as_floats()) {
     for (int64_t row = 0; row < num_rows_; ++row) {
-      std::copy_n(gate + row * step_, count, hidden_.as<float>() + row * width + first);
+      std::copy_n(gate + row * count, count, hidden_.as<float>() + row * width + first);
     }
   }
 }
@@ -205,7 +223,7 @@ void Decoder::run_layer(Team& team, const DecoderLayer& layer, uint8_t* cache, K
   const Part qkv[] = {{&layer.q, rows.q, false},
                       {&layer.k, rows.k, false},
                       {&layer.v, v_.as<float>(), false}};
-  multiply_parts(team, qkv, 3, attn_in_, step_);
+  multiply_parts(team, qkv, 3, attn_in_);
   attend_phases(team, cache, rows, type);
   team.for_each(tiles, [&](int64_t tile) {
     const int64_t first = tile * Inputs::kTileRows;
@@ -215,16 +233,19 @@ void Decoder::run_layer(Team& team, const DecoderLayer& layer, uint8_t* cache, K
     o_in_.fill(rows.out, tile);
   });
   const Part o = {&layer.o, x, true};
-  multiply_parts(team, &o, 1, o_in_, step_);
+  multiply_parts(team, &o, 1, o_in_);
   team.for_each(tiles, [&](int64_t tile) { norm_tile(x, layer.ffn_norm, tile, ffn_in_); });
-  team.for_each(divide_up(shape_.intermediate, step_),
-                [&](int64_t part) { ffn_part(layer, part); });
+  const OutputTasks ffn(shape_.intermediate, num_rows_);
+  team.for_each(ffn.count(), [&](int64_t task) {
+    const auto [first, last] = ffn.range(task);
+    ffn_part(layer, first, last);
+  });
   if (down_in_.as_floats()) {
     team.for_each(tiles,
                   [&](int64_t tile) { down_in_.fill_floats(hidden_.as<float>(), tile); });
   }
   const Part down = {&layer.down, x, true};
-  multiply_parts(team, &down, 1, down_in_, step_);
+  multiply_parts(team, &down, 1, down_in_);
 }
 
 void Decoder::extend(float* x, int64_t num_rows, const float* cos, const float* sin,

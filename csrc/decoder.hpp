@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <mutex>
+#include <utility>
 #include <vector>
 
 #include "kv_layout.hpp"
@@ -42,6 +43,18 @@ struct CacheView {
   std::vector<uint8_t*> layers;
 };
 
+// How the outputs of a product are divided into tasks: large ones first, for memory is read best in
+// long runs, then small ones, so that threads end together. Every task begins at a multiple of 32.
+class OutputTasks {
+ public:
+  OutputTasks(int64_t outputs, int64_t num_rows);
+  int64_t count() const;
+  std::pair<int64_t, int64_t> range(int64_t task) const;
+
+ private:
+  int64_t outputs_, large_, small_, num_large_;
+};
+
 class Decoder {
  public:
   Decoder(const DecoderShape& shape, std::vector<DecoderLayer> layers, const float* norm);
@@ -78,14 +91,14 @@ class Decoder {
   void run_layer(Team& team, const DecoderLayer& layer, uint8_t* cache, KVType type, float* x,
                  const Rows& rows);
   void norm_tile(const float* x, const float* weight, int64_t tile, Inputs& to);
-  void ffn_part(const DecoderLayer& layer, int64_t part);
+  void ffn_part(const DecoderLayer& layer, int64_t first, int64_t last);
 
   const DecoderShape shape_;
   const std::vector<DecoderLayer> layers_;
   const float* const norm_;
 
   std::mutex mutex_;  // what follows belongs to one call at a time
-  int64_t num_rows_ = 0, step_ = 0;
+  int64_t num_rows_ = 0;
   std::vector<const Segment*> segment_of_;  // by row
   std::vector<int64_t> position_of_;        // by row
   std::vector<int64_t> num_parts_of_;       // by row: in how many parts its keys are attended to

@@ -10,6 +10,7 @@ namespace {
 constexpr int64_t kFewRows = 8;
 constexpr int64_t kTaskRows = 64;
 constexpr int64_t kPanel = 16 * kFloatVectors;  // weight rows that are multiplied at once
+constexpr int64_t kPrefetchBytes = 1024;        // how far ahead weights are asked for; measured
 constexpr int64_t kSlice = 512;                 // columns whose widened weights stay in a cache
 
 // Numbers from one row of x to the next: filled up to whole vectors, and one more, so that rows do
@@ -60,7 +61,7 @@ void multiply_rows(const FloatTask& task, int64_t weight_row, int64_t row) {
 #pragma GCC unroll 4
     for (int i = 0; i < W; ++i) {
       const uint8_t* place = weights + (i * columns + k) * size;
-      prefetch(place + 1024);
+      prefetch(place + kPrefetchBytes);
       const Floats w = load_sixteen<DTYPE>(place);
 #pragma GCC unroll 8
       for (int r = 0; r < R; ++r) {

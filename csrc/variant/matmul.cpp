@@ -11,7 +11,7 @@ constexpr int64_t kTileRows = 12;     // of ivl::QuantizedRows
 constexpr int64_t kSliceGroups = 32;  // groups whose unpacked levels stay in the first cache
 constexpr int64_t kBlockPanels = 8;   // panels that go over one slice of the activations
 
-constexpr int64_t kPrefetchBytes = 4096;  // how far ahead weights are asked for; measured
+constexpr int64_t kPrefetchBytes = 8192;  // how far ahead weights are asked for; measured
 
 // Activations as the kernels of one kind want them.
 struct Prepared {

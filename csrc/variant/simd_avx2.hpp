@@ -194,7 +194,7 @@ IVL_INLINE void transpose(Floats* x) {
   }
 }
 IVL_INLINE void prefetch(const void* p) {
-  _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0);
+  _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1);
 }
 
 }  // namespace IVL_VARIANT

@@ -145,7 +145,7 @@ IVL_INLINE void transpose(Floats* x) {
   for (int i = 0; i < 16; ++i) x[i] = y[i];
 }
 IVL_INLINE void prefetch(const void* p) {
-  _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0);
+  _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1);
 }
 
 }  // namespace IVL_VARIANT
