@@ -46,6 +46,7 @@ class Figures:
     decode: list[float] = field(default_factory=list)
     prefill: list[float] = field(default_factory=list)
     tile_s: list[float] = field(default_factory=list)
+    int8_tile_s: list[float] = field(default_factory=list)
     page_s: list[float] = field(default_factory=list)
 
 
@@ -111,9 +112,11 @@ def run_ours(
     program = Path(sys.executable).with_name("ivl")
     command = [str(program), "bench", "--json", "--quiet", "--rounds", "1"]
     command += ["--model", str(text), "--mmproj", str(mmproj), "--threads", str(options.threads)]
-    command += ["--prompt", str(PROMPT_TOKENS), "--tokens", str(TOKENS)]
-    command += ["--image", str(page)] if page else []
-    found = json.loads(run(command))
+    whole = [*command, "--prompt", str(PROMPT_TOKENS), "--tokens", str(TOKENS)]
+    whole += ["--image", str(page)] if page else []
+    found = json.loads(run(whole))
+    in_int8 = json.loads(run([*command, "--prompt", "1", "--tokens", "1", "--vision", "int8"]))
+    figures.int8_tile_s += in_int8["tile_s"]
     figures.decode.append(found["decode_tokens_per_s"])
     figures.prefill.append(found["prefill_tokens_per_s"])
     figures.tile_s += found["tile_s"]
@@ -175,6 +178,7 @@ def report(
         ("write, tokens/s", ours.decode, theirs.decode, False, limit),
         (f"read {PROMPT_TOKENS}, tokens/s", ours.prefill, theirs.prefill, False, ""),
         ("one tile, s", ours.tile_s, theirs.tile_s, True, ""),
+        ("one tile in int8, s", ours.int8_tile_s, theirs.tile_s, True, ""),
         ("A4 page to first token, s", ours.page_s, theirs.page_s, True, ""),
     ]
     lines = [
