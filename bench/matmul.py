@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from bench.shapes import commit, machine
-from ivl.kernels import cpu
+from ivl.kernels import cpu, limits
 from ivl.kernels.dispatch import pack
 from ivl.kernels.matrix import Matrix
 from ivl.quant.formats import FORMATS, find_format
@@ -39,8 +39,8 @@ def main() -> None:
         torch.set_num_threads(options.threads)
     print(f"{machine()}, commit {commit()}")
     print(f"{extension.isa()}, {extension.num_threads()} threads")
-    bandwidth = float(np.median([extension.read_bandwidth(1 << 29) for _ in range(ROUNDS)]))
-    peak = float(np.median([extension.byte_products(200_000) for _ in range(ROUNDS)]))
+    bandwidth, peak = limits.read_bandwidth(), limits.byte_products()
+    assert peak is not None
     print(f"limits: memory {bandwidth / 1e9:.1f} GB/s, products of bytes {peak / 1e9:.0f} GOP/s\n")
     print("| format | 1 row, GB/s | of the limit | 8 rows, GB/s | 512 rows, GOP/s | of the limit |")
     print("|---|---|---|---|---|---|")
@@ -84,8 +84,12 @@ def multiply(matrices: list[Matrix], x: torch.Tensor) -> None:
 
 
 def random_blocks(name: str, rows: int, columns: int) -> np.ndarray:
-    """Random bytes. Where they are numbers of 16 bits, some are no numbers; that costs no time."""
+    """Random bytes, or random numbers of 16 bits: among random bytes there would be numbers too
+    small for the fast path of a processor."""
     rng = np.random.default_rng(0)
+    if name in ("F16", "BF16"):
+        weights = rng.standard_normal((rows, columns), np.float32)
+        return find_format(name).quantize(weights)
     return rng.integers(0, 256, (rows, find_format(name).row_bytes(columns)), np.uint8)
 
 

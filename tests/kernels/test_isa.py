@@ -24,3 +24,14 @@ def test_an_instruction_set_that_cannot_run_is_refused(monkeypatch: pytest.Monke
 def test_the_portable_kernels_are_always_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("IVL_ISA", "portable")
     assert cpu.isa() == "portable"
+
+
+@pytest.mark.skipif(cpu._extension is None, reason="the C++ extension was not built")
+def test_an_extension_of_other_sources_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its functions would be called with the wrong arguments."""
+    monkeypatch.setattr(cpu._extension, "interface", cpu.INTERFACE - 1)
+    cpu.loaded.cache_clear()
+    with pytest.raises(ConfigError, match="other sources"):
+        cpu.loaded()
+    monkeypatch.undo()
+    assert cpu.loaded() is not None

@@ -36,7 +36,7 @@ def command(
             raise RequestError(
                 "--machine is about this machine, and not about a model.", "Leave one of them out."
             )
-        facts = machine_facts()
+        facts = machine_facts(measure=True)
         print_json(facts) if json else _print_rows(_machine_rows(facts))
     elif model is None:
         family = family_facts()
@@ -158,6 +158,10 @@ def _machine_rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
         ("vision in", ", ".join(kernels["vision_arithmetics"])),
         ("threads", f"{kernels['threads']}, {pool}; {kernels['physical_cores']} cores{quota}"),
     ]
+    rows.append(("memory reads", f"{facts['read_bytes_per_s'] / 1e9:.1f} GB/s, measured"))
+    if facts["int8_operations_per_s"] is not None:
+        peak = f"{facts['int8_operations_per_s'] / 1e9:.0f} billion operations a second"
+        rows.append(("int8 products", f"{peak} at most, measured"))
     return rows + [(name, facts[name]) for name in ("ivl", "torch", "python")]
 
 

@@ -11,8 +11,11 @@ from ivl.planner.devices import available_memory_bytes
 from ivl.planner.threads import usable_cores
 
 
-def machine_facts() -> dict[str, Any]:
-    """Processor, memory, and the device and type that models would run in here. Loads torch."""
+def machine_facts(*, measure: bool = False) -> dict[str, Any]:
+    """Processor, memory, and the device and type that models would run in here. Loads torch.
+
+    With `measure` also what the processor can do at best, which takes a second.
+    """
     import torch
 
     from ivl.api import choose_device, choose_dtype
@@ -30,6 +33,11 @@ def machine_facts() -> dict[str, Any]:
         "dtype": str(choose_dtype(None, device)).removeprefix("torch."),
     }
     facts["kernels"] = _kernels()
+    if measure:
+        from ivl.kernels import limits
+
+        facts["read_bytes_per_s"] = limits.read_bandwidth()
+        facts["int8_operations_per_s"] = limits.byte_products()
     if device.type == "cuda":
         facts["gpus"] = [_gpu(index) for index in range(torch.cuda.device_count())]
     return facts

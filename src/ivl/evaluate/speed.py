@@ -15,10 +15,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ivl.kernels import limits
 from ivl.kernels.linear import QuantizedEmbedding, QuantizedLinear
 from ivl.model.internvl import InternVL
 
-BANDWIDTH_BYTES = 1 << 28
+BANDWIDTH_BYTES = 1 << 30
 BANDWIDTH_ROUNDS = 6
 WARMUP_TOKENS = 2
 
@@ -120,10 +121,11 @@ def decoder_bytes(model: InternVL) -> int:
     return total
 
 
-def read_bandwidth(device: torch.device | str = "cpu") -> float:
-    """Bytes a second that all threads together read from memory: the best of a few dot products of
-    vectors that no cache holds."""
-    a = torch.ones(BANDWIDTH_BYTES, dtype=torch.float32, device=device)
+def read_bandwidth(device: torch.device) -> float:
+    """Bytes a second that the device reads from its memory, at best."""
+    if device.type == "cpu":
+        return limits.read_bandwidth()
+    a = torch.ones(BANDWIDTH_BYTES // 4, dtype=torch.float32, device=device)
     best = min(_device_seconds(a.device, lambda: torch.dot(a, a)) for _ in range(BANDWIDTH_ROUNDS))
     return a.nbytes / best
 

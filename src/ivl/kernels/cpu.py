@@ -20,6 +20,8 @@ try:
 except ImportError:  # no compiler when ivl was installed, or a file of another Python
     _extension = None
 
+INTERFACE = 2
+"""Of the extension that these sources go with; see `csrc/module.cpp`."""
 ISA_VARIABLE = "IVL_ISA"
 REFERENCE = "reference"
 
@@ -28,6 +30,11 @@ REFERENCE = "reference"
 def loaded() -> ModuleType | None:
     """The extension, whatever `IVL_ISA` says, with as many threads as torch has; None: absent."""
     if _extension is not None:
+        if getattr(_extension, "interface", 1) != INTERFACE:
+            raise ConfigError(
+                "The C++ extension was built from other sources than these.",
+                "Install ivl again: pip install . (or --editable .) in its directory.",
+            )
         join_pool_of_torch(_extension)
         _extension.set_num_threads(torch.get_num_threads())
     return _extension
