@@ -35,7 +35,7 @@ from ivl.evaluate.data import Sample, TokenizedSample
 from ivl.evaluate.fidelity import Reader, compare, keep, longest_answer, summarise
 from ivl.evaluate.metrics import edit_distance
 from ivl.evaluate.verdict import judge
-from ivl.model.cache import Segment
+from ivl.model.cache import KVCache, Segment, num_blocks_for
 from training.evaluate import evaluation_page
 
 DECODER_TYPES = """F32 BF16 F16 Q8_0 Q6_K Q5_K_M Q5_K_S Q5_1 Q5_0 Q4_K_M Q4_K_S Q4_1 Q4_0 AWQ
@@ -262,9 +262,14 @@ def read_together(reader: Reader, pages: list[TokenizedSample]) -> list[str]:
         is_image = torch.tensor(page.is_image)
         prompts.append(model.embed(torch.tensor(page.prompt_ids), is_image, features))
     limits = [longest_answer(len(page.answer_ids or ())) for page in pages]
-    segments = [
-        Segment(model.new_cache(len(page.prompt_ids) + limit), len(page.prompt_ids))
+    most = [
+        num_blocks_for(len(page.prompt_ids) + limit)
         for page, limit in zip(pages, limits, strict=True)
+    ]
+    store = model.new_store(sum(most))
+    segments = [
+        Segment(KVCache(store, range(sum(most[:i]), sum(most[: i + 1]))), len(page.prompt_ids))
+        for i, page in enumerate(pages)
     ]
     x = torch.cat(prompts, dim=1)[0]
     answers: list[list[int]] = [[] for _ in pages]

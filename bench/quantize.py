@@ -36,6 +36,7 @@ from ivl.quant.mixes import decoder_tensors
 
 PIECE_WEIGHTS = 1 << 20
 SAMPLED_ROWS = 512
+TIMED_S = 0.5
 NUM_WEIGHTS, COLUMNS = 1 << 19, 2048
 IVL = [
     sys.executable,
@@ -205,12 +206,12 @@ def compare_tensors() -> None:
 
 
 def timed(quantize: Callable[..., np.ndarray], *arguments: Any) -> tuple[float, np.ndarray]:
-    """Nanoseconds of processor time for each weight, the least of three calls; and the blocks."""
+    """Nanoseconds for each weight, the least of at least three calls; and the blocks."""
     seconds = []
-    for _ in range(3):
-        began = time.thread_time()
+    while len(seconds) < 3 or sum(seconds) < TIMED_S:
+        began = time.perf_counter()
         blocks = quantize(*arguments)
-        seconds.append(time.thread_time() - began)
+        seconds.append(time.perf_counter() - began)
     return min(seconds) * 1e9 / NUM_WEIGHTS, blocks
 
 

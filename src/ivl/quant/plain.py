@@ -117,7 +117,7 @@ class Q4_0(_Symmetric):
     type_id = 2
     block_bytes = 18
     low, high = -8, 7
-    targets = _both_signs(10.0, 6.0, 17)
+    targets = _both_signs(10.0, 6.0, 7)
 
     def _decode(self, blocks: Bytes) -> Floats:
         levels = split_nibbles(blocks[:, 2:]).astype(np.int8) - np.int8(8)
@@ -139,7 +139,7 @@ class Q4_1(_Affine):
     type_id = 3
     block_bytes = 20
     high = 15
-    cuts = tuple((a, b) for a in (-0.02, 0.0, 0.03, 0.07) for b in (-0.02, 0.0, 0.03, 0.07))
+    cuts = tuple((a, b) for a in (0.0, 0.03, 0.07) for b in (0.0, 0.03, 0.07))
 
     def _decode(self, blocks: Bytes) -> Floats:
         levels = split_nibbles(blocks[:, 4:]).astype(np.float32)
@@ -161,7 +161,7 @@ class Q5_0(_Symmetric):
     type_id = 6
     block_bytes = 22
     low, high = -16, 15
-    targets = _both_signs(18.5, 13.0, 23)
+    targets = _both_signs(18.4, 13.6, 9)
 
     def _decode(self, blocks: Bytes) -> Floats:
         levels = split_nibbles(blocks[:, 6:]) | (split_bits(blocks[:, 2:6]) << 4)
@@ -187,7 +187,7 @@ class Q5_1(_Affine):
     block_bytes = 24
     high = 31
     cuts = (
-        *((a, b) for a in (-0.01, 0.0, 0.015, 0.03) for b in (-0.01, 0.0, 0.015, 0.03)),
+        *((a, b) for a in (0.0, 0.012, 0.03) for b in (0.0, 0.012, 0.03)),
         # 31 levels: weights that were on 16 levels already, as those of Q4_1 are, stay exact.
         (0.0, -1 / 30),
     )
