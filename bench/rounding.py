@@ -2,8 +2,8 @@
 
     python -m bench.rounding MODEL.gguf --peer PYTHON
 
-Both read the same prompts; compared with the same file computed without rounding (IVL_ISA=reference)
-are the logits of every position. PYTHON is an interpreter with llama-cpp-python.
+Both read the same prompts. Their logits of every position are compared with those of the same file
+computed without rounding (IVL_ISA=reference). PYTHON is an interpreter with llama-cpp-python.
 """
 
 from __future__ import annotations
