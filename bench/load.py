@@ -3,8 +3,8 @@
     python -m bench.load --shape 4b --type Q4_K_M [--rounds 5]
 
 Random weights at the true shapes (bench.random_gguf). Every round loads in a process of its own,
-after imports. Beside it stands how long the same process takes to touch as much new memory as the weights
-take: on a virtual machine that is often most of it, and nothing that loads can be quicker.
+after imports. Beside it stands how long the same process takes to touch as much new memory as the
+weights take: on a virtual machine that is often most of it, and nothing that loads can be quicker.
 """
 
 from __future__ import annotations
