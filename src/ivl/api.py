@@ -99,7 +99,6 @@ def load(
         progress=progress,
     )
     use_arithmetic(network, arithmetic)
-    use_fused_layers(network.decoder)
     return Model(Engine(network, tokenizer, context=context, vision_batch=vision_batch))
 
 
@@ -126,6 +125,7 @@ def load_network(
     )
     network = source.build(device=device, dtype=dtype, progress=progress)
     network.kv = kv
+    use_fused_layers(network.decoder)
     return network
 
 
