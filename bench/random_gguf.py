@@ -10,7 +10,6 @@ llama.cpp loads the pairs as well.
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -18,17 +17,23 @@ from typing import Any
 import numpy as np
 
 from bench.tokenizer_files import write_tokenizer
+from ivl.checkpoint.gguf_metadata import count_weights, mmproj_metadata, text_metadata
 from ivl.checkpoint.gguf_names import GGUF_VISION, GGUF_VISION_Q_K_V
-from ivl.checkpoint.gguf_projector import IMAGENET_MEAN, IMAGENET_STD
 from ivl.checkpoint.gguf_writer import GGUFWriter, PlannedTensor
-from ivl.config import DecoderConfig, ModelConfig
+from ivl.config import ModelConfig
 from ivl.family import find
+from ivl.prompt.gguf_vocabulary import tokenizer_metadata
 from ivl.quant.formats import find_format
 from ivl.quant.mixes import MixContext, decoder_tensors, find_mix, tensor_type
+from ivl.quant.vision_mix import vision_file_type, vision_tensor_type
 
 NUM_ROWS = 64
 ROWS_AT_ONCE = 8192
-SPECIAL, UNUSED = 3, 5  # kinds of tokens (gguf-py, TokenType)
+CHAT_TEMPLATE = (
+    "{% for m in messages %}{{'<|im_start|>' + m['role'] + '\n' + m['content'] + "
+    "'<|im_end|>\n'}}{% endfor %}"
+    "{% if add_generation_prompt %}{{'<|im_start|>assistant\n'}}{% endif %}"
+)
 
 
 def main() -> None:
@@ -59,11 +64,24 @@ def write_pair(shape: str, mix: str, vision: str, folder: Path) -> tuple[Path, P
             )
             for name, dims in decoder_tensors(decoder).items()
         ]
-        filler.write(text, text_metadata(decoder, find_mix(mix).file_type), tensors)
-    if not mmproj.exists():
-        filler.write(
-            mmproj, projector_metadata(size.config), projector_tensors(size.config, vision)
+        metadata = text_metadata(
+            size.config,
+            tokenizer_entries(decoder.vocab_size),
+            name="random weights",
+            num_weights=num_weights(tensors),
+            file_type=find_mix(mix).file_type,
+            chat_template=CHAT_TEMPLATE,
         )
+        filler.write(text, metadata, tensors)
+    if not mmproj.exists():
+        tensors = projector_tensors(size.config, vision)
+        metadata = mmproj_metadata(
+            size.config,
+            name="random weights",
+            num_weights=num_weights(tensors),
+            file_type=vision_file_type(vision),
+        )
+        filler.write(mmproj, metadata, tensors)
     return text, mmproj
 
 
@@ -104,79 +122,15 @@ class Filler:
         return self._rows[key]
 
 
-def text_metadata(decoder: DecoderConfig, file_type: int) -> dict[str, Any]:
-    """What llama.cpp asks of a Qwen2 file, with Qwen's own tokenizer."""
-    return {
-        "general.architecture": "qwen2",
-        "general.type": "model",
-        "general.name": "random weights",
-        "general.file_type": file_type,
-        "general.quantization_version": 2,
-        "qwen2.context_length": decoder.max_positions,
-        "qwen2.embedding_length": decoder.hidden_size,
-        "qwen2.block_count": decoder.num_layers,
-        "qwen2.feed_forward_length": decoder.intermediate_size,
-        "qwen2.attention.head_count": decoder.num_heads,
-        "qwen2.attention.head_count_kv": decoder.num_kv_heads,
-        "qwen2.attention.layer_norm_rms_epsilon": decoder.norm_eps,
-        "qwen2.rope.freq_base": decoder.rope_theta,
-        **tokenizer_metadata(decoder.vocab_size),
-    }
+def num_weights(tensors: list[PlannedTensor]) -> int:
+    return count_weights({tensor.name: tensor.shape for tensor in tensors})
 
 
-def tokenizer_metadata(vocab_size: int) -> dict[str, Any]:
+def tokenizer_entries(vocab_size: int) -> dict[str, Any]:
+    """Qwen's own tokenizer, as the metadata of a file."""
     with tempfile.TemporaryDirectory() as folder:
         write_tokenizer("qwen2", Path(folder))
-        vocabulary = json.loads((Path(folder) / "vocab.json").read_text("utf-8"))
-        merges = (Path(folder) / "merges.txt").read_text("utf-8").splitlines()[1:]
-        settings = json.loads((Path(folder) / "tokenizer_config.json").read_text("utf-8"))
-    added = {int(key): value["content"] for key, value in settings["added_tokens_decoder"].items()}
-    tokens = sorted(vocabulary, key=vocabulary.__getitem__)
-    kinds = [1] * len(tokens)
-    for number in range(len(tokens), vocab_size):
-        tokens.append(added.get(number, f"[PAD{number}]"))
-        kinds.append(SPECIAL if number in added else UNUSED)
-    ends = {name: number for number, name in added.items()}
-    return {
-        "tokenizer.ggml.model": "gpt2",
-        "tokenizer.ggml.pre": "qwen2",
-        "tokenizer.ggml.tokens": tokens,
-        "tokenizer.ggml.token_type": np.array(kinds, np.int32),
-        "tokenizer.ggml.merges": merges,
-        "tokenizer.ggml.eos_token_id": ends["<|im_end|>"],
-        "tokenizer.ggml.bos_token_id": ends["<|endoftext|>"],
-        "tokenizer.ggml.padding_token_id": ends["<|endoftext|>"],
-        "tokenizer.ggml.add_bos_token": False,
-        "tokenizer.chat_template": (
-            "{% for m in messages %}{{'<|im_start|>' + m['role'] + '\n' + m['content'] + "
-            "'<|im_end|>\n'}}{% endfor %}"
-            "{% if add_generation_prompt %}{{'<|im_start|>assistant\n'}}{% endif %}"
-        ),
-    }
-
-
-def projector_metadata(config: ModelConfig) -> dict[str, Any]:
-    vision = config.vision
-    assert vision is not None
-    return {
-        "general.architecture": "clip",
-        "general.type": "mmproj",
-        "general.file_type": 1,
-        "clip.has_vision_encoder": True,
-        "clip.projector_type": "internvl",
-        "clip.use_gelu": True,
-        "clip.vision.image_size": vision.image_px,
-        "clip.vision.patch_size": vision.patch_px,
-        "clip.vision.embedding_length": vision.hidden_size,
-        "clip.vision.feed_forward_length": vision.intermediate_size,
-        "clip.vision.block_count": vision.num_layers,
-        "clip.vision.projection_dim": config.decoder.hidden_size,
-        "clip.vision.image_mean": np.array(IMAGENET_MEAN, np.float32),
-        "clip.vision.image_std": np.array(IMAGENET_STD, np.float32),
-        "clip.vision.attention.head_count": vision.num_heads,
-        "clip.vision.attention.layer_norm_epsilon": vision.norm_eps,
-        "clip.vision.projector.scale_factor": round(1 / config.downsample_ratio),
-    }
+        return tokenizer_metadata(Path(folder), vocab_size)
 
 
 def projector_tensors(config: ModelConfig, kind: str) -> list[PlannedTensor]:
@@ -199,17 +153,11 @@ def projector_tensors(config: ModelConfig, kind: str) -> list[PlannedTensor]:
             tensors.append(
                 PlannedTensor(
                     name=name.replace("{i}", layer),
-                    format=find_format(_format_of(ours, dims, kind)),
+                    format=find_format(vision_tensor_type(kind, name, dims)),
                     shape=dims,
                 )
             )
     return tensors
-
-
-def _format_of(name: str, shape: tuple[int, ...], kind: str) -> str:
-    if len(shape) == 1 or name.endswith("position"):
-        return "F32"
-    return "F16" if len(shape) > 2 else kind
 
 
 if __name__ == "__main__":

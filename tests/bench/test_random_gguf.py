@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bench.random_gguf import Filler, projector_metadata, projector_tensors
+from bench.random_gguf import Filler, num_weights, projector_tensors
 from ivl.checkpoint.gguf import GGUFFile
+from ivl.checkpoint.gguf_metadata import mmproj_metadata
 from ivl.checkpoint.gguf_projector import read_projector
 from ivl.family import find
 
@@ -20,7 +21,10 @@ def test_a_projector_fits_its_decoder(tmp_path: Path, kind: str) -> None:
     tensors = projector_tensors(size.config, kind)
     few = [t for t in tensors if not t.name.startswith("v.blk.") or t.name.startswith("v.blk.0.")]
     path = tmp_path / "mmproj.gguf"
-    Filler().write(path, projector_metadata(size.config), few)
+    metadata = mmproj_metadata(
+        size.config, name="random", num_weights=num_weights(few), file_type=1
+    )
+    Filler().write(path, metadata, few)
     file = GGUFFile(path)
     assert read_projector(file, size.decoder).vision == size.vision
     entry = file.tensors["v.blk.0.ffn_up.weight"]
