@@ -13,7 +13,7 @@ DEV_STAMP := $(VENV)/.stamp-dev
 SOURCES := CMakeLists.txt $(wildcard csrc/*.* csrc/*/*.*)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format clean
+.PHONY: help demo test lint browser format clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
@@ -21,8 +21,18 @@ help: ## list the targets
 demo: $(PACKAGE_STAMP) ## read a sample receipt with the bundled model
 	$(BIN)/ivl read samples/receipt.png
 
-test: lint ## lint, then run the tests
+test: lint browser ## lint, then run the tests
 	$(BIN)/python -m pytest
+
+# The page is tested in Chromium, which comes from the system. Where it cannot be installed, those
+# tests are skipped and say so.
+browser: ## install Chromium where that is possible without a question
+	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || { \
+		[ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && \
+		apt-get update -qq && \
+		DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
+			chromium fonts-dejavu-core >/dev/null; } || \
+		echo 'No Chromium: the tests of the page will be skipped.'
 
 lint: $(DEV_STAMP) ## ruff and pyright
 	$(BIN)/ruff check .
