@@ -45,7 +45,7 @@ class Outcome:
 
     kind: str = "lost"
     first_token_s: float | None = None
-    last_token_s: float = 0.0
+    pieces_s: list[float] = field(default_factory=list)
     total_s: float = 0.0
     num_tokens: int = 0
 
@@ -76,13 +76,13 @@ def main() -> None:
 def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="A server under load.")
     parser.add_argument("--model", default="demo", help="as of `ivl serve`")
-    parser.add_argument("--serve", nargs=argparse.REMAINDER, default=[], help="options for it")
+    parser.add_argument("--mmproj", help="as of `ivl serve`")
     parser.add_argument("--clients", type=int, default=64)
     parser.add_argument("--rate", type=float, default=20.0, help="requests a second, in the mean")
     parser.add_argument("--seconds", type=float, default=120.0)
     parser.add_argument("--decodes", type=int, nargs="+", help="numbers of clients at once")
-    parser.add_argument("--tokens", type=int, default=64, help="of an answer")
-    parser.add_argument("--words", type=int, default=60, help="of a prompt, with --decodes")
+    parser.add_argument("--tokens", type=int, default=96, help="of an answer")
+    parser.add_argument("--words", type=int, default=4, help="of a prompt, with --decodes")
     parser.add_argument("--url", help="a server that runs already")
     parser.add_argument("--label", default="ivl", help="its name in the table")
     parser.add_argument("--seed", type=int, default=1)
@@ -98,7 +98,8 @@ def print_heading() -> None:
 def serving(options: argparse.Namespace) -> Iterator[tuple[str, int]]:
     """A server of our own; its address and its process id."""
     command = [sys.executable, "-m", "ivl.cli.main", "serve", "--model", options.model]
-    command += ["--port", "0", "--max-queued", "256", *options.serve]
+    command += ["--port", "0", "--max-queued", "256"]
+    command += ["--mmproj", options.mmproj] if options.mmproj else []
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     url = ""
@@ -194,7 +195,7 @@ def take(chunk: dict[str, Any], outcome: Outcome, now: float) -> int:
     if not (choices[0].get("delta") or {}).get("content"):
         return 0
     outcome.first_token_s = outcome.first_token_s or now
-    outcome.last_token_s = now
+    outcome.pieces_s.append(now)
     return 1
 
 
@@ -211,15 +212,23 @@ def run_decodes(options: argparse.Namespace, url: str) -> None:
         if any(outcome.kind != "answered" for outcome in outcomes):
             raise SystemExit(f"error: {[outcome.kind for outcome in outcomes]}")
         firsts = sorted(outcome.first_token_s or 0 for outcome in outcomes)
-        # From the moment that all are writing: their prompts are not what is measured here.
-        rate = sum(o.num_tokens - 1 for o in outcomes) / (
-            max(o.last_token_s for o in outcomes) - firsts[0]
-        )
+        rate = rate_while_all_write(outcomes)
         alone = alone or rate
         print(
             f"{count:7}   {rate:9.1f}   {rate / alone:6.2f}   {statistics.median(firsts):9.2f}   "
             f"{percentile(firsts, 95):9.2f}   {whole_s:7.2f}"
         )
+
+
+def rate_while_all_write(outcomes: list[Outcome]) -> float:
+    """Tokens a second from the last first piece to the first last one: prompts do not count."""
+    begin = max(outcome.pieces_s[0] for outcome in outcomes)
+    end = min(outcome.pieces_s[-1] for outcome in outcomes)
+    tokens = 0.0
+    for outcome in outcomes:
+        within = sum(begin < when <= end for when in outcome.pieces_s)
+        tokens += within * outcome.num_tokens / len(outcome.pieces_s)
+    return tokens / (end - begin) if end > begin else float("nan")
 
 
 async def together(options: argparse.Namespace, url: str, count: int, salt: int) -> list[Outcome]:

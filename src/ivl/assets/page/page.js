@@ -60,7 +60,7 @@ function figure(picture, onRemove) {
   const whole = make("figure", {}, frame, caption);
   if (onRemove) {
     const label = `Remove ${picture.name || "picture"}`;
-    whole.append(make("button", {
+    frame.append(make("button", {
       type: "button", class: "remove", title: label, "aria-label": label, onclick: onRemove,
     }, "×"));
   }
