@@ -118,7 +118,7 @@ def _matrix(
     blocks = [file.read(name) for name in source.names]
     formats = [file.tensors[name].format.name for name in source.names]
     if order is not None:
-        blocks = [blocks[0][order]]
+        blocks = [_copied(blocks[0], blocks[0][order])]
     if len(set(formats)) == 1:
         if len(blocks) == 1:
             return pack(blocks[0], formats[0], device)
@@ -127,6 +127,12 @@ def _matrix(
             release_pages(part)
         return pack(whole, formats[0], device)
     return StackedMatrix([pack(b, f, device) for b, f in zip(blocks, formats, strict=True)])
+
+
+def _copied(view: np.ndarray, copy: np.ndarray) -> np.ndarray:
+    """The copy; what it was made of need not stay in memory."""
+    release_pages(view)
+    return copy
 
 
 def _tie(model: InternVL) -> None:

@@ -18,6 +18,7 @@ from ivl.errors import UnsupportedError
 from ivl.kernels.cpu_matrix import CpuFloatMatrix
 from ivl.kernels.dense import Arithmetic, DenseMatrix, Norm, Rows, arithmetics, tile_attention
 from ivl.kernels.linear import QuantizedLinear
+from ivl.kernels.mapped import release_freed
 from ivl.model.internvl import InternVL
 from ivl.model.norm import RMSNorm
 from ivl.model.vision import VisionAttention, VisionLayer, VisionTower
@@ -89,10 +90,12 @@ class CpuVisionTower(nn.Module):
         self.arithmetic: Arithmetic = arithmetic
         self.embed = tower.embed.float()
         self.layers: list[CpuVisionLayer] = []
+        rows = Rows(arithmetic)  # one for all layers: it keeps its memory
         while len(tower.layers):
             layer = tower.layers.pop(0)
             assert isinstance(layer, VisionLayer)
-            self.layers.append(CpuVisionLayer(layer, arithmetic))
+            self.layers.append(CpuVisionLayer(layer, arithmetic, rows))
+        release_freed()
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Normalised (n, 3, tile_px, tile_px) -> (n, patches, hidden), in the type of pixels."""
@@ -103,7 +106,7 @@ class CpuVisionTower(nn.Module):
 
 
 class CpuVisionLayer:
-    def __init__(self, layer: VisionLayer, arithmetic: Arithmetic) -> None:
+    def __init__(self, layer: VisionLayer, arithmetic: Arithmetic, rows: Rows) -> None:
         attn: VisionAttention = layer.attn
         self.norm1, self.norm2 = _norm(layer.norm1), _norm(layer.norm2)
         self.num_heads = attn.num_heads
@@ -116,7 +119,7 @@ class CpuVisionLayer:
             for linear in (attn.qkv, attn.proj, layer.mlp.fc1, layer.mlp.fc2)
         )
         self.scale1, self.scale2 = layer.scale1.detach().float(), layer.scale2.detach().float()
-        self.rows = Rows(arithmetic)
+        self.rows = rows
 
     def advance(self, x: Tensor) -> None:
         """The residual x (n, positions, hidden), float32 and contiguous, one layer on, in place."""
