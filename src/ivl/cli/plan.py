@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from json import dumps
+from pathlib import Path
 from typing import Annotated, Any
 
 from typer import Argument, Option
@@ -10,7 +12,7 @@ from ivl.cli.options import Json, Mmproj, Work, with_options
 from ivl.errors import ConfigError
 from ivl.planner.record import overview_record
 from ivl.planner.render import render_overview
-from ivl.planning import overview, plan
+from ivl.planning import Report, overview, plan
 
 
 @with_options
@@ -45,6 +47,20 @@ def command(
     tower_on_cpu: Annotated[
         bool, Option("--tower-on-cpu", help="Keep the vision tower on the processor (llama.cpp).")
     ] = False,
+    html: Annotated[
+        Path | None,
+        Option(metavar="FILE", help="Also write a page with the bars and a slider of the context."),
+    ] = None,
+    probe: Annotated[
+        bool, Option("--probe", help="First measure this processor, for a second, with torch.")
+    ] = False,
+    verify: Annotated[
+        bool,
+        Option("--verify", help="Build it here with random weights, and set planned by measured."),
+    ] = False,
+    receipt: Annotated[
+        Path | None, Option(metavar="FILE", help="Where --verify writes what it measured.")
+    ] = None,
     mmproj: Mmproj = None,
     json: Json = False,
     work: Work,
@@ -55,11 +71,16 @@ def command(
     shall read, for what each page costs. Without MODEL, every size and type is held against this
     machine. Nothing is loaded or downloaded.
     """
+    if receipt is not None and not verify:
+        raise ConfigError("--receipt is of --verify.", "Add --verify, or leave it out.")
+    if probe:
+        _probe()
     common: dict[str, Any] = {"device": device, "host": host, "memory": memory, **work.chosen()}
     if not arguments:
-        if type is not None or vision is not None or mmproj is not None or tower_on_cpu:
+        if any((type, vision, mmproj, tower_on_cpu, html, verify)):
             raise ConfigError(
-                "A type was given, and no model.", "Name one: ivl plan 8b --type Q8_0."
+                "An option was given that is about one model.",
+                "Name the model: ivl plan 8b --type Q8_0.",
             )
         rows = overview(**common)
         _print(overview_record(rows) if json else render_overview(rows))
@@ -73,7 +94,33 @@ def command(
         tower_on_cpu=tower_on_cpu,
         **common,
     )
-    _print(report.record() if json else str(report))
+    if html is not None:
+        _write_page(report, html)
+    if not verify:
+        _print(report.record() if json else str(report))
+        return
+    from ivl.evaluate.verification import verify_plan
+
+    found = verify_plan(report.plan)
+    if receipt is not None:
+        receipt.write_text(dumps(found.record(), indent=1) + "\n", "utf-8")
+    _print({**report.record(), "measured": found.record()} if json else f"{report}\n\n{found}")
+
+
+def _probe() -> None:
+    from ivl.evaluate.probe import measure_probe
+    from ivl.planner.probe import write_probe
+
+    write_probe(measure_probe())
+
+
+def _write_page(report: Report, path: Path) -> None:
+    from ivl.planner.page import page_of
+
+    try:
+        path.write_text(page_of(report.plan, report.verdict), "utf-8")
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be written: {error.strerror}.", "Name a file.") from None
 
 
 def _print(shown: str | dict[str, Any]) -> None:

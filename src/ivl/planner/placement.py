@@ -140,7 +140,7 @@ def _whole(parts: Footprint, backend: Backend, slot: Slot) -> Placement:
     share.add(PROJECTOR, parts.projector)
     share.add(KV, parts.kv)
     share.add(ACTIVATIONS, _activations(parts) + (0 if on_gpu else parts.pixels))
-    share.add(RUNTIME, backend.gpu_bytes if on_gpu else backend.host_bytes)
+    share.add(RUNTIME, backend.gpu_bytes if on_gpu else backend.host_bytes + parts.tokenizer)
     share.num_layers = len(parts.layers)
     share.weights_read = sum(parts.layers) + parts.head
     return Placement(shares=(share,), tower_on=slot.device.name if parts.vision else "")

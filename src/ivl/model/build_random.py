@@ -1,0 +1,103 @@
+"""A model of random weights, in the types that a plan names, to measure what no file is there for.
+
+Quantized matrices are filled with rows drawn from a few that were quantized, so that a model of any
+size takes seconds; the values have the spread of a fresh model's, and activations stay finite.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+from torch import nn
+
+from ivl.checkpoint.gguf_names import text_sources, vision_sources
+from ivl.config import ModelConfig
+from ivl.kernels.dispatch import pack
+from ivl.kernels.linear import QuantizedEmbedding, QuantizedLinear
+from ivl.kernels.matrix import Matrix, StackedMatrix
+from ivl.model.build import assign, empty_model
+from ivl.model.cpu_decoder import use_fused_layers
+from ivl.model.internvl import InternVL
+from ivl.planner.tensors import PlannedTensor
+from ivl.quant.formats import find_format
+
+NUM_ROWS = 64
+PLAIN = ("F32", "F16", "BF16")
+
+
+def random_planned_model(
+    config: ModelConfig,
+    tensors: Iterable[PlannedTensor],
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> InternVL:
+    """`tensors` as `ivl.planner.tensors` has them. On a CPU, where any is quantized, matrices are
+    kept as they would be in a GGUF file; else all is dense and of `dtype`, as of safetensors."""
+    by_name = {tensor.name: tensor for tensor in tensors}
+    model = empty_model(config)
+    table = text_sources(config.decoder)
+    if config.vision is not None:
+        table |= vision_sources(config.vision, by_name)
+    filler = _Filler()
+    keeps = torch.device(device).type == "cpu" and any(
+        tensor.format not in PLAIN for tensor in by_name.values()
+    )
+    for ours, source in table.items():
+        path, _, leaf = ours.rpartition(".")
+        module = model.get_submodule(path)
+        parts = [by_name[name] for name in source.names]
+        is_matrix = leaf == "weight" and isinstance(module, nn.Linear | nn.Embedding)
+        if is_matrix and keeps:
+            matrices = [filler.matrix(part) for part in parts]
+            matrix = matrices[0] if len(matrices) == 1 else StackedMatrix(matrices)
+            if isinstance(module, nn.Embedding):
+                model.set_submodule(path, QuantizedEmbedding(matrix, dtype))
+            else:
+                assert isinstance(module, nn.Linear)
+                model.set_submodule(path, QuantizedLinear(matrix, module.bias))
+            continue
+        shape = dict(module.named_parameters(recurse=False))[leaf].shape
+        assign(model, ours, filler.dense(shape, dtype, device, is_norm=leaf == "weight"))
+    if config.decoder.tied_embeddings:
+        model.decoder.lm_head.weight = model.decoder.embed.weight
+    use_fused_layers(model.decoder)
+    return model.eval().requires_grad_(False)
+
+
+class _Filler:
+    def __init__(self) -> None:
+        self._rng = np.random.default_rng(0)
+        self._generator = torch.Generator().manual_seed(0)
+        self._rows: dict[tuple[str, int], np.ndarray] = {}
+
+    def matrix(self, tensor: PlannedTensor) -> Matrix:
+        rows, columns = tensor.shape
+        key = tensor.format, columns
+        if key not in self._rows:
+            weights = self._rng.standard_normal((NUM_ROWS, columns), np.float32)
+            found = find_format(tensor.format)
+            self._rows[key] = found.quantize(weights * np.float32(columns**-0.5))
+        return pack(self._rows[key][self._rng.integers(0, NUM_ROWS, rows)], tensor.format)
+
+    def dense(
+        self,
+        shape: torch.Size,
+        dtype: torch.dtype,
+        device: torch.device | str,
+        *,
+        is_norm: bool,
+    ) -> torch.Tensor:
+        tensor = torch.empty(shape, dtype=dtype, device=device)
+        if len(shape) == 1:
+            return tensor.fill_(1.0 if is_norm else 0.0)
+        spread = shape[1:].numel() ** -0.5
+        # A few random rows, repeated: filling gigabytes with new numbers takes minutes.
+        few = torch.randn(min(NUM_ROWS, shape[0]), *shape[1:], generator=self._generator) * spread
+        few = few.to(device, dtype)
+        for start in range(0, shape[0], len(few)):
+            part = tensor[start : start + len(few)]
+            part.copy_(few[: len(part)])
+        return tensor
