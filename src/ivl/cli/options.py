@@ -172,6 +172,52 @@ Times = Annotated[bool, Option("--timings", help="Say on stderr how long everyth
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Form:
+    """The types of a planned model, and where its tower is."""
+
+    type: Annotated[
+        str | None,
+        Option(metavar="TYPE", help="Of the decoder: Q4_K_M (the default), BF16, AWQ ..."),
+    ] = None
+    vision: Annotated[
+        str | None, Option(metavar="TYPE", help="Of the vision tower: F16, Q8_0 ...")
+    ] = None
+    tower_on_cpu: Annotated[
+        bool, Option("--tower-on-cpu", help="Keep the vision tower on the processor (llama.cpp).")
+    ] = False
+
+    def chosen(self) -> dict[str, Any]:
+        """By name, as `ivl.plan` takes them."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """The machine that is planned for."""
+
+    device: Annotated[
+        list[str] | None,
+        Option(
+            metavar="NAME",
+            help='What to run on, such as "RTX A6000", "2x RTX 3090", "m3 max 64gb" or cpu; may be '
+            "repeated. By default this machine.",
+        ),
+    ] = None
+    host: Annotated[
+        str | None,
+        Option(metavar="MEMORY", help="Main memory beside --device: 64GB, or 64GB:80GB/s."),
+    ] = None
+    memory: Annotated[
+        str | None,
+        Option(metavar="MEMORY", help="In the place of what the device has: 24GB."),
+    ] = None
+
+    def chosen(self) -> dict[str, Any]:
+        """By name, as `ivl.plan` takes them."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Work:
     """What a planned model is to do, and what runs it."""
 

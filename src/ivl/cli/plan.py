@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from typer import Argument, Option
 
-from ivl.cli.options import Json, Mmproj, Work, with_options
+from ivl.cli.options import Form, Json, Mmproj, Target, Work, with_options
 from ivl.errors import ConfigError
 from ivl.planner.record import overview_record
 from ivl.planner.render import render_overview
@@ -21,32 +21,6 @@ def command(
         list[str] | None, Argument(metavar="[MODEL [FILE]...]", hidden=True)
     ] = None,
     *,
-    device: Annotated[
-        list[str] | None,
-        Option(
-            metavar="NAME",
-            help='What to run on, such as "RTX A6000", "2x RTX 3090", "m3 max 64gb" or cpu; may be '
-            "repeated. By default this machine.",
-        ),
-    ] = None,
-    host: Annotated[
-        str | None,
-        Option(metavar="MEMORY", help="Main memory beside --device: 64GB, or 64GB:80GB/s."),
-    ] = None,
-    memory: Annotated[
-        str | None,
-        Option(metavar="MEMORY", help="In the place of what the device has: 24GB."),
-    ] = None,
-    type: Annotated[
-        str | None,
-        Option(metavar="TYPE", help="Of the decoder: Q4_K_M (the default), BF16, AWQ ..."),
-    ] = None,
-    vision: Annotated[
-        str | None, Option(metavar="TYPE", help="Of the vision tower: F16, Q8_0 ...")
-    ] = None,
-    tower_on_cpu: Annotated[
-        bool, Option("--tower-on-cpu", help="Keep the vision tower on the processor (llama.cpp).")
-    ] = False,
     html: Annotated[
         Path | None,
         Option(metavar="FILE", help="Also write a page with the bars and a slider of the context."),
@@ -63,6 +37,8 @@ def command(
     ] = None,
     mmproj: Mmproj = None,
     json: Json = False,
+    form: Form,
+    on: Target,
     work: Work,
 ) -> None:
     """Say what will run where, how fast, and what to change.
@@ -75,9 +51,9 @@ def command(
         raise ConfigError("--receipt is of --verify.", "Add --verify, or leave it out.")
     if probe:
         _probe()
-    common: dict[str, Any] = {"device": device, "host": host, "memory": memory, **work.chosen()}
+    common: dict[str, Any] = {**on.chosen(), **work.chosen()}
     if not arguments:
-        if any((type, vision, mmproj, tower_on_cpu, html, verify)):
+        if any((*form.chosen().values(), mmproj, html, verify)):
             raise ConfigError(
                 "An option was given that is about one model.",
                 "Name the model: ivl plan 8b --type Q8_0.",
@@ -88,23 +64,26 @@ def command(
     report = plan(
         arguments[0],
         arguments[1:],
-        type=type,
-        vision=vision,
         mmproj=mmproj,
-        tower_on_cpu=tower_on_cpu,
+        **form.chosen(),
         **common,
     )
     if html is not None:
         _write_page(report, html)
-    if not verify:
+    if verify:
+        _verify(report, receipt, json)
+    else:
         _print(report.record() if json else str(report))
-        return
+
+
+def _verify(report: Report, receipt: Path | None, as_json: bool) -> None:
     from ivl.evaluate.verification import verify_plan
 
     found = verify_plan(report.plan)
     if receipt is not None:
         receipt.write_text(dumps(found.record(), indent=1) + "\n", "utf-8")
-    _print({**report.record(), "measured": found.record()} if json else f"{report}\n\n{found}")
+    measured = {**report.record(), "measured": found.record()}
+    _print(measured if as_json else f"{report}\n\n{found}")
 
 
 def _probe() -> None:

@@ -9,10 +9,10 @@ from datetime import date
 import numpy as np
 import torch
 
-from ivl.evaluate.speed import read_bandwidth
 from ivl.kernels.dense import DenseMatrix, Rows, arithmetics
 from ivl.kernels.dispatch import pack
 from ivl.kernels.float_linear import float_linear
+from ivl.kernels.limits import read_bandwidth
 from ivl.kernels.threads import use_threads
 from ivl.planner.machine import processor_name
 from ivl.planner.probe import Probe
@@ -31,7 +31,7 @@ def measure_probe(threads: int | None = None) -> Probe:
         processor=processor_name(),
         date=date.today().isoformat(),
         threads=count,
-        bandwidth=read_bandwidth("cpu"),
+        bandwidth=read_bandwidth(),
         quantized_ops=_quantized_ops(),
         float_ops=_float_ops(),
         tower_ops=_tower_ops(),
