@@ -1,10 +1,10 @@
-"""GGUF pairs of random weights at the true shapes of the Qwen2 sizes, for measuring speed.
+"""GGUF pairs of random weights at the true shapes of the family, for measuring.
 
     python -m bench.random_gguf --shape 4b --type Q4_K_M [--vision F16] FOLDER
 
 Nothing is quantized: each matrix is filled with rows drawn from a few that were, so that a file of
 any size takes seconds. The values have the spread of a fresh model's, so activations stay finite.
-llama.cpp loads the pairs as well.
+llama.cpp loads the pairs of the Qwen2 sizes as well.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ CHAT_TEMPLATE = (
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--shape", default="1b", help="1b, 4b, 38b or 78b")
+    parser.add_argument("--shape", default="1b", help="1b to 78b")
     parser.add_argument("--type", default="Q4_K_M", help="the decoder's mix")
     parser.add_argument("--vision", default="F16", help="the format of the tower's matrices")
     parser.add_argument("folder", type=Path)
@@ -50,8 +50,8 @@ def main() -> None:
 def write_pair(shape: str, mix: str, vision: str, folder: Path) -> tuple[Path, Path]:
     """The text file and the projector's; one that is there already is left as it is."""
     size = find(shape)
-    if size is None or size.decoder.architecture != "qwen2":
-        raise SystemExit(f"error: {shape!r} is none of the Qwen2 sizes 1b, 4b, 38b, 78b")
+    if size is None:
+        raise SystemExit(f"error: there is no size {shape!r}: 1b, 2b, 4b, 8b, 26b, 38b, 78b")
     folder.mkdir(parents=True, exist_ok=True)
     text = folder / f"{size.name}-{mix}.gguf"
     mmproj = folder / f"{size.name}-mmproj-{vision}.gguf"
@@ -66,7 +66,7 @@ def write_pair(shape: str, mix: str, vision: str, folder: Path) -> tuple[Path, P
         ]
         metadata = text_metadata(
             size.config,
-            tokenizer_entries(decoder.vocab_size),
+            tokenizer_entries(decoder.architecture, decoder.vocab_size),
             name="random weights",
             num_weights=num_weights(tensors),
             file_type=find_mix(mix).file_type,
@@ -126,10 +126,10 @@ def num_weights(tensors: list[PlannedTensor]) -> int:
     return count_weights({tensor.name: tensor.shape for tensor in tensors})
 
 
-def tokenizer_entries(vocab_size: int) -> dict[str, Any]:
-    """Qwen's own tokenizer, as the metadata of a file."""
+def tokenizer_entries(architecture: str, vocab_size: int) -> dict[str, Any]:
+    """Qwen's own tokenizer, or a small one of InternLM2's kind, as the metadata of a file."""
     with tempfile.TemporaryDirectory() as folder:
-        write_tokenizer("qwen2", Path(folder))
+        write_tokenizer(architecture, Path(folder))
         return tokenizer_metadata(Path(folder), vocab_size)
 
 
