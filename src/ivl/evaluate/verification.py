@@ -64,8 +64,8 @@ class Measured:
         error = self.planned_bytes / self.peak_bytes - 1
         rows = [
             f"measured on {self.processor}, {self.device}{built}",
-            f"{'':<14}{'planned':<24}measured",
-            f"{'memory':<14}{f'{self.planned_bytes / GIB:.2f} GiB':<24}"
+            f"{'':<16}{'planned':<24}measured",
+            f"{'memory':<16}{f'{self.planned_bytes / GIB:.2f} GiB':<24}"
             f"{self.peak_bytes / GIB:.2f} GiB (the plan is {error:+.1%} off)",
         ]
         for name, planned, found in (
@@ -76,7 +76,7 @@ class Measured:
             shown = "unknown"
             if planned["low"] is not None:
                 shown = f"{planned['low']:.3g} to {planned['high']:.3g}"
-            rows.append(f"{name:<14}{shown:<24}{found:.3g}")
+            rows.append(f"{name:<16}{shown:<24}{found:.3g}")
         return "\n".join(rows)
 
 

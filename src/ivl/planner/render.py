@@ -190,7 +190,9 @@ def _interval(estimate: Estimate) -> str:
 
 def _tiles(tiles: Sequence[int]) -> str:
     counts = ", ".join(str(n) for n in dict.fromkeys(tiles))
-    return f"{counts} tiles" if tiles else "no tiles"
+    if not tiles:
+        return "no tiles"
+    return f"{counts} tile" if set(tiles) == {1} else f"{counts} tiles"
 
 
 def _plural(count: int, what: str) -> str:
