@@ -235,7 +235,7 @@ def convert(work: Path, part: str, kind: str) -> Files:
         files = list(out.glob("*.safetensors"))
         vision_bytes = 2 * sum(
             p.numel()
-            for name, p in ivl.load("demo").engine.model.named_parameters()
+            for name, p in ivl.load("demo", vision="torch").engine.model.named_parameters()
             if not name.startswith("decoder.")
         )
         return Files(out, None, sum(f.stat().st_size for f in files) - vision_bytes)
