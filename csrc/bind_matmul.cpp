@@ -31,7 +31,7 @@ void multiply(const ivl::PackedMatrix& matrix, uintptr_t x, int x_dtype, int64_t
   nb::gil_scoped_release unlocked;
   ivl::QuantizedRows& rows = shared_rows();
   rows.quantize(at<void>(x), from, num_rows, matrix.columns());
-  ivl::matmul({{&matrix, at<float>(bias), at<void>(out), to, 0}}, rows);
+  ivl::matmul(matrix, at<float>(bias), rows, at<void>(out), to);
 }
 
 void multiply_floats(uintptr_t weights, int weights_dtype, int64_t rows, int64_t columns,

@@ -28,10 +28,6 @@ int64_t num_panels(const PackedMatrix& matrix) {
   return (matrix.rows() + kPanelRows - 1) / kPanelRows;
 }
 
-int64_t num_tasks(const PackedMatrix& matrix) {
-  return (num_panels(matrix) + kTaskPanels - 1) / kTaskPanels;
-}
-
 void run_panels(const PanelTask& task, const QuantizedRows& x) {
   const RowsView rows = {x.values(), x.scales(), x.weighted_sums(), x.half_sums(), x.num_rows(),
                          x.columns()};
@@ -119,27 +115,6 @@ void QuantizedRows::unpack(int8_t* values_out, float* scales_out) const {
   }
 }
 
-int64_t matmul_num_parts(const Product* products, int num_products, int64_t num_rows) {
-  int64_t parts = 0;
-  for (int i = 0; i < num_products; ++i) parts += num_tasks(*products[i].matrix);
-  return num_rows == 0 ? 0 : parts;
-}
-
-void matmul_part(const Product* products, int num_products, const QuantizedRows& x, int64_t part) {
-  int which = 0;
-  while (which + 1 < num_products && part >= num_tasks(*products[which].matrix)) {
-    part -= num_tasks(*products[which++].matrix);
-  }
-  const Product& product = products[which];
-  const PackedMatrix& matrix = *product.matrix;
-  const int64_t first = part * kTaskPanels, end = first + kTaskPanels;
-  run_panels({matrix.data(), matrix.type_id(), matrix.rows(), matrix.columns(), first,
-              end < num_panels(matrix) ? end : num_panels(matrix), product.bias, product.out,
-              static_cast<int>(product.out_dtype),
-              product.out_stride == 0 ? matrix.rows() : product.out_stride, false},
-             x);
-}
-
 void matmul_outputs(const PackedMatrix& matrix, const float* bias, const QuantizedRows& x,
                     int64_t first, int64_t last, float* out, int64_t out_stride, bool add) {
   run_panels({matrix.data(), matrix.type_id(), last < matrix.rows() ? last : matrix.rows(),
@@ -148,9 +123,17 @@ void matmul_outputs(const PackedMatrix& matrix, const float* bias, const Quantiz
              x);
 }
 
-void matmul(const Product* products, int num_products, const QuantizedRows& x) {
-  parallel_for(matmul_num_parts(products, num_products, x.num_rows()),
-               [&](int64_t part) { matmul_part(products, num_products, x, part); });
+void matmul(const PackedMatrix& matrix, const float* bias, const QuantizedRows& x, void* out,
+            Dtype out_dtype) {
+  if (x.num_rows() == 0) return;
+  const int64_t panels = num_panels(matrix);
+  parallel_for((panels + kTaskPanels - 1) / kTaskPanels, [&](int64_t task) {
+    const int64_t first = task * kTaskPanels, end = first + kTaskPanels;
+    run_panels({matrix.data(), matrix.type_id(), matrix.rows(), matrix.columns(), first,
+                end < panels ? end : panels, bias, out, static_cast<int>(out_dtype), matrix.rows(),
+                false},
+               x);
+  });
 }
 
 }  // namespace ivl

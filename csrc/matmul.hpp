@@ -1,11 +1,8 @@
 // Products with quantized matrices: y = x W^T + bias.
 //
 // A matrix is packed once, when it is loaded; the activations are quantized once for all matrices
-// that share them; then come the products:
-//
-//     QuantizedRows x;
-//     x.quantize(hidden, Dtype::float32, num_rows, columns);
-//     matmul({{&q, q_bias, q_out}, {&k, k_bias, k_out}, {&v, v_bias, v_out}}, x);
+// that share them; then come the products, one by one or, for callers that run on several threads
+// themselves, some outputs of one.
 //
 // Results depend on neither the number of threads nor how many rows are multiplied together: each
 // output is summed by one thread in the order of the columns, always the same. docs/kernels.md
@@ -14,7 +11,6 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <initializer_list>
 
 #include "memory.hpp"
 
@@ -101,25 +97,9 @@ class QuantizedRows {
   Buffer memory_;
 };
 
-// One product: out (num_rows, matrix rows), rows `out_stride` elements apart (0: matrix rows).
-struct Product {
-  const PackedMatrix* matrix;
-  const float* bias;  // (matrix rows,), or null
-  void* out;
-  Dtype out_dtype = Dtype::float32;
-  int64_t out_stride = 0;
-};
-
-// Products that share one input, on all threads. Every matrix has x.columns() columns.
-void matmul(const Product* products, int num_products, const QuantizedRows& x);
-inline void matmul(std::initializer_list<Product> products, const QuantizedRows& x) {
-  matmul(products.begin(), static_cast<int>(products.size()), x);
-}
-
-// The same for callers that run on several threads themselves: the work comes in
-// `matmul_num_parts` independent parts, to be run in any order on any threads.
-int64_t matmul_num_parts(const Product* products, int num_products, int64_t num_rows);
-void matmul_part(const Product* products, int num_products, const QuantizedRows& x, int64_t part);
+// out (num_rows, matrix rows), without gaps, on all threads. bias (matrix rows,), or null.
+void matmul(const PackedMatrix& matrix, const float* bias, const QuantizedRows& x, void* out,
+            Dtype out_dtype);
 
 // Outputs [first, last) of one matrix, on this thread; first is a multiple of 16. out float32
 // (num_rows, ...) points to output `first` of row 0. With `add`, products are added to what is there.

@@ -42,7 +42,7 @@ constexpr Table<Pair, kSize + 1> and_one(const Table<Pair, kSize>& others, Pair 
 constexpr auto kCuts2 = crossed({-0.05f, 0.05f, 0.12f, 0.2f});
 constexpr auto kCuts4 = crossed({-0.02f, 0.0f, 0.03f, 0.07f});
 // Blocks of one scale are simple enough that a search is most of their time: fewer candidates, which
-// costs 0.2 to 0.7 % in error, keep it as quick as a single pass. What lies on levels already, with
+// costs 0.1 to 1.1 % in error, keep it as quick as a single pass. What lies on levels already, with
 // nothing cut off, is among them.
 constexpr auto kPlainCuts4 = crossed({0.0f, 0.03f, 0.07f});
 constexpr auto kPlainCuts5 = crossed({0.0f, 0.012f, 0.03f});

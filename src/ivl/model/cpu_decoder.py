@@ -75,22 +75,7 @@ class FusedLayers:
     def __init__(self, decoder: Decoder, extension: ModuleType) -> None:
         config = decoder.config
         self._kept: list[Any] = []
-        self._plain_types = {
-            linear.weight.dtype
-            for layer in decoder.layers
-            for linear in _linears(layer)
-            if not isinstance(linear, QuantizedLinear)
-        } | {
-            matrix.weight.dtype
-            for layer in decoder.layers
-            for linear in _linears(layer)
-            if isinstance(matrix := getattr(linear, "matrix", None), CpuFloatMatrix)
-        }
-        self.is_quantized = any(
-            isinstance(getattr(linear, "matrix", None), CpuMatrix)
-            for layer in decoder.layers
-            for linear in _linears(layer)
-        )
+        self._plain_types: set[torch.dtype] = set()
         self._layers = [_checked(layer) for layer in decoder.layers]
         self._norm = decoder.norm
         self._fused = extension.Decoder(
@@ -145,6 +130,7 @@ class FusedLayers:
         weight = linear.weight if matrix is None else matrix.weight
         assert isinstance(weight, Tensor)
         self._kept.append(weight)
+        self._plain_types.add(weight.dtype)
         return (None, weight.data_ptr(), DTYPE_NUMBERS[weight.dtype], *weight.shape, bias_at)
 
     def _numbers(self, vector: Tensor) -> int:
