@@ -5,10 +5,12 @@
 #include <nanobind/stl/optional.h>
 
 #include <algorithm>
+#include <memory>
 #include <optional>
 #include <stdexcept>
 
 #include "dense.hpp"
+#include "memory.hpp"
 #include "threads.hpp"
 
 namespace nb = nanobind;
@@ -131,6 +133,17 @@ void pack(int type_number, uintptr_t weight, int dtype, int64_t rows, int64_t co
                   float16_most, panels.data(), scales.data());
 }
 
+// Bytes (num_bytes,) that live as long as the array.
+nb::ndarray<nb::numpy, uint8_t, nb::ndim<1>> weight_memory(size_t num_bytes) {
+  auto memory = std::make_unique<ivl::WeightMemory>(num_bytes);
+  uint8_t* data = memory->data();
+  const nb::capsule owner(memory.get(), [](void* p) noexcept {
+    delete static_cast<ivl::WeightMemory*>(p);
+  });
+  memory.release();
+  return {data, {num_bytes}, owner};
+}
+
 }  // namespace
 
 void bind_dense(nb::module_& m) {
@@ -141,6 +154,7 @@ void bind_dense(nb::module_& m) {
   m.def("dense_multiply", &multiply, nb::arg("type"), nb::arg("values"), nb::arg("scales"),
         nb::arg("sums"), nb::arg("panels"), nb::arg("weight_scales").none(), nb::arg("bias").none(),
         nb::arg("out"), nb::arg("epilogue"), nb::arg("channel_scales").none());
+  m.def("weight_memory", &weight_memory);
   m.def("dense_pack", &pack);
   m.def("tile_attention", &attend);
 }

@@ -1,6 +1,11 @@
 // Products with quantized matrices, as ivl.kernels.cpu_matrix sees them. Arrays come as addresses:
 // a call costs less than a vector product of a small layer.
 #include <nanobind/nanobind.h>
+#include <nanobind/stl/pair.h>
+#include <nanobind/stl/vector.h>
+
+#include <utility>
+#include <vector>
 
 #include "float_matmul.hpp"
 #include "matmul.hpp"
@@ -50,11 +55,15 @@ void bind_matmul(nb::module_& m) {
   using Unlocked = nb::call_guard<nb::gil_scoped_release>;
   nb::class_<ivl::PackedMatrix>(m, "PackedMatrix")
       .def("__init__",
-           [](ivl::PackedMatrix* self, uintptr_t blocks, int type_id, int64_t rows,
-              int64_t columns) {
+           [](ivl::PackedMatrix* self, const std::vector<std::pair<uintptr_t, int64_t>>& parts,
+              int type_id, int64_t columns) {
              nb::gil_scoped_release unlocked;
-             new (self) ivl::PackedMatrix(at<uint8_t>(blocks), type_id, rows, columns);
+             std::vector<ivl::PackedMatrix::Part> found;
+             for (const auto& [blocks, rows] : parts) found.push_back({at<uint8_t>(blocks), rows});
+             new (self) ivl::PackedMatrix(found, type_id, columns);
            })
+      .def_prop_ro_static("part_rows",
+                          [](nb::handle) { return ivl::PackedMatrix::kPartRows; })
       .def_prop_ro("num_bytes", &ivl::PackedMatrix::num_bytes)
       .def("matmul", &multiply)
       .def(

@@ -41,17 +41,29 @@ void run_panels(const PanelTask& task, const QuantizedRows& x) {
 
 bool PackedMatrix::supports(int type_id) { return layout_index(type_id) >= 0; }
 
-PackedMatrix::PackedMatrix(const uint8_t* blocks, int type_id, int64_t rows, int64_t columns)
-    : type_id_(type_id), rows_(rows), columns_(columns) {
+PackedMatrix::PackedMatrix(const std::vector<Part>& parts, int type_id, int64_t columns)
+    : type_id_(type_id), rows_(0), columns_(columns) {
+  static_assert(kPartRows == kPanelRows, "a part ends where a panel does");
   const Layout& layout = find_layout(type_id);
-  if (rows < 0 || columns < 0 || columns % layout.block != 0) {
+  if (columns < 0 || columns % layout.block != 0) {
     throw std::invalid_argument("columns are no whole number of blocks");
   }
+  for (const Part& part : parts) {
+    if (part.rows < 0 || rows_ % kPartRows != 0) {
+      throw std::invalid_argument("a part that is not the last has no whole number of panels");
+    }
+    rows_ += part.rows;
+  }
   const int64_t size = panel_bytes(layout, columns);
-  packed_ = Buffer(static_cast<size_t>(num_panels(*this) * size));
-  parallel_for(num_panels(*this), [&](int64_t panel) {
-    pack_panel(layout, blocks, rows, columns, panel, packed_.data());
-  });
+  packed_ = WeightMemory(static_cast<size_t>(num_panels(*this) * size));
+  uint8_t* to = packed_.data();
+  for (const Part& part : parts) {
+    const int64_t panels = (part.rows + kPanelRows - 1) / kPanelRows;
+    parallel_for(panels, [&](int64_t panel) {
+      pack_panel(layout, part.blocks, part.rows, columns, panel, to);
+    });
+    to += panels * size;
+  }
 }
 
 void PackedMatrix::rows_at(const int64_t* ids, int64_t num_ids, float* out) const {

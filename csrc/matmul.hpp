@@ -11,6 +11,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <vector>
 
 #include "memory.hpp"
 
@@ -30,9 +31,17 @@ class PackedMatrix {
   static constexpr int kAwq = -1;
   static bool supports(int type_id);
 
-  // `blocks`: rows one after the other, each columns / block size blocks; they are not kept. Throws
-  // std::invalid_argument for a format that is not supported or columns that blocks do not divide.
-  PackedMatrix(const uint8_t* blocks, int type_id, int64_t rows, int64_t columns);
+  // Rows of a matrix one after the other, each columns / block size blocks.
+  struct Part {
+    const uint8_t* blocks;
+    int64_t rows;
+  };
+
+  // The rows of all parts, which are not kept. Throws std::invalid_argument for a format that is not
+  // supported, columns that blocks do not divide, or a part other than the last whose rows are no
+  // multiple of kPartRows.
+  PackedMatrix(const std::vector<Part>& parts, int type_id, int64_t columns);
+  static constexpr int64_t kPartRows = 16;
 
   int type_id() const { return type_id_; }
   int64_t rows() const { return rows_; }
@@ -47,7 +56,7 @@ class PackedMatrix {
  private:
   int type_id_;
   int64_t rows_, columns_;
-  Buffer packed_;
+  WeightMemory packed_;
 };
 
 // Activations of int8, with a float32 scale for each group of 32 neighbours in a row:

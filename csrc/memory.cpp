@@ -1,6 +1,7 @@
 #include "memory.hpp"
 
 #include <cstdlib>
+#include <mutex>
 #include <new>
 #include <utility>
 
@@ -16,6 +17,8 @@ namespace {
 
 constexpr size_t kLine = 64;
 constexpr size_t kLargePage = size_t{2} << 20;
+// Of address space; memory is taken as it is written to.
+constexpr size_t kRegion = size_t{128} << 20;
 
 uint8_t* allocate(size_t num_bytes) {
   const bool large = num_bytes >= kLargePage;
@@ -61,6 +64,28 @@ Buffer& Buffer::operator=(Buffer&& other) noexcept {
 
 void Buffer::reserve(size_t num_bytes) {
   if (num_bytes > num_bytes_) *this = Buffer(num_bytes);
+}
+
+WeightMemory::WeightMemory(size_t num_bytes) : num_bytes_(num_bytes) {
+  static std::mutex mutex;
+  static std::weak_ptr<Buffer> begun;
+  static size_t used = 0;
+  if (num_bytes == 0) return;
+  const size_t rounded = (num_bytes + kLine - 1) / kLine * kLine;
+  if (rounded > kRegion / 4) {
+    region_ = std::make_shared<Buffer>(rounded);
+    data_ = region_->data();
+    return;
+  }
+  const std::lock_guard<std::mutex> lock(mutex);
+  region_ = begun.lock();
+  if (!region_ || kRegion - used < rounded) {
+    region_ = std::make_shared<Buffer>(kRegion);
+    begun = region_;
+    used = 0;
+  }
+  data_ = region_->data() + used;
+  used += rounded;
 }
 
 }  // namespace ivl

@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 
 namespace ivl {
 
@@ -31,6 +32,26 @@ class Buffer {
   const T* as() const { return reinterpret_cast<const T*>(data_); }
 
  private:
+  uint8_t* data_ = nullptr;
+  size_t num_bytes_ = 0;
+};
+
+// Uninitialised bytes for weights, which live as long as their model. They are cut one after the
+// other from regions that lie on pages of 2 MB altogether: with memory of its own, the end of every
+// matrix would lie on small ones, and a model of hundreds would load half as fast. A region is given
+// back when nothing of it is used any more. May be made from several threads.
+class WeightMemory {
+ public:
+  WeightMemory() = default;
+  // Throws std::bad_alloc.
+  explicit WeightMemory(size_t num_bytes);
+
+  size_t size() const { return num_bytes_; }
+  uint8_t* data() { return data_; }
+  const uint8_t* data() const { return data_; }
+
+ private:
+  std::shared_ptr<Buffer> region_;
   uint8_t* data_ = nullptr;
   size_t num_bytes_ = 0;
 };

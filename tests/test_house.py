@@ -202,6 +202,11 @@ def test_importing_the_package_loads_nothing_heavy() -> None:
     assert run_python(program) == "[]"
 
 
+def test_loading_a_model_does_not_wait_for_symbolic_algebra() -> None:
+    """torch imports sympy, a second long, when values are drawn for parameters without memory."""
+    assert run_python("import sys, ivl\nivl.load('demo')\nprint('sympy' in sys.modules)") == "False"
+
+
 def test_help_loads_nothing_heavy() -> None:
     program = (
         "import sys\n"

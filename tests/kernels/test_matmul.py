@@ -17,6 +17,7 @@ import torch
 
 from ivl.kernels import cpu
 from ivl.kernels.cpu_matrix import CpuMatrix
+from ivl.kernels.dispatch import pack, pack_parts
 from ivl.quant.formats import FORMATS, find_format
 
 if cpu._extension is None:
@@ -150,6 +151,17 @@ def test_unaligned_memory(extension: ModuleType) -> None:
     same.packed.matmul(x[1:].data_ptr(), 0, 3, 0, out.ctypes.data + 1, 0)
     expected = matrix.linear(x[1:].reshape(3, 512).clone())
     assert out[1:].tobytes() == expected.numpy().tobytes()
+
+
+@pytest.mark.parametrize("rows", [(32, 16, 21), (21, 32)])
+def test_rows_in_several_arrays(extension: ModuleType, rows: tuple[int, ...]) -> None:
+    """As those of queries, keys and values are, whether they end with a panel or within one."""
+    blocks = random_blocks("Q4_K", sum(rows), 512)
+    parts = np.split(blocks, np.cumsum(rows)[:-1])
+    joined, whole = pack_parts(parts, "Q4_K"), pack(blocks, "Q4_K")
+    assert torch.equal(joined.dequantize(), whole.dequantize())
+    x = torch.randn(3, 512)
+    assert torch.equal(joined.linear(x), whole.linear(x))
 
 
 def test_nothing_in_nothing_out(extension: ModuleType) -> None:

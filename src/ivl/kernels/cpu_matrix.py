@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 from types import ModuleType
 
 import numpy as np
@@ -24,18 +25,29 @@ class CpuMatrix(Matrix):
     neither the number of threads nor how many activations are multiplied at once.
     """
 
-    def __init__(self, blocks: np.ndarray, format: str, extension: ModuleType) -> None:
-        """blocks: uint8 (rows, row_bytes); not kept. `extension`: of `ivl.kernels.cpu`."""
+    def __init__(
+        self, blocks: np.ndarray, format: str, extension: ModuleType, *more: np.ndarray
+    ) -> None:
+        """blocks: uint8 (rows, row_bytes); not kept. `extension`: of `ivl.kernels.cpu`.
+
+        more: further rows. Where some follow, `can_join` must hold for those before.
+        """
+        parts = (blocks, *more)
         found = find_format(format)
         self.format = found.name
-        self.rows = blocks.shape[0]
+        self.rows = sum(len(part) for part in parts)
         self.columns = blocks.shape[1] // found.block_bytes * found.block_size
-        kept = np.ascontiguousarray(blocks)
-        self.packed = extension.PackedMatrix(
-            kept.ctypes.data, found.type_id, self.rows, self.columns
-        )
-        release_pages(blocks)
+        kept = [np.ascontiguousarray(part) for part in parts]
+        places = [(part.ctypes.data, len(part)) for part in kept]
+        self.packed = extension.PackedMatrix(places, found.type_id, self.columns)
+        for part in parts:
+            release_pages(part)
         self._bias: tuple[Tensor, Tensor] | None = None
+
+    @staticmethod
+    def can_join(parts: Sequence[np.ndarray], extension: ModuleType) -> bool:
+        """Whether rows in several arrays can be packed without bringing them together first."""
+        return all(len(part) % extension.PackedMatrix.part_rows == 0 for part in parts[:-1])
 
     @property
     def num_bytes(self) -> int:

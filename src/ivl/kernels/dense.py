@@ -99,7 +99,8 @@ class DenseMatrix:
         value_bytes = 1 if arithmetic == "int8" else 2
         panel_bytes = PANEL * _padded(self.inputs, ROW_UNITS) * value_bytes
         num_panels = _padded(self.outputs, PANEL) // PANEL
-        self.panels = torch.empty((num_panels, panel_bytes), dtype=torch.uint8)
+        memory = _extension().weight_memory(num_panels * panel_bytes)
+        self.panels = torch.from_numpy(memory).view(num_panels, panel_bytes)
         self.scales: Tensor | None = torch.empty(self.outputs)
         _extension().dense_pack(
             _TYPES[arithmetic],

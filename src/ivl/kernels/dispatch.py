@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 
 from ivl.kernels import cpu
 from ivl.kernels.cpu_matrix import FLOAT_DTYPES, CpuFloatMatrix, CpuMatrix
+from ivl.kernels.mapped import release_pages
 from ivl.kernels.matrix import Matrix
 from ivl.kernels.reference import ReferenceMatrix
 from ivl.quant.formats import find_format
@@ -26,3 +29,23 @@ def pack(blocks: np.ndarray, format: str, device: torch.device | str = "cpu") ->
         if extension is not None and found.name in FLOAT_DTYPES:
             return CpuFloatMatrix(blocks, format)
     return ReferenceMatrix(blocks, format, device)
+
+
+def pack_parts(
+    parts: Sequence[np.ndarray], format: str, device: torch.device | str = "cpu"
+) -> Matrix:
+    """`pack` of rows that lie in several arrays, such as those of queries, keys and values."""
+    if len(parts) > 1 and torch.device(device).type == "cpu":
+        extension = cpu.extension()
+        if (
+            extension is not None
+            and extension.supports_format(find_format(format).type_id)
+            and CpuMatrix.can_join(parts, extension)
+        ):
+            return CpuMatrix(parts[0], format, extension, *parts[1:])
+    if len(parts) == 1:
+        return pack(parts[0], format, device)
+    whole = np.concatenate(parts)
+    for part in parts:
+        release_pages(part)
+    return pack(whole, format, device)

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from ivl.checkpoint.awq import AwqTensors, stored_shapes, to_blocks
 from ivl.checkpoint.names import IGNORED_SUFFIXES, Source, canonical, sources, with_awq
@@ -117,8 +119,30 @@ def build_model(
 
 def empty_model(config: ModelConfig) -> InternVL:
     """The model without memory for its weights (on torch's meta device)."""
-    with torch.device("meta"):
+    with torch.device("meta"), _NoInitialisation():
         return InternVL(config)
+
+
+class _NoInitialisation(TorchFunctionMode):
+    """Leaves out the random values that torch's layers begin with.
+
+    There is nothing to fill on the meta device, and the first attempt makes torch import its
+    symbolic shapes, which takes a second.
+    """
+
+    SKIPPED = frozenset({Tensor.uniform_, Tensor.normal_, Tensor.fill_, Tensor.zero_})
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Collection[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in self.SKIPPED or getattr(func, "__module__", "") == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
 
 
 def random_model(

@@ -23,7 +23,7 @@ from ivl.checkpoint.gguf_names import (
 from ivl.checkpoint.gguf_pair import GGUFPair
 from ivl.config import ModelConfig
 from ivl.errors import CheckpointError
-from ivl.kernels.dispatch import pack
+from ivl.kernels.dispatch import pack, pack_parts
 from ivl.kernels.linear import QuantizedEmbedding, QuantizedLinear
 from ivl.kernels.mapped import release_pages
 from ivl.kernels.matrix import Matrix, StackedMatrix
@@ -120,12 +120,7 @@ def _matrix(
     if order is not None:
         blocks = [_copied(blocks[0], blocks[0][order])]
     if len(set(formats)) == 1:
-        if len(blocks) == 1:
-            return pack(blocks[0], formats[0], device)
-        whole = np.concatenate(blocks)
-        for part in blocks:
-            release_pages(part)
-        return pack(whole, formats[0], device)
+        return pack_parts(blocks, formats[0], device)
     return StackedMatrix([pack(b, f, device) for b, f in zip(blocks, formats, strict=True)])
 
 
