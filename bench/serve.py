@@ -53,8 +53,10 @@ class Load:
 
 def main() -> None:
     options = parse_options()
-    # The servers go too when this program is told to go.
+    # The servers go too when this program has to go.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("error: stopped"))
+    signal.signal(signal.SIGALRM, lambda *_: sys.exit(f"error: not done in {options.limit} s"))
+    signal.alarm(options.limit)
     print_heading()
     question = Question(
         words=options.words,
@@ -97,6 +99,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--label", default="ivl", help="its name in the table")
     parser.add_argument("--beside", type=Path, metavar="PROGRAM", help="llama.cpp's llama-server")
     parser.add_argument("--rounds", type=int, default=3, help="of each server, with --beside")
+    parser.add_argument("--limit", type=int, default=600, help="seconds for all of it")
     parser.add_argument("--seed", type=int, default=1)
     return parser.parse_args()
 
