@@ -2,10 +2,11 @@
 
     python -m bench.plan_measure MODEL --context 2048 --tiles 1 [--times]
 
-Prints JSON. For memory, what can be alive together is made so, without work that changes nothing in
-it: one batch of tiles goes through the tower, and its features stand for all; a chunk of the prompt
-is read; then the whole cache is written, and one more chunk is read at its end. `--times` asks a
-question as a person would.
+Prints JSON. For memory, what can be alive together is made so, without work that changes nothing
+in it: one batch of tiles goes through the tower, and its features stand for all; a chunk of the
+prompt is read; then the whole cache is written, one more chunk is read at its end, and a batch of
+tiles goes through the tower beside it, as when a long conversation comes to its next image.
+`--times` asks a question as a person would.
 """
 
 from __future__ import annotations
@@ -78,6 +79,7 @@ def use_all(model: Any, num_tiles: int) -> None:
         cache.length = engine.context - CHUNK - 1
         network.prefill(x[:, -CHUNK:], cache)
         network.step(0, cache)
+        network.encode_tiles(torch.from_numpy(tiles[:batch]), batch)
 
 
 def measure_times(options: argparse.Namespace) -> dict[str, Any]:

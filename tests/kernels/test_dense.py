@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ivl.kernels import cpu
-from ivl.kernels.dense import DenseMatrix, Norm, Rows, arithmetics, tile_attention
+from ivl.kernels.dense import Arithmetic, DenseMatrix, Norm, Rows, arithmetics, tile_attention
 
 MODULE = cpu.loaded()
 ISAS = [] if MODULE is None else MODULE.usable_isas()
@@ -66,6 +66,23 @@ def test_float16_products_are_closer_than_bfloat16(
     matrix = DenseMatrix(weight, bias, "float16")
     ours = matrix.multiply(Rows("float16").fill(x), torch.empty(num_rows, outputs))
     assert error(ours, expected) < 2e-3
+
+
+@pytest.mark.parametrize("arithmetic", ["int8", "float16"])
+@pytest.mark.parametrize("rows", [(32, 64, 20), (20, 32)])
+def test_weights_in_several_tensors(
+    isa: str, rows: tuple[int, ...], arithmetic: Arithmetic
+) -> None:
+    """As queries, keys and values are, whether they end with a panel or within one."""
+    if arithmetic not in arithmetics():
+        pytest.skip("no AVX-512 FP16")
+    x, weight, bias = sample(5, 100, sum(rows))
+    whole = DenseMatrix(weight, bias, arithmetic)
+    first, *more = weight.split(rows)
+    joined = DenseMatrix(first, bias, arithmetic, *more)
+    given = Rows(arithmetic).fill(x)
+    a, b = (m.multiply(given, torch.empty(5, sum(rows))) for m in (whole, joined))
+    assert torch.equal(a, b)
 
 
 def test_float16_does_not_overflow(isa: str) -> None:

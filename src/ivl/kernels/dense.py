@@ -86,32 +86,41 @@ class Rows:
 class DenseMatrix:
     """A weight (outputs, inputs) in panels, with its bias."""
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, arithmetic: Arithmetic) -> None:
+    def __init__(
+        self, weight: Tensor, bias: Tensor | None, arithmetic: Arithmetic, *more: Tensor
+    ) -> None:
         """The weight and the bias, of any float type, are copied.
 
+        more: further rows of the weight, such as those of keys and values below the queries'.
         int8: the largest magnitude of each output's row becomes 127. float16: a row with a
         magnitude above `FLOAT16_MOST` is scaled down to it.
         """
-        self.outputs, self.inputs = weight.shape
+        parts = (weight, *more)
+        if any(len(part) % PANEL for part in parts[:-1]):
+            parts = (torch.cat(parts),)
+        self.outputs, self.inputs = sum(map(len, parts)), weight.shape[1]
         self.arithmetic: Arithmetic = arithmetic
         self.bias = None if bias is None else bias.detach().float().contiguous()
-        weight = weight.detach().contiguous()
         value_bytes = 1 if arithmetic == "int8" else 2
         panel_bytes = PANEL * _padded(self.inputs, ROW_UNITS) * value_bytes
         num_panels = _padded(self.outputs, PANEL) // PANEL
         memory = _extension().weight_memory(num_panels * panel_bytes)
         self.panels = torch.from_numpy(memory).view(num_panels, panel_bytes)
         self.scales: Tensor | None = torch.empty(self.outputs)
-        _extension().dense_pack(
-            _TYPES[arithmetic],
-            weight.data_ptr(),
-            DTYPE_NUMBERS[weight.dtype],
-            self.outputs,
-            self.inputs,
-            FLOAT16_MOST,
-            self.panels,
-            self.scales,
-        )
+        first = 0
+        for part in parts:
+            part, last = part.detach().contiguous(), first + len(part)
+            _extension().dense_pack(
+                _TYPES[arithmetic],
+                part.data_ptr(),
+                DTYPE_NUMBERS[part.dtype],
+                len(part),
+                self.inputs,
+                FLOAT16_MOST,
+                self.panels[first // PANEL : -(-last // PANEL)],
+                self.scales[first:last],
+            )
+            first = last
         if arithmetic == "float16" and bool((self.scales == 1).all()):
             self.scales = None
 

@@ -10,7 +10,7 @@ import torch
 from ivl.kernels import cpu
 from ivl.kernels.cpu_matrix import FLOAT_DTYPES, CpuFloatMatrix, CpuMatrix
 from ivl.kernels.mapped import release_pages
-from ivl.kernels.matrix import Matrix
+from ivl.kernels.matrix import Matrix, StackedMatrix
 from ivl.kernels.reference import ReferenceMatrix
 from ivl.quant.formats import find_format
 
@@ -35,16 +35,15 @@ def pack_parts(
     parts: Sequence[np.ndarray], format: str, device: torch.device | str = "cpu"
 ) -> Matrix:
     """`pack` of rows that lie in several arrays, such as those of queries, keys and values."""
-    if len(parts) > 1 and torch.device(device).type == "cpu":
-        extension = cpu.extension()
-        if (
-            extension is not None
-            and extension.supports_format(find_format(format).type_id)
-            and CpuMatrix.can_join(parts, extension)
-        ):
-            return CpuMatrix(parts[0], format, extension, *parts[1:])
     if len(parts) == 1:
         return pack(parts[0], format, device)
+    extension = cpu.extension() if torch.device(device).type == "cpu" else None
+    if extension is not None:
+        found = find_format(format)
+        if found.name in FLOAT_DTYPES:  # they stay where they are
+            return StackedMatrix([CpuFloatMatrix(part, format) for part in parts])
+        if extension.supports_format(found.type_id) and CpuMatrix.can_join(parts, extension):
+            return CpuMatrix(parts[0], format, extension, *parts[1:])
     whole = np.concatenate(parts)
     for part in parts:
         release_pages(part)

@@ -19,6 +19,7 @@ from ivl.kernels.cpu_matrix import CpuFloatMatrix
 from ivl.kernels.dense import Arithmetic, DenseMatrix, Norm, Rows, arithmetics, tile_attention
 from ivl.kernels.linear import QuantizedLinear
 from ivl.kernels.mapped import release_freed
+from ivl.kernels.matrix import StackedMatrix
 from ivl.model.internvl import InternVL
 from ivl.model.norm import RMSNorm
 from ivl.model.vision import VisionAttention, VisionLayer, VisionTower
@@ -152,10 +153,14 @@ def _packed(linear: nn.Module, arithmetic: Arithmetic) -> DenseMatrix:
         assert isinstance(linear, nn.Linear)
         return DenseMatrix(linear.weight, linear.bias, arithmetic)
     matrix = linear.matrix
-    if not isinstance(matrix, CpuFloatMatrix):
+    parts = matrix.parts if isinstance(matrix, StackedMatrix) else (matrix,)
+    mapped = [part for part in parts if isinstance(part, CpuFloatMatrix)]
+    if len(mapped) < len(parts):
         return DenseMatrix(matrix.dequantize(), linear.bias, arithmetic)
-    packed = DenseMatrix(matrix.weight, linear.bias, arithmetic)
-    matrix.release()
+    first, *more = [part.weight for part in mapped]
+    packed = DenseMatrix(first, linear.bias, arithmetic, *more)
+    for part in mapped:
+        part.release()
     return packed
 
 
