@@ -53,7 +53,11 @@ NAMES_WITHOUT_A_SUBJECT = {"utils.py", "helpers.py", "common.py"}
 IMPORTED_AS = {"pillow": "PIL", "prometheus-client": "prometheus_client"}
 """Dependencies whose module has another name."""
 
-ORACLES = {("transformers", "evaluate/record.py")}
+ORACLES = {
+    ("transformers", "evaluate/record.py"),
+    ("triton", "kernels/triton/matrix.py"),
+    ("triton", "kernels/triton/products.py"),
+}
 """What one file may import when it happens to be installed."""
 
 

@@ -103,12 +103,16 @@ def test_vllm_divides_by_heads() -> None:
     assert "--tensor-parallel-size 4" in two.verdict.commands[0]
 
 
-def test_a_gpu_of_ivl_unpacks() -> None:
-    """Told, rather than planned as if it did not."""
+def test_weights_stay_quantized_on_cuda_and_not_on_apple() -> None:
+    """Told, rather than planned as if it did."""
     quantized = ivl.plan("8b", device="RTX 4090", type="Q4_K_M")
-    plain = ivl.plan("8b", device="RTX 4090", type="BF16")
-    assert items(quantized)["decoder"] == items(plain)["decoder"]
-    assert any("unpacks" in warning for warning in quantized.verdict.warnings)
+    full = ivl.plan("8b", device="RTX 4090", type="BF16")
+    assert 0.28 < items(quantized)["decoder"] / items(full)["decoder"] < 0.33
+    assert not any("unpacks" in warning for warning in quantized.verdict.warnings)
+    apple = ivl.plan("8b", device="m3 max 64gb", type="Q4_K_M")
+    plain = ivl.plan("8b", device="m3 max 64gb", type="BF16")
+    assert items(apple)["decoder"] == items(plain)["decoder"]
+    assert any("unpacks" in warning for warning in apple.verdict.warnings)
 
 
 def test_more_of_anything_takes_more() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import importlib.util
 from collections.abc import Sequence
 
 import numpy as np
@@ -12,6 +14,7 @@ from ivl.kernels.cpu_matrix import FLOAT_DTYPES, CpuFloatMatrix, CpuMatrix
 from ivl.kernels.mapped import release_pages
 from ivl.kernels.matrix import Matrix, StackedMatrix
 from ivl.kernels.reference import ReferenceMatrix
+from ivl.kernels.triton.layout import LAYOUTS
 from ivl.quant.formats import find_format
 
 
@@ -21,14 +24,36 @@ def pack(blocks: np.ndarray, format: str, device: torch.device | str = "cpu") ->
     The blocks may be a view of a mapped file; they are copied where the implementation keeps them
     in another order, and kept where it does not. Raises UnsupportedError for unknown formats.
     """
+    found = find_format(format)
     if torch.device(device).type == "cpu":
         extension = cpu.extension()
-        found = find_format(format)
         if extension is not None and extension.supports_format(found.type_id):
             return CpuMatrix(blocks, format, extension)
         if extension is not None and found.name in FLOAT_DTYPES:
             return CpuFloatMatrix(blocks, format)
+    if runs_triton(device) and found.name in LAYOUTS:
+        from ivl.kernels.triton.matrix import TritonMatrix
+
+        return TritonMatrix(blocks, found.name, device)
     return ReferenceMatrix(blocks, format, device)
+
+
+def keeps_blocks(format: str, device: torch.device | str) -> bool:
+    """Whether matrices of a format are fast on a device as they are. Where they are not, such as
+    those of 16 bits on a GPU, they had better become tensors of the model's type."""
+    if torch.device(device).type == "cpu":
+        return True
+    return runs_triton(device) and find_format(format).name in LAYOUTS
+
+
+def runs_triton(device: torch.device | str) -> bool:
+    """Whether `ivl.kernels.triton` runs on the device: on GPUs that torch calls `cuda`."""
+    return torch.device(device).type == "cuda" and _has_triton()
+
+
+@functools.cache
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
 
 
 def pack_parts(

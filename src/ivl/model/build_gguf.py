@@ -1,7 +1,8 @@
 """Builds a model from a GGUF pair. Matrices stay as they are in the files: nothing is unpacked.
 
 On the CPU every matrix becomes a `QuantizedLinear`, 16-bit ones too, so a model takes the memory of
-its files; norms, biases and the patch embedding are dense.
+its files; norms, biases and the patch embedding are dense. On CUDA quantized matrices do, and those
+of 16 and 32 bits become tensors in the model's dtype. On MPS everything is unpacked.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from ivl.checkpoint.gguf_names import (
 from ivl.checkpoint.gguf_pair import GGUFPair
 from ivl.config import ModelConfig
 from ivl.errors import CheckpointError
-from ivl.kernels.dispatch import pack, pack_parts
+from ivl.kernels.dispatch import keeps_blocks, pack, pack_parts
 from ivl.kernels.linear import QuantizedEmbedding, QuantizedLinear
 from ivl.kernels.mapped import release_pages
 from ivl.kernels.matrix import Matrix, StackedMatrix
@@ -98,7 +99,8 @@ def _place(
     path, _, leaf = ours.rpartition(".")
     module = model.get_submodule(path)
     is_matrix = leaf == "weight" and isinstance(module, nn.Linear | nn.Embedding)
-    if not is_matrix or device.type != "cpu":
+    formats = (file.tensors[name].format.name for name in source.names)
+    if not is_matrix or not all(keeps_blocks(format_, device) for format_ in formats):
         assign(model, ours, dense(file, source, config).to(device, dtype))
         return
     matrix = _matrix(file, source, config, device)

@@ -115,6 +115,7 @@ def default_type(backend: Backend) -> str:
 def unpacks_on_gpu(backend: Backend, device: Device) -> bool:
     """Whether quantized matrices are turned to 16 bits on this device.
 
-    ivl multiplies by quantized matrices on processors; on GPUs it unpacks GGUF files as it loads.
+    ivl multiplies by quantized matrices on processors and, with Triton, on the GPUs that torch
+    calls cuda; on Apple's it unpacks GGUF files as it loads.
     """
-    return backend.name == "ivl" and device.is_gpu
+    return backend.name == "ivl" and device.is_gpu and device.vendor == "apple"

@@ -64,20 +64,22 @@ class Weights:
     projector: int = 0
 
 
-Keeping = Literal["file", "packed", "dense", "panels"]
-"""How weights are kept: as in the file (llama.cpp, vLLM), in the panels of ivl's kernels, unpacked
-to 16 bits (ivl on GPUs); `panels` is packed with the tower in float16 panels, as ivl has it on
-processors with such products (`ivl.model.cpu_vision`)."""
+Keeping = Literal["file", "packed", "gpu", "dense", "panels"]
+"""How weights are kept: as in the file (llama.cpp, vLLM), in the panels of ivl's kernels, in the
+strips of its kernels for GPUs, unpacked to 16 bits (ivl on Apple's GPUs); `panels` is packed with
+the tower in float16 panels, as ivl has it on processors with such products
+(`ivl.model.cpu_vision`)."""
 
 
 def keeping_of(
-    backend: Backend, tensors: Iterable[PlannedTensor], *, on_gpu: bool, float16_tower: bool
-) -> Keeping:
+    backend: Backend, tensors: Iterable[PlannedTensor], *, on_gpu: bool, unpacks: bool,
+    float16_tower: bool,
+) -> Keeping:  # fmt: skip
     """How a back end keeps these tensors. Only a tower of 16 bits or more goes to panels."""
     if backend.name != "ivl":
         return "file"
     if on_gpu:
-        return "dense"
+        return "dense" if unpacks else "gpu"
     tower_is_dense = all(
         t.format in ("F32", "F16", "BF16") for t in tensors if t.part == "vision" and t.is_matrix
     )
@@ -92,6 +94,8 @@ def weigh(tensors: Iterable[PlannedTensor], num_layers: int, keeping: Keeping) -
         part = tensor.part
         if keeping == "file":
             num_bytes = tensor.file_bytes
+        elif keeping == "gpu":
+            num_bytes = tensor.gpu_bytes
         elif keeping == "dense":
             num_bytes = tensor.dense_bytes(2)
         elif keeping == "panels" and part == "vision":

@@ -6,7 +6,7 @@ import functools
 from dataclasses import dataclass, replace
 
 from ivl.config import DecoderConfig, ModelConfig
-from ivl.planner.backends import Backend
+from ivl.planner.backends import Backend, unpacks_on_gpu
 from ivl.planner.footprint import Footprint, Keeping, Weights, footprint, keeping_of, weigh
 from ivl.planner.machine import Machine
 from ivl.planner.placement import Placement, place
@@ -69,7 +69,7 @@ def make_plan(subject: Subject, setting: Setting, machine: Machine) -> Plan:
     setting.backend.require_type(setting.type)
     config, work, backend = subject.config, setting.work, setting.backend
     on_gpu = any(slot.device.vendor in backend.vendors for slot in machine.gpus)
-    keeping = _keeping(subject, setting, on_gpu=on_gpu, float16_tower=machine.float16_tower)
+    keeping = _keeping(subject, setting, machine, on_gpu=on_gpu)
     weights = _weights(subject, setting, keeping)
     parts = footprint(config, weights, work, backend, keeping=keeping, on_gpu=on_gpu)
     placement = place(
@@ -105,9 +105,14 @@ def tensors_of(subject: Subject, type_name: str, vision: str) -> tuple[PlannedTe
     return _planned(subject.config, type_name, vision)
 
 
-def _keeping(subject: Subject, setting: Setting, *, on_gpu: bool, float16_tower: bool) -> Keeping:
-    seeing = subject.tensors or _seeing(subject.config, setting.vision)
-    return keeping_of(setting.backend, seeing, on_gpu=on_gpu, float16_tower=float16_tower)
+def _keeping(subject: Subject, setting: Setting, machine: Machine, *, on_gpu: bool) -> Keeping:
+    return keeping_of(
+        setting.backend,
+        subject.tensors or _seeing(subject.config, setting.vision),
+        on_gpu=on_gpu,
+        unpacks=any(unpacks_on_gpu(setting.backend, slot.device) for slot in machine.gpus),
+        float16_tower=machine.float16_tower,
+    )
 
 
 def _weights(subject: Subject, setting: Setting, keeping: Keeping) -> Weights:

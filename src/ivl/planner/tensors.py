@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from typing import Literal, NamedTuple
 
 from ivl.config import DecoderConfig, ModelConfig, VisionConfig
-from ivl.quant.block_sizes import BLOCK_SIZES, packed_bytes, stored_bytes
+from ivl.quant.block_sizes import BLOCK_SIZES, gpu_bytes, packed_bytes, stored_bytes
 from ivl.quant.mixes import MixContext, decoder_tensors, find_mix, tensor_type
 from ivl.quant.vision_mix import vision_tensor_type
 
@@ -63,12 +63,20 @@ class PlannedTensor(NamedTuple):
             return 4 * self.num_weights
         return _packed_bytes(self.format, *self.shape)
 
+    @property
+    def gpu_bytes(self) -> int:
+        """As the kernels for GPUs keep it; what is no matrix is of 16 bits there."""
+        if not self.is_matrix:
+            return 2 * self.num_weights
+        return _gpu_bytes(self.format, *self.shape)
+
     def dense_bytes(self, itemsize: int) -> int:
         return self.num_weights * itemsize
 
 
 # A plan asks these tens of thousands of times, about few names and shapes.
 _stored_bytes = functools.lru_cache(maxsize=None)(stored_bytes)
+_gpu_bytes = functools.lru_cache(maxsize=None)(gpu_bytes)
 _packed_bytes = functools.lru_cache(maxsize=None)(packed_bytes)
 
 

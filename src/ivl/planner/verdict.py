@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from ivl.planner.backends import BACKENDS
+from ivl.planner.backends import BACKENDS, unpacks_on_gpu
 from ivl.planner.command import command_of
 from ivl.planner.plan import Plan, change
 from ivl.planner.workload import Workload, replace_context
@@ -239,11 +239,13 @@ def _warnings(plan: Plan) -> Iterator[str]:
             f"K-quants cannot hold this tower ({config.vision.hidden_size} is no multiple of 256): "
             "Q8_0, Q5_0 and Q4_0 can."
         )
-    if plan.setting.backend.name == "ivl" and plan.machine.gpus and not plan.placement.problem:
+    backend = plan.setting.backend
+    unpacks = any(unpacks_on_gpu(backend, slot.device) for slot in plan.machine.gpus)
+    if unpacks and not plan.placement.problem:
         if any(t.format not in ("BF16", "F16", "F32") for t in plan.tensors):
             yield (
-                "On GPUs ivl unpacks quantized weights to 16 bits: they take the memory of BF16. "
-                "On processors they stay as small as their files."
+                "On Apple's GPUs ivl unpacks quantized weights to 16 bits: they take the memory of "
+                "BF16. On processors and on CUDA they stay as small as their files."
             )
     if plan.placement.num_offloaded:
         yield "Layers on the processor run at the speed of main memory, for every token."
