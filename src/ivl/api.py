@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -26,8 +26,9 @@ from ivl.engine.engine import (
     check_at_least_one,
     resolve_context,
 )
-from ivl.engine.options import GenerationOptions
+from ivl.engine.options import DEFAULT_DRAFT_TOKENS, GenerationOptions
 from ivl.engine.request import MaxTiles
+from ivl.engine.speculation import LOOKUP, Speculation, check_draft
 from ivl.errors import ConfigError, RequestError
 from ivl.kernels.threads import use_threads
 from ivl.model.build import Progress
@@ -39,6 +40,7 @@ from ivl.planner.devices import available_memory_bytes
 from ivl.planner.kv_cache import KV_TYPES, KVType
 from ivl.planner.memory import check_fits
 from ivl.prompt.template import Message, get_template, user_message
+from ivl.prompt.tokenizer import Tokenizer
 
 DTYPES = {
     "bfloat16": torch.bfloat16,
@@ -58,6 +60,8 @@ def load(
     vision: str = "auto",
     kv: str = "auto",
     threads: int | None = None,
+    draft: str | os.PathLike[str] | None = None,
+    draft_tokens: int = DEFAULT_DRAFT_TOKENS,
     revision: str | None = None,
     offline: bool = False,
     progress: Progress | None = None,
@@ -72,6 +76,8 @@ def load(
     context: tokens of question and answer together. vision_batch: tiles encoded at once.
     vision: arithmetic of the vision tower, see `choose_vision`. kv: see `choose_kv`.
     threads: processor threads, for the whole program; by default one for each core that it may use.
+    draft: a smaller model of the same vocabulary that guesses `draft_tokens` tokens ahead, or
+    `lookup`, which guesses from the text so far. Answers are as without, and may come sooner.
     Raises CapacityError, before anything is loaded, when the memory is too small.
     """
     use_threads(threads)
@@ -89,17 +95,49 @@ def load(
     # Both are checked before the weights are read, which can take minutes.
     get_template(config.template)
     tokenizer = source.tokenizer()
+    like = Likeness(device, dtype, context, vision_batch, vision, kv, threads, offline)
+    speculation = load_speculation(draft, draft_tokens, tokenizer, config, like, progress)
     network = load_network(
-        source,
-        device=where,
-        dtype=kind,
-        context=context,
-        vision_batch=vision_batch,
-        kv=kept,
+        source, device=where, dtype=kind, context=context, vision_batch=vision_batch, kv=kept,
         progress=progress,
-    )
+    )  # fmt: skip
     use_arithmetic(network, arithmetic)
-    return Model(Engine(network, tokenizer, context=context, vision_batch=vision_batch))
+    engine = Engine(
+        network, tokenizer, context=context, vision_batch=vision_batch, speculation=speculation
+    )
+    return Model(engine)
+
+
+class Likeness(NamedTuple):
+    """What a draft model is loaded with as the model itself is."""
+
+    device: str | None
+    dtype: str | None
+    context: int
+    vision_batch: int
+    vision: str
+    kv: str
+    threads: int | None
+    offline: bool
+
+
+def load_speculation(
+    draft: str | os.PathLike[str] | None,
+    draft_tokens: int,
+    tokenizer: Tokenizer,
+    config: ModelConfig,
+    like: Likeness,
+    progress: Progress | None,
+) -> Speculation | None:
+    """The way to guess for a model of this tokenizer and configuration; ConfigError where the draft
+    model cannot."""
+    if draft is None:
+        return None
+    guessing = None
+    if draft != LOOKUP:
+        guessing = load(draft, **like._asdict(), progress=progress).engine
+        check_draft(tokenizer, config, guessing)
+    return Speculation(guessing, draft_tokens)
 
 
 def load_network(

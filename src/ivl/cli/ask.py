@@ -8,6 +8,7 @@ from typer import Argument
 
 from ivl.cli.inputs import load_model, open_images, split_question
 from ivl.cli.options import (
+    Drafting,
     Json,
     MaxTiles,
     ModelChoice,
@@ -41,6 +42,7 @@ def command(
     times: Times = False,
     quiet: Quiet = False,
     choice: ModelChoice,
+    drafting: Drafting,
     sampling: Sampling,
 ) -> None:
     """Ask a question about images.
@@ -52,7 +54,7 @@ def command(
     options = sampling.options()
     images = open_images(names)
     status = Status(quiet=quiet)
-    model = load_model(choice, status)
+    model = load_model(choice, status, drafting)
     sizes_px = [image.size for image in images]
     grids = choose_grids(sizes_px, model.config, max_tiles) if images else []
     generation = model.conversation(system).ask(

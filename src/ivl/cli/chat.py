@@ -17,7 +17,16 @@ import typer
 from typer import Argument
 
 from ivl.cli.inputs import load_model, open_image
-from ivl.cli.options import MaxTiles, ModelChoice, Quiet, Sampling, System, Times, with_options
+from ivl.cli.options import (
+    Drafting,
+    MaxTiles,
+    ModelChoice,
+    Quiet,
+    Sampling,
+    System,
+    Times,
+    with_options,
+)
 from ivl.cli.terminal import Status, note_ending, print_answer, print_error
 from ivl.engine.request import choose_grids
 from ivl.errors import CapacityError, IvlError, RequestError
@@ -48,6 +57,7 @@ def command(
     times: Times = False,
     quiet: Quiet = False,
     choice: ModelChoice,
+    drafting: Drafting,
     sampling: Sampling,
 ) -> None:
     """Talk about images, with several questions.
@@ -58,7 +68,7 @@ def command(
     sampling.options()  # what cannot be used is told before anything is loaded
     shown = [(name, open_image(name)) for name in images or []]
     status = Status(quiet=quiet)
-    model = load_model(choice, status)
+    model = load_model(choice, status, drafting)
     talk = Chat(
         model, shown, status, sampling=sampling, max_tiles=max_tiles, system=system, times=times
     )

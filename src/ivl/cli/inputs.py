@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ivl.cli.options import ModelChoice
+from ivl.cli.options import Drafting, ModelChoice
 from ivl.cli.terminal import Status
 from ivl.errors import RequestError
 from ivl.planner.threads import choose_threads
@@ -68,9 +68,10 @@ def read_stdin() -> bytes:
     return sys.stdin.buffer.read()
 
 
-def load_model(choice: ModelChoice, status: Status) -> Model:
+def load_model(choice: ModelChoice, status: Status, drafting: Drafting | None = None) -> Model:
     """The chosen model, with a bar while it is loaded."""
     choose_threads(choice.threads, "--threads")
+    drafting = drafting or Drafting()
     status.show("starting")
     # Takes a second or two, and everything that can be wrong without it has been told by now.
     from ivl import api
@@ -87,6 +88,8 @@ def load_model(choice: ModelChoice, status: Status) -> Model:
             vision=choice.vision,
             kv=choice.kv,
             threads=choice.threads,
+            draft=drafting.draft,
+            draft_tokens=drafting.draft_tokens,
             revision=choice.revision,
             offline=choice.offline,
             progress=status.show_loading if status.is_seen else None,

@@ -19,7 +19,7 @@ from typing import Annotated, Any, get_type_hints
 
 from typer import Option
 
-from ivl.engine.options import GenerationOptions
+from ivl.engine.options import DEFAULT_DRAFT_TOKENS, GenerationOptions
 from ivl.errors import RequestError
 from ivl.planner.memory import DEFAULT_VISION_BATCH
 
@@ -153,6 +153,23 @@ class Sampling:
         except RequestError as error:
             hint = error.hint or "`ivl ask --help` says what the options mean."
             raise RequestError(error.message, hint) from None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Drafting:
+    """Guessing tokens ahead, which changes no answer."""
+
+    draft: Annotated[
+        str | None,
+        Option(
+            metavar="MODEL",
+            help="A smaller model of the same vocabulary that guesses tokens ahead, or lookup: "
+            "guesses from the text so far. Answers stay the same.",
+        ),
+    ] = None
+    draft_tokens: Annotated[int, Option(metavar="N", help="Tokens that are guessed at once.")] = (
+        DEFAULT_DRAFT_TOKENS
+    )
 
 
 MaxTiles = Annotated[

@@ -8,7 +8,16 @@ import typer
 from typer import Argument
 
 from ivl.cli.inputs import STDIN, load_model, read_stdin
-from ivl.cli.options import Json, MaxTiles, ModelChoice, Quiet, Sampling, Times, with_options
+from ivl.cli.options import (
+    Drafting,
+    Json,
+    MaxTiles,
+    ModelChoice,
+    Quiet,
+    Sampling,
+    Times,
+    with_options,
+)
 from ivl.cli.terminal import (
     Status,
     answer_record,
@@ -33,6 +42,7 @@ def command(
     times: Times = False,
     quiet: Quiet = False,
     choice: ModelChoice,
+    drafting: Drafting,
     sampling: Sampling,
 ) -> None:
     """Read all the text in images.
@@ -45,7 +55,7 @@ def command(
     opened = [_open(name) for name in files]
     num_pages = sum(len(pages) for pages in opened if not isinstance(pages, IvlError))
     report = Report(status, titled=len(files) > 1 or num_pages > 1, json=json, times=times)
-    model = load_model(choice, status) if num_pages else None
+    model = load_model(choice, status, drafting) if num_pages else None
     for name, pages in zip(files, opened, strict=True):
         if isinstance(pages, IvlError):
             report.add_failure(name, pages)

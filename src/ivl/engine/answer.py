@@ -20,6 +20,9 @@ class Timings:
     num_cached_tokens: int
     """Tokens of the conversation that were in the cache already; not in num_prompt_tokens."""
     num_answer_tokens: int
+    num_guessed_tokens: int = 0
+    """Guessed ahead (see `ivl.engine.speculation`), and of them those that stayed."""
+    num_kept_tokens: int = 0
 
     @property
     def first_token_s(self) -> float:
@@ -39,6 +42,8 @@ class Timings:
         rate = self.decode_tokens_per_s
         speed = f" ({rate:.1f} tokens/s)" if rate else ""
         parts.append(f"{self.num_answer_tokens} tokens in {self.decode_s:.2f} s{speed}")
+        if self.num_guessed_tokens:
+            parts.append(f"{self.num_kept_tokens} of {self.num_guessed_tokens} guesses kept")
         return ", ".join(parts)
 
 

@@ -26,9 +26,10 @@ from ivl.engine.request import (
     tokenize,
 )
 from ivl.engine.sampling import Sampler
+from ivl.engine.speculation import Draft, Drafter, Speculation, check_draft, verify
 from ivl.engine.stopping import StopText
 from ivl.errors import ConfigError
-from ivl.model.cache import KVCache
+from ivl.model.cache import KVCache, Segment
 from ivl.model.internvl import InternVL
 from ivl.model.out_of_memory import capacity_error
 from ivl.planner.memory import DEFAULT_CONTEXT, DEFAULT_VISION_BATCH
@@ -59,11 +60,13 @@ class Engine:
         context: int | None = None,
         vision_batch: int = DEFAULT_VISION_BATCH,
         prefill_chunk: int = PREFILL_CHUNK,
+        speculation: Speculation | None = None,
     ) -> None:
         """`context` in tokens, question and answer together; None: the model's, at most 8192.
 
         `vision_batch` tiles are encoded at once, and `prefill_chunk` tokens read at once; both
-        bound the memory of activations and change nothing else.
+        bound the memory of activations and change nothing else. `speculation`: guesses tokens
+        ahead; ConfigError for a draft model of another vocabulary.
         """
         check_at_least_one("vision_batch", vision_batch)
         check_at_least_one("prefill_chunk", prefill_chunk)
@@ -81,6 +84,9 @@ class Engine:
         self.template = get_template(model.config.template, model.config.system)
         ends = (tokenizer.control(name) for name in self.template.stop_control)
         self.stop_ids = tokenizer.stop_ids.union(ends)
+        self.speculation = speculation
+        if speculation is not None and speculation.draft is not None:
+            check_draft(tokenizer, model.config, speculation.draft)
 
     def conversation(self, system: str | None = None) -> Conversation:
         """A new, empty conversation; `system` None is the model's own system message."""
@@ -117,6 +123,8 @@ class Conversation:
         self._cache: KVCache | None = None
         self._ids: list[int] = []  # what the cache holds
         self._pending: list[int] = []  # shown, but not yet read back: the last token of an answer
+        speculation = engine.speculation
+        self._drafter: Drafter | None = speculation.new_drafter(engine) if speculation else None
 
     @property
     def num_tokens(self) -> int:
@@ -211,6 +219,7 @@ class Generation:
         self._finish: FinishReason = "cancelled"
         self._tokens: list[int] = []
         self._encode_s = self._prefill_s = self._decode_s = 0.0
+        self._num_guessed = self._num_kept = 0
         self._cached = conversation.num_tokens
         self._pieces = self._run()
 
@@ -262,6 +271,8 @@ class Generation:
         before = cache.length
         try:
             with capacity_error("reading the question", LESS_CONTEXT):
+                if (drafter := self._conversation._drafter) is not None:
+                    drafter.begin(self._conversation._ids, self._prompt, self._tiles)
                 logits = engine.model.prefill(x, cache, chunk_tokens=engine.prefill_chunk)
         except BaseException:
             cache.truncate(before)
@@ -275,14 +286,7 @@ class Generation:
         """Chooses tokens until something ends the answer; yields what has become showable."""
         talk, engine = self._conversation, self._conversation.engine
         sampler = Sampler(self._options, talk._ids + self._prompt.ids)
-        while True:
-            began = time.perf_counter()
-            if self._tokens:
-                with torch.inference_mode():
-                    logits = engine.model.step(self._tokens[-1], cache)
-            token = sampler.choose(logits)
-            if self._tokens:
-                self._decode_s += time.perf_counter() - began
+        for token in self._choose(sampler, cache, logits):
             if token in engine.stop_ids:
                 self._finish = "stop"
                 return
@@ -294,6 +298,47 @@ class Generation:
             if len(self._tokens) >= self._most:
                 self._finish = "length"
                 return
+
+    def _choose(self, sampler: Sampler, cache: KVCache, logits: Tensor) -> Iterator[int]:
+        """Tokens one after the other, without end; each is read, with what is guessed to follow it,
+        when the next is asked for."""
+        model = self._conversation.engine.model
+        yield sampler.choose(logits)
+        while True:
+            began, last = time.perf_counter(), self._tokens[-1]
+            draft = self._guess(sampler, cache)
+            if not draft.tokens:
+                with torch.inference_mode():
+                    logits = model.step(last, cache)
+                token = sampler.choose(logits)
+                self._decode_s += time.perf_counter() - began
+                yield token
+                continue
+            before, count = cache.length, 1 + len(draft.tokens)
+            with torch.inference_mode():
+                ids = torch.tensor([last, *draft.tokens], device=model.device)
+                segment = Segment(cache, count)
+                logits = model.extend(model.decoder.embed(ids), [segment], [count])
+            written = list(verify(sampler, logits, draft))
+            cache.truncate(before + len(written))
+            self._num_guessed += len(draft.tokens)
+            self._num_kept += len(written) - 1
+            self._decode_s += time.perf_counter() - began
+            yield from written
+
+    def _guess(self, sampler: Sampler, cache: KVCache) -> Draft:
+        """What is guessed to follow, as far as there is room for an answer."""
+        talk, engine = self._conversation, self._conversation.engine
+        if talk._drafter is None or engine.speculation is None:
+            return Draft([])
+        most = min(engine.speculation.num_tokens, self._most - len(self._tokens) - 1)
+        config = engine.config.decoder
+        if config.rope_factor is not None:
+            # Beyond the trained length the rotation depends on how long the sequence is.
+            most = min(most, config.max_positions - cache.length - 1)
+        if most < 1:
+            return Draft([])
+        return talk._drafter.propose([*talk._ids, *self._prompt.ids, *self._tokens], most, sampler)
 
     def _settle(self, talk: Conversation, start: int, text: StopText) -> None:
         """Makes the conversation hold just what was said, and writes the answer."""
@@ -322,6 +367,8 @@ class Generation:
                 num_prompt_tokens=len(self._prompt),
                 num_cached_tokens=self._cached,
                 num_answer_tokens=len(self._tokens),
+                num_guessed_tokens=self._num_guessed,
+                num_kept_tokens=self._num_kept,
             ),
         )
 

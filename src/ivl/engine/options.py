@@ -10,6 +10,9 @@ from typing import Any
 
 from ivl.errors import RequestError
 
+DEFAULT_DRAFT_TOKENS = 4
+"""Tokens that are guessed at once; see `ivl.engine.speculation`."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationOptions:

@@ -37,15 +37,33 @@ class Sampler:
 
     def choose(self, logits: Tensor) -> int:
         """float32 logits (vocab,), on any device, which are left as they are -> a token id."""
-        token = self._choose(self._penalize(logits))
-        self.seen.add(token)
-        self.counts[token] = self.counts.get(token, 0) + 1
+        if self.options.temperature == 0:
+            token = int(self._penalize(logits).argmax())
+        else:
+            token = self.draw(self.probabilities(logits))
+        self.record(token)
         return token
 
-    def _choose(self, logits: Tensor) -> int:
-        options = self.options
-        if options.temperature == 0:
-            return int(logits.argmax())
+    def record(self, token: int) -> None:
+        """Counts a token as chosen."""
+        self.seen.add(token)
+        self.counts[token] = self.counts.get(token, 0) + 1
+
+    def draw(self, probabilities: Tensor) -> int:
+        """A token by float32 weights (vocab,) on the CPU, which need not add up to 1."""
+        return int(torch.multinomial(probabilities, 1, generator=self.generator))
+
+    def copy(self) -> Sampler:
+        """One that has chosen the same tokens so far, and draws from the same random numbers."""
+        other = Sampler.__new__(Sampler)
+        other.options, other.generator = self.options, self.generator
+        other.seen, other.counts = set(self.seen), dict(self.counts)
+        return other
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """What the next token is drawn from, for a temperature above 0: float32 (vocab,) on the
+        CPU, not negative, and only tokens that may come above 0. They add up to 1."""
+        options, logits = self.options, self._penalize(logits)
         # Divided before the softmax, and shifted so that a tiny temperature cannot overflow.
         logits = (logits - logits.max()).cpu() / options.temperature
         if 0 < options.top_k < len(logits):
@@ -55,7 +73,7 @@ class Sampler:
             probabilities = _keep_top_p(probabilities, options.top_p)
         if options.min_p > 0:
             probabilities[probabilities < options.min_p * probabilities.max()] = 0.0
-        return int(torch.multinomial(probabilities, 1, generator=self.generator))
+        return probabilities / probabilities.sum()
 
     def _penalize(self, logits: Tensor) -> Tensor:
         options = self.options
