@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import queue
 import random
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -127,6 +129,28 @@ def test_a_small_store_gives_the_same_answers(model: Any) -> None:
     questions = [(question, ()) for question, _ in QUESTIONS[:6]]
     expected = [list(alone(model, *question, n=150).tokens) for question in questions]
     readers = [submit(batch, ask(model, *q, max_tokens=150))[0] for q in questions]
+    for reader, tokens in zip(readers, expected, strict=True):
+        reader.ending()
+        assert reader.ids == tokens
+    assert batch.state().num_preempted > 0
+    assert batch.close()
+
+
+@pytest.mark.parametrize("words", [2, 40])
+def test_an_answer_beyond_the_trained_length_that_gave_way_goes_on_alike(
+    tiny_model_dir: Path, tmp_path: Path, words: int
+) -> None:
+    """With dynamic NTK every token out there has a rotary base of its own."""
+    directory = shutil.copytree(tiny_model_dir, tmp_path / "dynamic")
+    raw = json.loads((directory / "config.json").read_text())
+    raw["llm_config"]["rope_scaling"] = {"type": "dynamic", "factor": 4.0}
+    raw["llm_config"]["max_position_embeddings"] = 96
+    (directory / "config.json").write_text(json.dumps(raw))
+    scaled = ivl.load(directory, dtype="float32", device="cpu", context=384)
+    questions = [f"{'Say ' * words}{n}" for n in range(4)]
+    expected = [list(alone(scaled, question, n=150).tokens) for question in questions]
+    batch = BatchEngine(scaled.engine, BatchLimits(kv_tokens=512, max_sequences=4))
+    readers = [submit(batch, ask(scaled, question, max_tokens=150))[0] for question in questions]
     for reader, tokens in zip(readers, expected, strict=True):
         reader.ending()
         assert reader.ids == tokens

@@ -89,6 +89,7 @@ def command(*, serving: Serving, choice: ModelChoice) -> None:
     choose_threads(choice.threads, "--threads")
     models = _models(choice, serving.name, serving.also or [])
     from ivl.engine.batch import BatchLimits
+    from ivl.server.allocator import bound_free_memory
     from ivl.server.run import log_to_stderr, make_server
     from ivl.server.settings import ServerSettings
 
@@ -106,15 +107,18 @@ def command(*, serving: Serving, choice: ModelChoice) -> None:
         max_images=serving.max_images,
         drain_s=serving.drain,
     )
+    loaders = {name: _Loader(model, limits) for name, model in models.items()}
     server = make_server(
-        {name: _Loader(model, limits) for name, model in models.items()},
+        loaders,
         settings,
+        sizes={name: loader.stored_bytes for name, loader in loaders.items()},
         host=serving.host,
         port=serving.port,
         tls_cert=serving.tls_cert,
         tls_key=serving.tls_key,
     )
     log_to_stderr(serving.log_level)
+    bound_free_memory()
     server.serve_models()
 
 
@@ -128,6 +132,11 @@ class _Loader:
         from ivl.server.loading import start_engine
 
         return start_engine(load_model(self.choice, Status(quiet=True)), self.limits)
+
+    def stored_bytes(self) -> int:
+        from ivl.server.loading import stored_bytes
+
+        return stored_bytes(self.choice.model, self.choice.mmproj, self.choice.revision)
 
 
 def _check(serving: Serving) -> None:

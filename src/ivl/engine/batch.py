@@ -40,13 +40,15 @@ class BatchLimits:
     """What the batch engine may hold; all memory is reserved when it starts.
 
     kv_tokens: tokens of all sequences whose keys and values are kept; None: of so many sequences
-    at the full context. max_sequences run at once, and max_queued more wait. idle_tokens and
-    busy_tokens: as of `StepLimits`; None for what suits the device.
+    at the full context. max_sequences run at once, and max_queued more wait, as long as the tiles
+    of all of them are at most max_tile_bytes. idle_tokens and busy_tokens: as of `StepLimits`; None
+    for what suits the device.
     """
 
     kv_tokens: int | None = None
     max_sequences: int = 16
     max_queued: int = 128
+    max_tile_bytes: int = 1024**3
     vision_cache_bytes: int = 256 * 1024**2
     idle_tokens: int | None = None
     busy_tokens: int | None = None
@@ -112,6 +114,7 @@ class BatchEngine:
         num_blocks = num_blocks_for(kv_tokens)
         with capacity_error("reserving the key/value cache", "Use a smaller --kv-tokens."):
             self._store = self.model.new_store(num_blocks)
+            self._store.reserve()
         self._vision = VisionCache(limits.vision_cache_bytes)
         self._scheduler = Scheduler(
             BlockPool(num_blocks),
@@ -122,7 +125,7 @@ class BatchEngine:
         self._changed = threading.Condition()
         self._inbox: deque[RunningRequest] = deque()
         self._aborted: deque[RunningRequest] = deque()
-        self._num_open = 0
+        self._num_open = self._tile_bytes = 0
         self._closing = self._stopping = False
         self._counts = dict.fromkeys(("steps", "prompt", "cached", "answer", "tiles", "known"), 0)
         self._busy_s = 0.0
@@ -153,6 +156,7 @@ class BatchEngine:
                 self.engine.tokenizer,
                 self.engine.stop_ids,
                 self._num_shareable(len(request.prompt)),
+                self._num_alike,
             )
             for request, listener in zip(requests, listeners, strict=True)
         ]
@@ -171,6 +175,11 @@ class BatchEngine:
                     f"{self._num_open} requests are running or waiting already.",
                     "Ask again later.",
                 )
+            tile_bytes = self._tile_bytes + sum(one.request.tile_bytes for one in running)
+            # One that is too large for itself alone would be told to come back for ever.
+            if tile_bytes > self.limits.max_tile_bytes and self._num_open:
+                raise BusyError("Too many images are waiting already.", "Ask again later.")
+            self._tile_bytes = tile_bytes
             self._num_open += len(running)
             self._inbox.extend(running)
             self._changed.notify()
@@ -269,6 +278,7 @@ class BatchEngine:
         running.features.clear()
         with self._changed:
             self._num_open -= known
+            self._tile_bytes -= known * running.request.tile_bytes
 
     @torch.inference_mode()
     def _step(self, plan: Plan) -> None:
@@ -371,12 +381,15 @@ class BatchEngine:
             if chunk.chooses and len(sequence.ids) == sequence.num_prompt_tokens:
                 counts["cached"] += sequence.num_cached
 
+    @property
+    def _num_alike(self) -> int:
+        """Up to the trained length, keys do not depend on the length of the sequence."""
+        decoder = self.engine.config.decoder
+        return UNBOUNDED if decoder.rope_factor is None else decoder.max_positions
+
     def _num_shareable(self, num_prompt_tokens: int) -> int:
         """Keys beyond the trained length depend on the length of the whole prompt there."""
-        decoder = self.engine.config.decoder
-        if decoder.rope_factor is None:
-            return UNBOUNDED
-        return decoder.max_positions if num_prompt_tokens <= decoder.max_positions else 0
+        return self._num_alike if num_prompt_tokens <= self._num_alike else 0
 
 
 def _to_give_up(chunks: list[Chunk]) -> list[Sequence]:

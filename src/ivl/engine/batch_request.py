@@ -44,6 +44,11 @@ class BatchRequest:
     num_logprobs: int | None = None
     grammar: Grammar | None = None
 
+    @property
+    def tile_bytes(self) -> int:
+        """Memory of the tiles, as long as the request is open."""
+        return 0 if self.tiles_u8 is None else self.tiles_u8.nbytes
+
     @classmethod
     def chat(
         cls,

@@ -35,14 +35,16 @@ class RunningRequest:
         tokenizer: Tokenizer,
         stop_ids: frozenset[int],
         num_shareable: int,
+        num_alike: int,
     ) -> None:
-        """`num_shareable`: as of `Sequence`."""
+        """`num_shareable` and `num_alike`: as of `Sequence`."""
         self.request, self.listener, self.stop_ids = request, listener, stop_ids
         self.sequence = Sequence(
             ids=list(request.prompt.ids),
             tiles=request.tiles,
             max_tokens=request.max_tokens,
             num_shareable=num_shareable,
+            num_alike=num_alike,
         )
         self.features: dict[int, Tensor] = {}
         """Of the tiles that are about to be read, (tokens_per_tile, hidden)."""
@@ -72,7 +74,8 @@ class RunningRequest:
             cache = self._cache = KVCache(store, sequence.blocks)
         cache.blocks.extend(sequence.blocks[len(cache.blocks) :])
         cache.length = sequence.num_computed
-        # A prompt is rotated as a whole, however it is cut; what is written, token by token.
+        # A prompt is rotated as a whole, however it is cut; what is written, token by token, also
+        # when it is read again (`Sequence.chunk_end`).
         whole = max(sequence.num_prompt_tokens, sequence.num_computed + num_tokens)
         return Segment(cache, num_tokens, whole)
 

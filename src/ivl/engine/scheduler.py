@@ -270,7 +270,7 @@ class _Turn:
                     yield tile.start - position, False
                 else:
                     yield (0 if self.is_known(tile.digest) else tile.num_tokens), True
-            elif position < len(sequence.ids):
-                yield len(sequence.ids) - position, False
+            elif position < sequence.chunk_end:
+                yield sequence.chunk_end - position, False
             else:
                 return

@@ -53,12 +53,14 @@ class Sequence:
 
     `ids` grow with every token that is chosen; the keys and values of the first `num_computed` of
     them are in `blocks`. What the scheduler may share with others are the first `num_shareable`.
+    Those from `num_alike` on, and beyond the prompt, are read one by one, as they were written.
     """
 
     ids: list[int]
     tiles: list[TilePlace] = field(default_factory=list)
     max_tokens: int
     num_shareable: int
+    num_alike: int = 1 << 60
     arrival: int = -1
     """The number of the sequence; a lower one came earlier."""
     num_prompt_tokens: int = field(init=False)
@@ -97,6 +99,13 @@ class Sequence:
         if self.num_encoded < len(self.tiles):
             return self.tiles[self.num_encoded].start
         return len(self.ids)
+
+    @property
+    def chunk_end(self) -> int:
+        """The tokens before here may be read in one chunk with the next one."""
+        alike = max(self.num_prompt_tokens, self.num_alike)
+        end = alike if self.num_computed < alike else self.num_computed + 1
+        return min(end, len(self.ids))
 
     def keys_up_to(self, num_tokens: int) -> list[BlockKey]:
         """The keys of all blocks that are full with the first `num_tokens`, and may be shared."""

@@ -37,6 +37,10 @@ class KVStore(ABC):
         """Bytes of all blocks."""
 
     @abstractmethod
+    def reserve(self) -> None:
+        """Takes all the memory now, where a system gives it only when it is written to."""
+
+    @abstractmethod
     def copy_block(self, source: int, target: int) -> None:
         """Makes block `target` hold what block `source` holds, in every layer."""
 
@@ -74,6 +78,10 @@ class TorchKVStore(KVStore):
     @property
     def num_bytes(self) -> int:
         return sum(t.nbytes for t in (*self._numbers, *self._scales))
+
+    def reserve(self) -> None:
+        for tensor in (*self._numbers, *self._scales):
+            tensor.zero_()
 
     def copy_block(self, source: int, target: int) -> None:
         for tensor in (*self._numbers, *self._scales):

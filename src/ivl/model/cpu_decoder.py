@@ -53,7 +53,7 @@ class CpuKVStore(KVStore):
     def __init__(self, config: DecoderConfig, num_blocks: int, kv: KVType) -> None:
         self.num_blocks, self.kv = num_blocks, kv
         block_bytes = kv_bytes_per_token(config, kv) * BLOCK_TOKENS // config.num_layers
-        # Pages are not touched, and take no memory, before something is written.
+        # Pages are not touched, and take no memory, before something is written or `reserve`d.
         self.layers = [
             torch.empty((num_blocks, block_bytes), dtype=torch.uint8)
             for _ in range(config.num_layers)
@@ -63,6 +63,10 @@ class CpuKVStore(KVStore):
     @property
     def num_bytes(self) -> int:
         return sum(layer.nbytes for layer in self.layers)
+
+    def reserve(self) -> None:
+        for layer in self.layers:
+            layer.zero_()
 
     def copy_block(self, source: int, target: int) -> None:
         for layer in self.layers:

@@ -48,10 +48,14 @@ Loader = Callable[[], BatchEngine]
 class ModelHub:
     """Loads models when they are first asked for."""
 
-    def __init__(self, loaders: Mapping[str, Loader]) -> None:
+    def __init__(
+        self, loaders: Mapping[str, Loader], sizes: Mapping[str, Callable[[], int]] | None = None
+    ) -> None:
         """`loaders`: what loads each model, by the name that clients use; the first is the one
-        of requests that name none. A loader raises CapacityError when memory is too small."""
-        self._loaders = dict(loaders)
+        of requests that name none. A loader raises CapacityError when memory is too small.
+        `sizes`: what finds the bytes of the weights of a model that is not loaded."""
+        self._loaders, self._sizes = dict(loaders), dict(sizes or {})
+        self._known_sizes: dict[str, int] = {}
         self._loaded: dict[str, ServedModel] = {}
         self._changing = asyncio.Lock()
         self._left = asyncio.Condition()
@@ -86,6 +90,12 @@ class ModelHub:
             code="model_not_found",
             param="model",
         )
+
+    async def stored_bytes(self, name: str) -> int:
+        """Bytes of the weights in a model's files; 0 when that is not known (yet)."""
+        if not self._known_sizes.get(name) and name in self._sizes:
+            self._known_sizes[name] = await to_thread.run_sync(self._sizes[name])
+        return self._known_sizes.get(name, 0)
 
     def states(self) -> dict[str, BatchState]:
         return {name: model.batch.state() for name, model in self._loaded.items()}

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 
 from ivl.api import Model
+from ivl.checkpoint.locate import locate_pair
 from ivl.engine.batch import BatchEngine, BatchLimits
-from ivl.errors import CapacityError
+from ivl.errors import CapacityError, IvlError
 from ivl.model.cache import BLOCK_TOKENS
+from ivl.model.source import open_source
 from ivl.planner.devices import available_memory_bytes
 from ivl.planner.kv_cache import kv_bytes_per_token
 from ivl.planner.memory import GIB
@@ -48,3 +51,16 @@ def _free_bytes(device: torch.device) -> int | None:
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     return available_memory_bytes()
+
+
+def stored_bytes(model: str, mmproj: str | Path | None, revision: str | None) -> int:
+    """Bytes of a model's weights as its files have them, without loading it. 0 for one that is not
+    on this machine yet, or cannot be opened: that is told when it is asked for."""
+    try:
+        found = locate_pair(model, mmproj, revision=revision, offline=True)
+        source = open_source(found.path, found.mmproj)
+    except IvlError:
+        return 0
+    if source.pair is not None:
+        return source.pair.weights_bytes
+    return sum(file.stat().st_size for file in source.path.glob("*.safetensors"))

@@ -75,9 +75,12 @@ async def tags(request: Request) -> dict[str, Any]:
     hub = Context.of(request).hub
     loaded = {model.name: model for model in hub.loaded}
     since = _time(hub.created)
-    return {
-        "models": [{**_entry(name, loaded.get(name)), "modified_at": since} for name in hub.names]
-    }
+    entries = []
+    for name in hub.names:
+        entry = {**_entry(name, loaded.get(name)), "modified_at": since}
+        entry["size"] = entry["size"] or await hub.stored_bytes(name)
+        entries.append(entry)
+    return {"models": entries}
 
 
 @router.get("/api/ps")

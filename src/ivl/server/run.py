@@ -7,7 +7,7 @@ import logging
 import socket
 import ssl
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -71,14 +71,15 @@ def make_server(
     loaders: Mapping[str, Loader],
     settings: ServerSettings,
     *,
+    sizes: Mapping[str, Callable[[], int]] | None = None,
     host: str = "127.0.0.1",
     port: int = 8000,
     tls_cert: Path | None = None,
     tls_key: Path | None = None,
 ) -> ModelServer:
     """A server that has its address, and serves when it is `run`. ConfigError for an address or TLS
-    files that cannot be used."""
-    app = create_app(ModelHub(loaders), settings)
+    files that cannot be used. `sizes` as of `ModelHub`."""
+    app = create_app(ModelHub(loaders, sizes), settings)
     config = uvicorn.Config(
         app,
         http=patient_protocol(settings.header_timeout_s),
