@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from anyio import to_thread
+from anyio import CapacityLimiter, to_thread
 
 from ivl.engine.batch_request import BatchRequest
 from ivl.engine.grammar import Grammar, GrammarCompiler
@@ -29,6 +30,8 @@ from ivl.server.pictures import (
 from ivl.server.settings import ServerSettings
 
 Role = Literal["system", "user", "assistant"]
+MAX_FETCHING = 4
+"""Addresses of one request that are fetched at a time."""
 CompileGrammar = Callable[[GrammarCompiler], Grammar | None]
 
 
@@ -75,13 +78,27 @@ async def prepare(
     for source in sources:
         if source.url:
             check_url(source.url, settings)
-    fetched: dict[str, bytes] = {}
-    for source in sources:  # other requests' images are decoded meanwhile
-        if is_remote(source.url) and source.url not in fetched:
-            from ivl.server.remote import fetch
-
-            fetched[source.url] = await to_thread.run_sync(fetch, source.url)
+    fetched = await _fetch({source.url for source in sources if is_remote(source.url)})
     return await preparation.run(_prepare, asked, model, settings, fetched)
+
+
+async def _fetch(urls: set[str]) -> dict[str, bytes]:
+    """The files at these addresses, a few at a time; the first error is the request's. Other
+    requests' images are decoded meanwhile."""
+    if not urls:
+        return {}
+    from ivl.server.remote import fetch
+
+    limiter = CapacityLimiter(MAX_FETCHING)
+    tasks = {
+        url: asyncio.ensure_future(to_thread.run_sync(fetch, url, limiter=limiter)) for url in urls
+    }
+    try:
+        return dict(zip(tasks, await asyncio.gather(*tasks.values()), strict=True))
+    finally:
+        for task in tasks.values():
+            task.cancel()
+        await asyncio.gather(*tasks.values(), return_exceptions=True)
 
 
 def _prepare(
