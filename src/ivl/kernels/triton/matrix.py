@@ -66,7 +66,9 @@ class TritonMatrix(Matrix):
         out = torch.empty((len(flat), self.rows), dtype=x.dtype, device=x.device)
         if out.numel():
             launch = self._matvec if len(flat) <= MATVEC_ROWS else self._matmul
-            launch(flat, bias, out)
+            # Triton launches on the current device, which need not be that of the matrix.
+            with torch.cuda.device_of(out):
+                launch(flat, bias, out)
         return out.reshape(*x.shape[:-1], self.rows)
 
     def rows_at(self, ids: Tensor) -> Tensor:
@@ -81,10 +83,11 @@ class TritonMatrix(Matrix):
             strips = num_strips(self.columns)
             block_s = min(16, triton.next_power_of_2(strips))
             grid = (len(flat), triton.cdiv(strips, block_s))
-            take_rows[grid](
-                *self._parts(), flat, out, self.columns, strips, block_s=block_s, num_warps=4,
-                **self._properties,
-            )  # fmt: skip
+            with torch.cuda.device_of(out):
+                take_rows[grid](
+                    *self._parts(), flat, out, self.columns, strips, block_s=block_s, num_warps=4,
+                    **self._properties,
+                )  # fmt: skip
         return out.reshape(*ids.shape, self.columns)
 
     def dequantize(self) -> Tensor:
