@@ -25,6 +25,9 @@ if TYPE_CHECKING:  # headers are read without torch, for `ivl info` is to answer
 DTYPE_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I8": 1, "U8": 1}
 FLOAT_DTYPES = frozenset({"F64", "F32", "F16", "BF16"})
 MAX_HEADER_BYTES = 100_000_000
+MOST_MAPPED_BYTES = 128 << 20
+"""After so many a file is mapped anew: the pages that were read would stay in memory, beside what
+was made of them, as long as the file is open."""
 INDEX_NAME = "model.safetensors.index.json"
 REPAIR = "Download the file again, and compare its size with the hub's."
 
@@ -54,16 +57,19 @@ class SafetensorsDirectory:
                     )
                 self.tensors[name] = info
         self._open: tuple[Path, Any] | None = None
+        self._read_bytes = 0
 
     def read(self, name: str) -> Tensor:
         """The tensor on the CPU, in the type that it is stored in."""
         file = self.tensors[name].file
         try:
-            if self._open is None or self._open[0] != file:
-                self._open = (file, safe_open(file, framework="pt"))
-            return self._open[1].get_tensor(name)
+            if self._open is None or self._open[0] != file or self._read_bytes > MOST_MAPPED_BYTES:
+                self._open, self._read_bytes = (file, safe_open(file, framework="pt")), 0
+            tensor = self._open[1].get_tensor(name)
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{file} cannot be read: {error}.", REPAIR) from None
+        self._read_bytes += tensor.nbytes
+        return tensor
 
 
 def read_header(file: Path) -> dict[str, TensorInfo]:

@@ -96,7 +96,8 @@ class CpuVisionTower(nn.Module):
             layer = tower.layers.pop(0)
             assert isinstance(layer, VisionLayer)
             self.layers.append(CpuVisionLayer(layer, arithmetic, rows))
-        release_freed()
+            del layer
+            release_freed()  # at once: the packed layers do not take what the others leave
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Normalised (n, 3, tile_px, tile_px) -> (n, patches, hidden), in the type of pixels."""
