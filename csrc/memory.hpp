@@ -38,8 +38,8 @@ class Buffer {
 
 // Uninitialised bytes for weights, which live as long as their model. They are cut one after the
 // other from regions that lie on pages of 2 MB altogether: with memory of its own, the end of every
-// matrix would lie on small ones, and a model of hundreds would load half as fast. A region is given
-// back when nothing of it is used any more. May be made from several threads.
+// matrix would lie on small ones, each of which is a page fault while the model loads. A region is
+// given back when nothing of it is used any more. May be made from several threads.
 class WeightMemory {
  public:
   WeightMemory() = default;

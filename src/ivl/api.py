@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -95,30 +95,18 @@ def load(
     # Both are checked before the weights are read, which can take minutes.
     get_template(config.template)
     tokenizer = source.tokenizer()
-    like = Likeness(device, dtype, context, vision_batch, vision, kv, threads, offline)
-    speculation = load_speculation(draft, draft_tokens, tokenizer, config, like, progress)
+    speculation = load_speculation(
+        draft, draft_tokens, tokenizer, config, device=device, dtype=dtype, context=context,
+        vision_batch=vision_batch, vision=vision, kv=kv, threads=threads, offline=offline,
+        progress=progress,
+    )  # fmt: skip
     network = load_network(
         source, device=where, dtype=kind, context=context, vision_batch=vision_batch, kv=kept,
         progress=progress,
     )  # fmt: skip
     use_arithmetic(network, arithmetic)
-    engine = Engine(
-        network, tokenizer, context=context, vision_batch=vision_batch, speculation=speculation
-    )
-    return Model(engine)
-
-
-class Likeness(NamedTuple):
-    """What a draft model is loaded with as the model itself is."""
-
-    device: str | None
-    dtype: str | None
-    context: int
-    vision_batch: int
-    vision: str
-    kv: str
-    threads: int | None
-    offline: bool
+    options: dict[str, Any] = {"context": context, "vision_batch": vision_batch}
+    return Model(Engine(network, tokenizer, speculation=speculation, **options))
 
 
 def load_speculation(
@@ -126,17 +114,16 @@ def load_speculation(
     draft_tokens: int,
     tokenizer: Tokenizer,
     config: ModelConfig,
-    like: Likeness,
-    progress: Progress | None,
+    **options: Any,
 ) -> Speculation | None:
     """The way to guess for a model of this tokenizer and configuration; ConfigError where the draft
-    model cannot."""
+    model cannot. `options`: what it is loaded with, as of `load`."""
     if draft is None:
         return None
-    guessing = None
-    if draft != LOOKUP:
-        guessing = load(draft, **like._asdict(), progress=progress).engine
-        check_draft(tokenizer, config, guessing)
+    if draft == LOOKUP:
+        return Speculation(None, draft_tokens)
+    guessing = load(draft, **options).engine
+    check_draft(tokenizer, config, guessing)
     return Speculation(guessing, draft_tokens)
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from types import ModuleType
 
-import gguf
 import numpy as np
 import pytest
 import torch
@@ -19,6 +18,7 @@ from ivl.kernels import cpu
 from ivl.kernels.cpu_matrix import CpuMatrix
 from ivl.kernels.dispatch import pack, pack_parts
 from ivl.quant.formats import FORMATS, find_format
+from tests.kernels.random_blocks import random_blocks, weights_of
 
 if cpu._extension is None:
     pytest.skip("the C++ extension was not built", allow_module_level=True)
@@ -26,11 +26,6 @@ if cpu._extension is None:
 QUANTIZED = [
     name for name, format_ in FORMATS.items() if cpu._extension.supports_format(format_.type_id)
 ]
-HALVES_AT = {
-    "Q2_K": (80, 82), "Q3_K": (108,), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,),
-    "Q4_1": (0, 2), "Q5_1": (0, 2),
-}  # fmt: skip
-"""Where the blocks have float16 numbers; the others have one, at their beginning."""
 
 
 @pytest.fixture(params=cpu._extension.usable_isas())
@@ -40,27 +35,6 @@ def extension(request: pytest.FixtureRequest) -> Iterator[ModuleType]:
     assert module.use_isa(request.param)
     yield module
     module.use_isa(before)
-
-
-def random_blocks(name: str, rows: int, columns: int) -> np.ndarray:
-    """Blocks of random bytes, but for scales of ordinary size."""
-    format_ = find_format(name)
-    rng = np.random.default_rng([rows, columns, format_.block_bytes])
-    blocks = rng.integers(0, 256, (rows, format_.row_bytes(columns)), np.uint8)
-    fields = blocks.reshape(-1, format_.block_bytes)
-    for at in HALVES_AT.get(name, (0,)):
-        halves = rng.uniform(-0.02, 0.02, len(fields)).astype("<f2")
-        fields[:, at : at + 2] = halves[:, None].view(np.uint8)
-    if name == "AWQ":
-        fields[:, 2] &= 15
-        fields[:, 3] = 0
-    return blocks
-
-
-def weights_of(name: str, blocks: np.ndarray) -> np.ndarray:
-    if name == "AWQ":
-        return find_format(name).dequantize(blocks)
-    return gguf.dequantize(blocks, gguf.GGMLQuantizationType[name])
 
 
 def quantized(module: ModuleType, x: torch.Tensor) -> np.ndarray:

@@ -53,6 +53,23 @@ class RunningServer:
         assert state.num_used_blocks == 0
 
 
+def ask_at_once(server: RunningServer, body: Any, count: int) -> list[httpx.Response]:
+    """Answers to so many equal requests that arrive together, each by a client of its own."""
+    answers: list[httpx.Response] = []
+
+    def ask() -> None:
+        url = f"{server.url}/v1/chat/completions"
+        answers.append(httpx.post(url, json=body, timeout=TIMEOUT_S))
+
+    threads = [threading.Thread(target=ask) for _ in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(TIMEOUT_S)
+    assert len(answers) == count
+    return answers
+
+
 @contextmanager
 def running(model: Any, *, limits: BatchLimits | None = None, **settings: Any) -> Iterator[Any]:
     """A server for one loaded model, named `demo`, that has said that it is ready."""

@@ -12,7 +12,14 @@ from typing import Any
 import httpx
 
 from ivl.engine.batch import BatchLimits
-from tests.server.conftest import TIMEOUT_S, RunningServer, data_url, png, running
+from tests.server.conftest import (
+    TIMEOUT_S,
+    RunningServer,
+    ask_at_once,
+    data_url,
+    png,
+    running,
+)
 
 ROUND = 12
 
@@ -77,16 +84,6 @@ def test_pictures_that_wait_are_bounded(tiny: Any) -> None:
     tile = tiny.engine.config.tile_px**2 * 3
     limits = BatchLimits(kv_tokens=4096, max_queued=64, max_tile_bytes=2 * tile)
     with running(tiny, limits=limits) as server:
-        statuses: list[int] = []
-
-        def ask() -> None:
-            url = f"{server.url}/v1/chat/completions"
-            statuses.append(httpx.post(url, json=body, timeout=TIMEOUT_S).status_code)
-
-        threads = [threading.Thread(target=ask) for _ in range(8)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join(TIMEOUT_S)
-        assert set(statuses) == {200, 429}
+        answers = ask_at_once(server, body, 8)
+        assert {answer.status_code for answer in answers} == {200, 429}
         assert server.post("/v1/chat/completions", body).status_code == 200

@@ -13,7 +13,6 @@ ours, with its traceback.
 from __future__ import annotations
 
 import difflib
-import gc
 import importlib
 import io
 import os
@@ -162,10 +161,8 @@ def main() -> NoReturn:
     """The entry point of the `ivl` script.
 
     Warnings of libraries are for their callers, not for ours (`python -W` still shows them), and a
-    letter that the terminal or the file cannot take must not end an answer. Cycles of objects are
-    looked for less often: with Python's threshold it is a twentieth of the time of a quick command.
+    letter that the terminal or the file cannot take must not end an answer.
     """
-    gc.set_threshold(20_000, 20, 20)
     if not sys.warnoptions:
         warnings.simplefilter("ignore")
     for stream in (sys.stdout, sys.stderr):

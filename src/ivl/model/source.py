@@ -17,7 +17,7 @@ from ivl.checkpoint.gguf_pair import GGUFPair, is_gguf, open_pair
 from ivl.checkpoint.pickle_file import refuse_pickle
 from ivl.config import ModelConfig, read_config
 from ivl.errors import CheckpointError, ConfigError, RequestError
-from ivl.kernels.dispatch import keeps_blocks
+from ivl.kernels.dispatch import runs_triton
 from ivl.model.build import Progress, build_model, open_weights
 from ivl.model.build_gguf import build_gguf_model, dense, tables
 from ivl.model.internvl import InternVL
@@ -56,7 +56,7 @@ class ModelSource:
 
     def weights_bytes(self, dtype: torch.dtype, device: torch.device) -> int:
         """What the weights will take in memory."""
-        if self.pair is not None and keeps_blocks("Q8_0", device):
+        if self.pair is not None and (device.type == "cpu" or runs_triton(device)):
             return self.pair.weights_bytes
         return weights_bytes(self.config, dtype.itemsize)
 

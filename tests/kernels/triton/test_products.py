@@ -6,7 +6,6 @@ does not know). Blocks are of random bytes, so that every value of every field o
 
 from __future__ import annotations
 
-import gguf
 import numpy as np
 import pytest
 import torch
@@ -16,40 +15,14 @@ from ivl.kernels.matrix import Matrix
 from ivl.kernels.triton.layout import LAYOUTS
 from ivl.quant.block_sizes import gpu_bytes
 from ivl.quant.formats import FORMATS, find_format
+from tests.kernels.random_blocks import random_blocks, weights_of
 
 pytest.importorskip("triton", reason="Triton is there on Linux only")
 
 from ivl.kernels.triton.matrix import MATVEC_ROWS, TritonMatrix
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-HALVES_AT = {
-    "Q2_K": (80, 82), "Q3_K": (108,), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,),
-    "Q4_1": (0, 2), "Q5_1": (0, 2),
-}  # fmt: skip
-"""Where the blocks have float16 numbers; the others have one, at their beginning."""
 ALL = sorted(LAYOUTS)
-
-
-def random_blocks(name: str, rows: int, blocks: int) -> np.ndarray:
-    """Blocks of random bytes, but for scales of ordinary size."""
-    format_ = find_format(name)
-    rng = np.random.default_rng([rows, blocks, format_.block_bytes])
-    packed = rng.integers(0, 256, (rows, blocks * format_.block_bytes), np.uint8)
-    fields = packed.reshape(-1, format_.block_bytes)
-    for at in HALVES_AT.get(name, (0,)):
-        halves = rng.uniform(-0.02, 0.02, len(fields)).astype("<f2")
-        fields[:, at : at + 2] = halves[:, None].view(np.uint8)
-    if name == "AWQ":
-        fields[:, 2] &= 15
-        fields[:, 3] = 0
-    packed.flags.writeable = False
-    return packed
-
-
-def weights_of(name: str, blocks: np.ndarray) -> np.ndarray:
-    if name == "AWQ":
-        return find_format(name).dequantize(blocks)
-    return gguf.dequantize(blocks, gguf.GGMLQuantizationType[name])
 
 
 def relative_error(result: torch.Tensor, exact: torch.Tensor) -> float:
@@ -64,7 +37,8 @@ def test_every_quantized_format_has_a_layout() -> None:
 @pytest.mark.parametrize("name", ALL)
 def test_rows_are_those_of_the_reference(name: str) -> None:
     """Columns that fill no strip of 128, or an odd number of them, where the format allows it."""
-    blocks = random_blocks(name, 5, 11 if find_format(name).block_size == 32 else 3)
+    size = find_format(name).block_size
+    blocks = random_blocks(name, 5, 11 * 32 if size == 32 else 3 * size)
     matrix = TritonMatrix(blocks, name, DEVICE)
     rows = torch.from_numpy(weights_of(name, blocks).copy())
     ids = torch.tensor([[4, 0, 3], [3, 1, 2]])
@@ -80,8 +54,9 @@ def test_rows_are_those_of_the_reference(name: str) -> None:
 def test_products(name: str) -> None:
     """One row and some through one kernel, many through the other; rows and columns that fill no
     tile, with a bias and without."""
-    num_blocks = {32: 5, 128: 3, 256: 2}[find_format(name).block_size]
-    blocks = random_blocks(name, 21, num_blocks)
+    size = find_format(name).block_size
+    num_blocks = {32: 5, 128: 3, 256: 2}[size]
+    blocks = random_blocks(name, 21, num_blocks * size)
     matrix = TritonMatrix(blocks, name, DEVICE)
     weights = torch.from_numpy(weights_of(name, blocks).astype(np.float64))
     torch.manual_seed(0)
@@ -97,7 +72,7 @@ def test_products(name: str) -> None:
 def test_activations_of_16_bits(dtype: torch.dtype, num_x: int) -> None:
     if dtype == torch.bfloat16 and num_x > MATVEC_ROWS and DEVICE == "cpu":
         pytest.skip("Triton's interpreter multiplies tiles of bfloat16 as if they were integers")
-    blocks = random_blocks("Q4_K", 21, 2)
+    blocks = random_blocks("Q4_K", 21, 512)
     matrix = TritonMatrix(blocks, "Q4_K", DEVICE)
     x, bias = torch.randn(num_x, 512).to(dtype), torch.randn(21).to(dtype)
     exact = x.double() @ torch.from_numpy(weights_of("Q4_K", blocks)).double().T + bias.double()
@@ -108,7 +83,7 @@ def test_activations_of_16_bits(dtype: torch.dtype, num_x: int) -> None:
 
 
 def test_a_matrix_of_more_columns_than_a_program_takes_at_once() -> None:
-    blocks = random_blocks("Q4_0", 3, 4 * 17)
+    blocks = random_blocks("Q4_0", 3, 128 * 17)
     matrix = TritonMatrix(blocks, "Q4_0", DEVICE)
     x = torch.randn(2, matrix.columns)
     exact = x.double() @ torch.from_numpy(weights_of("Q4_0", blocks)).double().T
@@ -116,14 +91,14 @@ def test_a_matrix_of_more_columns_than_a_program_takes_at_once() -> None:
 
 
 def test_rows_that_are_loaded_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    blocks = random_blocks("Q6_K", 10, 1)
+    blocks = random_blocks("Q6_K", 10, 256)
     whole = TritonMatrix(blocks, "Q6_K", DEVICE).dequantize()
     monkeypatch.setattr("ivl.kernels.triton.repack.WEIGHTS_AT_ONCE", 3 * 256)
     assert torch.equal(TritonMatrix(blocks, "Q6_K", DEVICE).dequantize(), whole)
 
 
 def test_nothing_in_nothing_out() -> None:
-    matrix = TritonMatrix(random_blocks("Q4_K", 16, 1), "Q4_K", DEVICE)
+    matrix = TritonMatrix(random_blocks("Q4_K", 16, 256), "Q4_K", DEVICE)
     assert matrix.linear(torch.empty(2, 0, 256, device=DEVICE)).shape == (2, 0, 16)
     assert matrix.rows_at(torch.empty(0, dtype=torch.int64)).shape == (0, 256)
     with pytest.raises(IndexError):
@@ -135,11 +110,11 @@ def test_nothing_in_nothing_out() -> None:
 @pytest.mark.parametrize("name", ALL)
 def test_memory_is_what_the_plan_says_and_close_to_the_file(name: str) -> None:
     size = find_format(name).block_size
-    blocks = random_blocks(name, 4, 1024 // size)
+    blocks = random_blocks(name, 4, 1024)
     matrix = TritonMatrix(blocks, name, DEVICE)
     assert matrix.num_bytes == gpu_bytes(name, 4, 1024)
     assert matrix.num_bytes <= 1.04 * blocks.nbytes
-    odd = random_blocks(name, 3, 3)
+    odd = random_blocks(name, 3, 3 * size)
     assert TritonMatrix(odd, name, DEVICE).num_bytes == gpu_bytes(name, 3, 3 * size)
 
 
@@ -151,6 +126,6 @@ def test_what_a_device_gets(monkeypatch: pytest.MonkeyPatch) -> None:
     assert dispatch.keeps_blocks("BF16", "cpu")
     monkeypatch.setenv("IVL_ISA", "reference")
     monkeypatch.setattr(dispatch, "runs_triton", lambda device: True)
-    blocks = random_blocks("Q5_0", 4, 4)
+    blocks = random_blocks("Q5_0", 4, 128)
     matrix: Matrix = dispatch.pack(blocks, "Q5_0", DEVICE)
     assert isinstance(matrix, TritonMatrix)
