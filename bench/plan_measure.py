@@ -6,7 +6,7 @@ Prints JSON. For memory, what can be alive together is made so, without work tha
 in it: one batch of tiles goes through the tower, and its features stand for all; a chunk of the
 prompt is read; then the whole cache is written, one more chunk is read at its end, and a batch of
 tiles goes through the tower beside it, as when a long conversation comes to its next image.
-`--times` asks a question as a person would.
+`--times` asks a question as a person would, and then times single steps.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import time
 from typing import Any
 
 from bench.shapes import resident_bytes
@@ -83,7 +84,8 @@ def use_all(model: Any, num_tiles: int) -> None:
 
 
 def measure_times(options: argparse.Namespace) -> dict[str, Any]:
-    """Medians of whole questions."""
+    """Medians: of questions as they are asked, and of single steps behind as many tokens as the
+    prompt has, for random weights may end an answer at once."""
     from ivl.engine.options import GenerationOptions
 
     model = load(options)
@@ -91,21 +93,37 @@ def measure_times(options: argparse.Namespace) -> dict[str, Any]:
     decode, encode, first, prompt_tokens = [], [], [], 0
     for _ in range(options.rounds):
         talk = model.conversation()
-        chosen = GenerationOptions(max_tokens=options.tokens)
+        chosen = GenerationOptions(max_tokens=1)
         limit = max(1, options.tiles - 1)
         times = talk.ask(QUESTION, [image], max_tiles=limit, options=chosen).result().timings
         assert times.num_tiles == options.tiles, times
         encode.append(times.encode_s)
         first.append(times.encode_s + times.prefill_s)
-        if times.num_answer_tokens > 1:
-            decode.append((times.num_answer_tokens - 1) / times.decode_s)
         prompt_tokens = times.num_prompt_tokens
+        decode.append(steps_per_s(model, prompt_tokens, options.tokens))
     return {
         "prompt_tokens": prompt_tokens,
         "encode_s": statistics.median(encode),
         "first_token_s": statistics.median(first),
-        "tokens_per_s": statistics.median(decode) if decode else None,
+        "tokens_per_s": statistics.median(decode),
     }
+
+
+def steps_per_s(model: Any, before: int, tokens: int) -> float:
+    """Tokens a second, one after another, behind `before` tokens."""
+    import torch
+
+    network = model.engine.model
+    cache = network.new_cache(model.engine.context)
+    for layer in cache.store.layers:
+        layer.zero_()
+    cache.length = before
+    with torch.inference_mode():
+        network.step(0, cache)
+        began = time.perf_counter()
+        for token in range(tokens):
+            network.step(token, cache)
+    return tokens / (time.perf_counter() - began)
 
 
 def random_image(tiles: int) -> Any:
