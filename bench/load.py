@@ -1,6 +1,6 @@
 """How long a model takes to load, from the file in the page cache to the start of the first token.
 
-    python -m bench.load --shape 4b --type Q4_K_M [--rounds 5]
+    python -m bench.load --shape 4b --type Q4_K_M [--vision F16|Q8_0|none] [--rounds 5]
 
 Random weights at the true shapes (bench.random_gguf). Every round loads in a process of its own,
 after imports. Beside it stands how long the same process takes to touch as much new memory as the
@@ -29,8 +29,10 @@ def main() -> None:
     if options.measure:
         print(json.dumps(measure(options.measure)))
         return
-    text, mmproj = write_pair(options.shape, options.type, "F16", options.folder)
-    files = [text, mmproj]
+    kind = "F16" if options.vision == "none" else options.vision
+    files = list(write_pair(options.shape, options.type, kind, options.folder))
+    if options.vision == "none":
+        files = [alone(files[0])]
     for file in files:  # into the page cache
         with file.open("rb") as stream:
             while stream.read(1 << 24):
@@ -54,12 +56,22 @@ def parse_options() -> argparse.Namespace:
     )
     parser.add_argument("--shape", default="4b", help="1b, 4b, 38b or 78b")
     parser.add_argument("--type", default="Q4_K_M", help="the decoder's mix")
+    parser.add_argument("--vision", default="F16", help="the projector's type, or none: text alone")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument(
         "--folder", type=Path, default=Path(tempfile.gettempdir()) / "ivl-bench-models"
     )
     parser.add_argument("--measure", type=Path, nargs="+", help=argparse.SUPPRESS)
     return parser.parse_args()
+
+
+def alone(text: Path) -> Path:
+    """The text file in a folder of its own, where there is no projector beside it."""
+    link = text.parent / "text" / text.name
+    link.parent.mkdir(exist_ok=True)
+    if not link.exists():
+        link.hardlink_to(text)
+    return link
 
 
 def measure(files: list[Path]) -> dict[str, float]:
@@ -69,7 +81,7 @@ def measure(files: list[Path]) -> dict[str, float]:
     from ivl import api
     from ivl.model.source import open_source
 
-    text, mmproj = files
+    text, mmproj = files if len(files) == 2 else (files[0], None)
     source = open_source(text, mmproj)
     began = time.perf_counter()
     source.tokenizer()

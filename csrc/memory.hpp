@@ -36,10 +36,12 @@ class Buffer {
   size_t num_bytes_ = 0;
 };
 
+class WeightRegion;
+
 // Uninitialised bytes for weights, which live as long as their model. They are cut one after the
-// other from regions that lie on pages of 2 MB altogether: with memory of its own, the end of every
-// matrix would lie on small ones, each of which is a page fault while the model loads. A region is
-// given back when nothing of it is used any more. May be made from several threads.
+// other from regions that lie on pages of 2 MB altogether, where the system has such pages at hand:
+// with memory of its own, the end of every matrix would lie on small ones. A region is given back
+// when nothing of it is used any more. May be made from several threads, not from `parallel_for`.
 class WeightMemory {
  public:
   WeightMemory() = default;
@@ -51,7 +53,7 @@ class WeightMemory {
   const uint8_t* data() const { return data_; }
 
  private:
-  std::shared_ptr<Buffer> region_;
+  std::shared_ptr<WeightRegion> region_;
   uint8_t* data_ = nullptr;
   size_t num_bytes_ = 0;
 };

@@ -148,9 +148,9 @@ def _without_controls(
     A converted SentencePiece model may list a control token, or the unused piece whose id it took
     over, among its pieces and even merge letters into it.
     """
+    if unk is None and control_ids.isdisjoint(vocab.values()):
+        return dict(vocab), merges
     kept = {piece: i for piece, i in vocab.items() if i not in control_ids}
-    if len(kept) == len(vocab) and unk is None:
-        return kept, merges
     mergeable = set(kept) - {unk}
     return kept, [
         (left, right)

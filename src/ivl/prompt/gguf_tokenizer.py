@@ -67,14 +67,15 @@ def _load_bpe(metadata: Mapping[str, Any]) -> Tokenizer:
     tokens = _texts(metadata, "tokens")
     kinds = _kinds(metadata, len(tokens))
     added = _added(tokens, kinds)
-    vocab: dict[str, int] = {}
-    for token_id, (token, kind) in enumerate(zip(tokens, kinds, strict=True)):
-        if kind == _NORMAL and vocab.setdefault(token, token_id) != token_id:
-            raise CheckpointError(f"{_ORIGIN} has the token {token!r} twice.", _WRONG)
+    normal = [token_id for token_id, kind in enumerate(kinds) if kind == _NORMAL]
+    vocab = {tokens[token_id]: token_id for token_id in normal}
+    if len(vocab) != len(normal):  # of two with one name, the last one stayed
+        twice = next(tokens[i] for i in normal if vocab[tokens[i]] != i)
+        raise CheckpointError(f"{_ORIGIN} has the token {twice!r} twice.", _WRONG)
     merges: list[tuple[str, str]] = []
     for merge in _texts(metadata, "merges"):
-        left, space, right = merge.partition(" ")
-        if not (left and space and right) or " " in right:
+        left, _, right = merge.partition(" ")
+        if not (left and right) or " " in right:
             raise CheckpointError(f"{_ORIGIN} has a merge that is no pair: {merge!r}.", _WRONG)
         merges.append((left, right))
     eos_ids = _eos_ids(metadata, len(tokens))
@@ -153,9 +154,8 @@ def _load_sentencepiece(metadata: Mapping[str, Any]) -> Tokenizer:
 
 def _added(tokens: list[str], kinds: list[int]) -> dict[str, int]:
     added: dict[str, int] = {}
-    for token_id, (token, kind) in enumerate(zip(tokens, kinds, strict=True)):
-        if kind not in (_CONTROL, _ADDED):
-            continue
+    for token_id in [i for i, kind in enumerate(kinds) if kind in (_CONTROL, _ADDED)]:
+        token = tokens[token_id]
         if not token or added.setdefault(token, token_id) != token_id:
             what = f"the added token {token!r} twice" if token else "an added token without a name"
             raise CheckpointError(f"{_ORIGIN} has {what}.", _WRONG)
@@ -164,25 +164,27 @@ def _added(tokens: list[str], kinds: list[int]) -> dict[str, int]:
 
 def _texts(metadata: Mapping[str, Any], key: str) -> list[str]:
     value = metadata.get(_PREFIX + key)
-    if not isinstance(value, list) or not value or not all(isinstance(v, str) for v in value):
+    # All elements of an array are of one type, and there are 150,000 of these.
+    if not isinstance(value, list) or not value or not isinstance(value[0], str):
         raise CheckpointError(f"{_ORIGIN} has no list {_PREFIX}{key}.", _WRONG)
     return value
 
 
 def _kinds(metadata: Mapping[str, Any], num_tokens: int) -> list[int]:
-    kinds = _numbers(metadata, "token_type")
-    if len(kinds) != num_tokens or not all(kind in range(1, 7) for kind in kinds):
+    kinds = np.array(_numbers(metadata, "token_type"))
+    if len(kinds) != num_tokens or not np.isin(kinds, range(1, 7)).all():
         raise CheckpointError(f"{_ORIGIN} does not say of every token what it is.", _WRONG)
-    return [int(kind) for kind in kinds]
+    return kinds.astype(int).tolist()
 
 
 def _numbers(metadata: Mapping[str, Any], key: str) -> list[float]:
     """A list of numbers; empty where there is none."""
     value = metadata.get(_PREFIX + key)
-    numbers = value.tolist() if isinstance(value, np.ndarray) else value
-    if not isinstance(numbers, list | tuple):
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    if not isinstance(value, list | tuple):
         return []
-    return [number for number in numbers if isinstance(number, int | float)]
+    return [number for number in value if isinstance(number, int | float)]
 
 
 def _text(metadata: Mapping[str, Any], key: str) -> str | None:
