@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -55,6 +55,9 @@ class Stage:
     scan: float = 0.0
     questions: float = 0.0
     """The share of pages that are asked about instead of read."""
+    extractions: float = 0.0
+    """The share of pages from which a JSON object is to be filled, where they are receipts or
+    invoices."""
     common: float = 0.9
     """The share of pages in common fonts, which a short training has a better chance to learn."""
     skip_blanks: bool = False
@@ -75,6 +78,13 @@ class Batch:
     image_start: int
     patch_labels: Tensor
     align: Tensor
+
+    def to(self, device: torch.device) -> Batch:
+        moved = {
+            name: getattr(self, name).to(device, non_blocking=True)
+            for name in ("tiles", "ids", "labels", "patch_labels", "align")
+        }
+        return replace(self, **moved)
 
 
 class Batches(IterableDataset[Batch]):
@@ -97,7 +107,7 @@ class Batches(IterableDataset[Batch]):
 def make_batches(stage: Stage, seed: list[int], prompts: Prompts) -> Iterator[Batch]:
     rng = np.random.default_rng(seed)
     pages = [draw(stage, rng) for _ in range(POOL * stage.batch)]
-    samples = [prompts.sample(page, rng, stage.questions) for page in pages]
+    samples = [prompts.sample(page, rng, stage.questions, stage.extractions) for page in pages]
     order = np.argsort([len(s.prompt) + len(s.answer) for s in samples], kind="stable")
     for number in rng.permutation(POOL):
         chosen = order[number * stage.batch : (number + 1) * stage.batch]

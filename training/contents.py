@@ -17,7 +17,9 @@ from training.lines import (
     person,
     price_format,
     variant,
+    wrap,
 )
+from training.papers import invoice, letter, table
 from training.receipts import receipt
 from training.words import pick, vocabulary
 
@@ -31,13 +33,16 @@ def build(rng: np.random.Generator, kind: str, split: str, max_lines: int) -> Co
         "label": _label,
         "tag": _tag,
         "note": _note,
+        "invoice": invoice,
+        "letter": letter,
+        "table": table,
         "words": _words,
         "dense": _dense,
     }
     content = builders[kind](rng, split, max_lines)
     for line in content.lines:
         line.left, line.right = " ".join(line.left.split()), " ".join(line.right.split())
-    content.lines = [line for line in content.lines if line.left][:max_lines]
+    content.lines = [line for line in content.lines if line.left or line.cells][:max_lines]
     shown = "\n".join(line.text for line in content.lines)
     content.facts = {
         name: value
@@ -149,17 +154,6 @@ def _tag(rng: np.random.Generator, split: str, max_lines: int) -> Content:
         line.align, line.gap = align, pick(rng, (0.0, 0.15))
     shown = {line.text for line in lines}
     return Content("tag", lines, {k: v for k, v in facts.items() if v in shown})
-
-
-def wrap(text: str, width: int) -> list[str]:
-    """Lines of at most `width` characters, cut at spaces (a longer word gets its own line)."""
-    lines: list[str] = []
-    for word in text.split():
-        if lines and len(lines[-1]) + 1 + len(word) <= width:
-            lines[-1] += " " + word
-        else:
-            lines.append(word)
-    return lines
 
 
 def _note(rng: np.random.Generator, split: str, max_lines: int) -> Content:

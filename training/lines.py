@@ -16,11 +16,25 @@ from training.words import Item, pick, vocabulary
 
 
 @dataclass(slots=True)
+class Table:
+    """Columns that some lines of a page share. `aligns` has l or r for each column.
+
+    In Markdown, the truth of its lines has bars between the cells, and a line of dashes below the
+    first, none of which is printed. `grid` draws lines around the cells.
+    """
+
+    aligns: str
+    markdown: bool = False
+    grid: bool = False
+
+
+@dataclass(slots=True)
 class Line:
     """A printed line: `left` and, pushed to the right edge, `right` (truth: one space between).
 
     `scale` multiplies the font size, `gap` is empty space below in line pitches, `rule` draws a
-    graphic line into that gap, `own_face` takes a font of its own.
+    graphic line into that gap, `own_face` takes a font of its own. A line of a `table` has `cells`
+    instead of `left` and `right`, and the first such line is its `heading`.
     """
 
     left: str
@@ -32,10 +46,34 @@ class Line:
     gap: float = 0.0
     rule: bool = False
     own_face: bool = False
+    cells: tuple[str, ...] = ()
+    table: Table | None = None
+    heading: bool = False
 
     @property
     def text(self) -> str:
+        """The truth, as the model writes it."""
+        if self.table and self.table.markdown:
+            row = "| " + " | ".join(self.cells) + " |"
+            return row + "\n|" + "---|" * len(self.cells) if self.heading else row
+        if self.table:
+            return " ".join(self.cells)
         return f"{self.left} {self.right}" if self.right else self.left
+
+    def starts(self) -> list[int]:
+        """Where in `text` the cells begin, or `left` and `right`."""
+        if self.table:
+            step, first = (3, 2) if self.table.markdown else (1, 0)
+            lengths = [len(cell) + step for cell in self.cells[:-1]]
+            return [first + sum(lengths[:i]) for i in range(len(self.cells))]
+        return [0, len(self.left) + 1] if self.right else [0]
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """What is printed, from left to right."""
+        if self.table:
+            return self.cells
+        return (self.left, self.right) if self.right else (self.left,)
 
 
 @dataclass(slots=True)
@@ -124,3 +162,14 @@ def person(rng: np.random.Generator, split: str) -> str:
     return (
         f"{pick(rng, vocabulary('first_names', split))} {pick(rng, vocabulary('surnames', split))}"
     )
+
+
+def wrap(text: str, width: int) -> list[str]:
+    """Lines of at most `width` characters, cut at spaces (a longer word gets its own line)."""
+    lines: list[str] = []
+    for word in text.split():
+        if lines and len(lines[-1]) + 1 + len(word) <= width:
+            lines[-1] += " " + word
+        else:
+            lines.append(word)
+    return lines

@@ -71,7 +71,7 @@ class Network(nn.Module):
         most = int(printed.sum(1).max())
         count = min(GRID * GRID, -(-(most + BLANKS_KEPT) // 32) * 32)
         # The printed patches come first in this order, then a random choice of blank ones.
-        kept = (printed + torch.rand(printed.shape)).topk(count, dim=1).indices
+        kept = (printed + torch.rand_like(printed)).topk(count, dim=1).indices
         where = kept[:, :, None].expand(-1, -1, x.shape[-1])
         start = x[:, 1:].gather(1, where)
         y = torch.cat([x[:, :1], start], dim=1)
@@ -92,7 +92,7 @@ class Network(nn.Module):
     def names_loss(self, patches: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """The loss, and the share of the non-empty places that are named right."""
         logits = self.names(patches.flatten(1, 2)).unflatten(-1, (PARTS_PER_PATCH, NUM_CLASSES))
-        weight = torch.ones(NUM_CLASSES)
+        weight = torch.ones(NUM_CLASSES, device=logits.device)
         weight[EMPTY] = EMPTY_WEIGHT
         loss = F.cross_entropy(logits.flatten(0, 2).float(), labels.flatten(), weight)
         return loss, share_right(logits, labels, labels != EMPTY)
@@ -116,7 +116,7 @@ class Network(nn.Module):
         x = decoder.embed(batch.ids)
         start, end = batch.image_start, batch.image_start + image_tokens.shape[1]
         x = torch.cat([x[:, :start], image_tokens.to(x.dtype), x[:, end:]], dim=1)
-        positions = torch.arange(x.shape[1])
+        positions = torch.arange(x.shape[1], device=x.device)
         cos, sin = decoder.rotary(positions, x.shape[1], torch.float32)
         align = x.new_zeros(())
         for index, layer in enumerate(decoder.layers):

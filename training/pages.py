@@ -15,12 +15,15 @@ from training.printing import MIN_SIDE_PX, FaceTable, print_page
 MAX_LINES = 25
 MIN_CONTRAST = 95.0
 KIND_WEIGHTS = {  # kind: (weight up to 3 lines, up to 8, above)
-    "receipt": (0.0, 0.24, 0.36),
-    "label": (0.08, 0.14, 0.14),
-    "tag": (0.16, 0.10, 0.06),
-    "note": (0.16, 0.14, 0.14),
-    "words": (0.44, 0.24, 0.20),
-    "dense": (0.15, 0.13, 0.09),
+    "receipt": (0.0, 0.20, 0.28),
+    "invoice": (0.0, 0.06, 0.14),
+    "letter": (0.0, 0.04, 0.08),
+    "table": (0.04, 0.08, 0.08),
+    "label": (0.08, 0.12, 0.10),
+    "tag": (0.16, 0.10, 0.04),
+    "note": (0.16, 0.12, 0.08),
+    "words": (0.42, 0.18, 0.14),
+    "dense": (0.13, 0.09, 0.05),
     "blank": (0.01, 0.01, 0.01),
 }
 

@@ -19,8 +19,10 @@ from training.words import pick
 
 MIN_PITCH_PX, MAX_PITCH_PX, MAX_TAG_PITCH_PX = 16.0, 40.0, 60.0
 LEAST_CHAR_PX, GOOD_CHAR_PX, MAX_CHAR_PX = 7.0, 7.6, 30.0
-MIN_SIDE_PX, MAX_SIDE_PX, MAX_HEIGHT_PX, MIN_FONT_PX = 200, 900, 1100, 11
+MIN_SIDE_PX, MAX_SIDE_PX, MAX_HEIGHT_PX, MIN_FONT_PX = 200, 1000, 1500, 11
 FACE_TRIES = 8
+COLUMN_GAP_EM = 1.0
+MOST_ASPECT = 4.0
 
 
 class FaceTable:
@@ -44,8 +46,10 @@ class _Placed:
     line: Line
     face: Face
     font_px: int = 0
-    edges: np.ndarray = field(default_factory=lambda: np.zeros(1, dtype=np.int64))
-    right_edges: np.ndarray | None = None
+    edges: list[np.ndarray] = field(default_factory=list)
+    """Of each of the line's parts, from its own left end."""
+    columns_px: list[int] = field(default_factory=list)
+    """Widths of the columns of the line's table."""
     width_px: int = 0
     top_px: int = 0
     baseline_px: int = 0
@@ -94,6 +98,7 @@ def print_page(
     if rng.random() < 0.12:
         _frame(canvas, placed)
     boxes = [_ink(canvas, item, sheet) for item in placed]
+    _draw_grid(canvas, sheet, placed)
     return canvas, "\n".join(line.text for line in lines), np.concatenate(boxes)[:-1]
 
 
@@ -103,16 +108,27 @@ def _units(line: Line) -> float:
 
 
 def _line_em(item: _Placed, tracking_em: float) -> float:
-    text = item.line.text
-    width = width_em(item.face, text) + tracking_em * len(text)
-    return (width + (1.0 if item.line.right else 0.0)) * item.line.scale
+    width = sum(width_em(item.face, part) + tracking_em * len(part) for part in item.line.parts)
+    return (width + COLUMN_GAP_EM * (len(item.line.parts) - 1)) * item.line.scale
+
+
+def _table_em(rows: list[_Placed], tracking_em: float) -> float:
+    """Width of a table: each column is as wide as its widest cell."""
+    cells = zip(*(item.line.cells for item in rows), strict=True)
+    widest = [max(column, key=len) for column in cells]
+    width = sum(width_em(rows[0].face, cell) + tracking_em * len(cell) for cell in widest)
+    return width * 1.1 + COLUMN_GAP_EM * (len(widest) - 1)
 
 
 def _widest(placed: list[_Placed], tracking_em: float) -> tuple[float, float]:
     """Width of the widest line, and of an average character in it, in em."""
     widest = max(placed, key=lambda item: _line_em(item, tracking_em))
     width = _line_em(widest, tracking_em)
-    return width, width / len(widest.line.text)
+    char = width / sum(len(part) + 1 for part in widest.line.parts)
+    rows = [item for item in placed if item.line.table]
+    if rows:
+        width = max(width, _table_em(rows, tracking_em))
+    return width, char
 
 
 def _choose_faces(
@@ -158,14 +174,15 @@ def _choose_geometry(
     em_y = pitch / sheet.pitch_em()
     widest = min((TILE_PX - 2 * margin_x) / width, MAX_CHAR_PX / char_em)
     narrowest = min(widest, GOOD_CHAR_PX / char_em)
-    aspect = float(np.exp(rng.uniform(np.log(0.5), np.log(2.0))))  # of the page: width / height
+    aspect = float(np.exp(np.log(MOST_ASPECT) * rng.triangular(-1.0, 0.0, 1.0)))  # width / height
     em_x = widest if content.fill else min(widest, max(narrowest, em_y / aspect))
+    most = MOST_ASPECT if rng.random() < 0.4 else 2.0
     if full and not content.fill and rng.random() < 0.5:
-        em_x = min(widest, 2.0 * em_y)
+        em_x = min(widest, most * em_y)
     if not content.fill:
-        em_y = max(min(MIN_PITCH_PX, room) / sheet.pitch_em(), min(em_y, 2.0 * em_x))
-    em_y = min(em_y, 4.0 * em_x)
-    em_x = min(em_x, 4.0 * em_y)
+        em_y = max(min(MIN_PITCH_PX, room) / sheet.pitch_em(), min(em_y, most * em_x))
+    em_y = min(em_y, MOST_ASPECT * em_x)
+    em_x = min(em_x, MOST_ASPECT * em_y)
     # Any scale at which the print is not too small and the sides are usual.
     low = max(MIN_FONT_PX, MIN_SIDE_PX * em_x / TILE_PX, MIN_SIDE_PX * em_y / TILE_PX)
     high = min(MAX_SIDE_PX * em_x, MAX_HEIGHT_PX * em_y) / TILE_PX
@@ -182,11 +199,17 @@ def _measure(sheet: _Sheet, placed: list[_Placed]) -> None:
         item.font_px = usual_size(sheet.font_px * item.line.scale)
         face = typeface(item.face.path, item.font_px, sheet.hard)
         tracking_px = sheet.tracking_em * item.font_px
-        item.edges = face.edges(item.line.left, tracking_px)
-        item.width_px = int(item.edges[-1])
-        if item.line.right:
-            item.right_edges = face.edges(item.line.right, tracking_px)
-            item.width_px += item.font_px + int(item.right_edges[-1])
+        item.edges = [face.edges(part, tracking_px) for part in item.line.parts]
+        item.width_px = sum(int(edges[-1]) for edges in item.edges)
+        item.width_px += item.font_px * (len(item.edges) - 1)
+    rows = [item for item in placed if item.line.table]
+    if rows:
+        cells = zip(*(item.edges for item in rows), strict=True)
+        columns = [max(int(edges[-1]) for edges in column) for column in cells]
+        gap = max(item.font_px for item in rows)
+        for item in rows:
+            item.columns_px = columns
+            item.width_px = sum(columns) + gap * (len(columns) - 1)
     sheet.block_px = max(item.width_px for item in placed)
 
 
@@ -195,7 +218,7 @@ def _place(rng: np.random.Generator, sheet: _Sheet, placed: list[_Placed]) -> No
     margin = max(3, sheet.font_px // 4)
     sheet.width_px = max(sheet.width_px, sheet.block_px + 2 * margin)
     slack = sheet.width_px - sheet.block_px - 2 * margin
-    if any(item.line.right for item in placed) and rng.random() < 0.8:  # columns spread
+    if any(len(item.edges) > 1 for item in placed) and rng.random() < 0.8:  # columns spread
         wider = int(slack * rng.uniform(0.4, 1.0))
         sheet.block_px, slack = sheet.block_px + wider, slack - wider
     sheet.block_x_px = margin + int(slack * pick(rng, (0.5, 0.5, 0.0, float(rng.random()))))
@@ -211,7 +234,7 @@ def _place(rng: np.random.Generator, sheet: _Sheet, placed: list[_Placed]) -> No
         y += pitch + 2 * band + item.line.gap * sheet.pitch_px
         free = sheet.block_px - item.width_px
         share = {"left": 0.0, "center": 0.5, "right": 1.0}[item.line.align]
-        item.x_px = sheet.block_x_px + int(0 if item.line.right else free * share)
+        item.x_px = sheet.block_x_px + int(0 if len(item.edges) > 1 else free * share)
     sheet.height_px = max(sheet.height_px, int(y) + 8)
     room = sheet.height_px - y - 8
     shift = 4 + int(room * pick(rng, (0.5, 0.5, 0.0, float(rng.random()))))
@@ -226,24 +249,55 @@ def _ink(canvas: np.ndarray, item: _Placed, sheet: _Sheet) -> np.ndarray:
     if item.line.rule:
         y = item.bottom_px + max(2, int(0.3 * item.line.gap * sheet.pitch_px))
         canvas[y : y + 1, sheet.block_x_px : sheet.block_x_px + sheet.block_px] = 255
-    parts = [(item.line.left, item.edges + item.x_px)]
-    if item.right_edges is not None:
-        start = sheet.block_x_px + sheet.block_px - int(item.right_edges[-1])
-        parts.append((item.line.right, item.right_edges + start))
-    boxes = []
-    for text, edges in parts:
-        face.draw(canvas, text, edges, item.baseline_px)
-        part = np.full((len(text) + 1, 4), np.nan, dtype=np.float32)
-        inked = np.flatnonzero([character != " " for character in text])
-        part[inked, 0], part[inked, 2] = edges[inked], edges[inked + 1]
-        part[inked, 1], part[inked, 3] = item.top_px, item.bottom_px
-        boxes.append(part)
+    text = item.line.text
+    boxes = np.full((len(text) + 1, 4), np.nan, dtype=np.float32)
+    starts_px = _part_starts(item, sheet)
+    for part, edges, first, x in zip(
+        item.line.parts, item.edges, item.line.starts(), starts_px, strict=True
+    ):
+        face.draw(canvas, part, edges + x, item.baseline_px)
+        inked = np.flatnonzero([character != " " for character in part])
+        boxes[first + inked, 0], boxes[first + inked, 2] = edges[inked] + x, edges[inked + 1] + x
+        boxes[first + inked, 1], boxes[first + inked, 3] = item.top_px, item.bottom_px
     if item.line.inverted:
         pad = max(1, item.font_px // 10)
-        left, right = item.x_px - 2 * pad, int(parts[-1][1][-1]) + 2 * pad
+        left, right = item.x_px - 2 * pad, starts_px[-1] + int(item.edges[-1][-1]) + 2 * pad
         rows = slice(max(0, item.top_px - pad), item.bottom_px + pad)
         canvas[rows, max(0, left) : right] = 255 - canvas[rows, max(0, left) : right]
-    return np.concatenate(boxes)
+    return boxes
+
+
+def _part_starts(item: _Placed, sheet: _Sheet) -> list[int]:
+    """Left ends of the line's parts: one column after the other, or the second at the right."""
+    table = item.line.table
+    if table is None:
+        ends = sheet.block_x_px + sheet.block_px
+        return [item.x_px, *(ends - int(edges[-1]) for edges in item.edges[1:])]
+    starts, x = [], float(item.x_px)
+    gap = (sheet.block_px - sum(item.columns_px)) / max(1, len(item.columns_px) - 1)
+    for edges, width, align in zip(item.edges, item.columns_px, table.aligns, strict=True):
+        starts.append(round(x) + (width - int(edges[-1]) if align == "r" else 0))
+        x += width + gap
+    return starts
+
+
+def _draw_grid(canvas: np.ndarray, sheet: _Sheet, placed: list[_Placed]) -> None:
+    """Lines around the cells of a table that has them."""
+    rows = [item for item in placed if item.line.table and item.line.table.grid]
+    if not rows:
+        return
+    pad = max(1, (rows[1].top_px - rows[0].bottom_px) // 2 if len(rows) > 1 else 2)
+    left = max(0, rows[0].x_px - sheet.font_px // 3)
+    right = min(canvas.shape[1] - 1, rows[0].x_px + sheet.block_px + sheet.font_px // 3)
+    edges = [max(0, rows[0].top_px - pad)]
+    edges += [min(canvas.shape[0] - 1, item.bottom_px + pad) for item in rows]
+    columns = rows[0].columns_px
+    gap = (sheet.block_px - sum(columns)) / max(1, len(columns) - 1)
+    bars = [left, right]
+    for i in range(1, len(columns)):
+        bars.append(round(rows[0].x_px + sum(columns[:i]) + gap * (i - 0.5)))
+    canvas[edges, left : right + 1] = 255
+    canvas[edges[0] : edges[-1] + 1, bars] = 255
 
 
 def _frame(canvas: np.ndarray, placed: list[_Placed]) -> None:

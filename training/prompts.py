@@ -10,7 +10,7 @@ from ivl.prompt.template import get_template, prompt_string, render, user_messag
 from training.demo_config import MAX_TILES, PATCH_PX, TILE_PX
 from training.demo_tokenizer import build_tokenizer
 from training.pages import Page
-from training.questions import READ, draw_question
+from training.questions import READ, Question, draw_extraction, draw_question, read_question
 
 TEMPLATE = "internvl2_5"
 TOKENS_PER_TILE = (TILE_PX // PATCH_PX // 2) ** 2
@@ -47,16 +47,21 @@ class Prompts:
         )
         return self.tokenizer.encode(prompt_string(segments)).ids
 
-    def sample(self, page: Page, rng: np.random.Generator, questions: float) -> Sample:
-        """Asks for a fact with probability `questions`, where there is one; else to read the page,
-        half of the time in the words that `ivl read` uses."""
-        asked = draw_question(page, rng) if rng.random() < questions else None
-        if asked:
-            question, answer = asked
-            start = page.text.find(answer)
-        else:
-            question = READ[0] if rng.random() < 0.5 else READ[int(rng.integers(len(READ)))]
-            answer, start = page.text, 0
-        ids = self.tokenizer.encode(answer).ids if answer else []
-        positions = [start + i if start >= 0 else -1 for i in range(len(ids))]
-        return Sample(self.encode(question), [*ids, self.end_id], [*positions, -1])
+    def sample(
+        self, page: Page, rng: np.random.Generator, questions: float, extractions: float = 0.0
+    ) -> Sample:
+        """Asks about the page with probability `questions`, for a JSON object with probability
+        `extractions`, where there is something to ask for; else to read it."""
+        roll, asked = rng.random(), None
+        if roll < questions:
+            asked = draw_question(page, rng)
+        elif roll < questions + extractions:
+            asked = draw_extraction(page, rng)
+        return self.tokenize(asked or read_question(page, rng))
+
+    def tokenize(self, question: Question) -> Sample:
+        ids = self.tokenizer.encode(question.answer).ids if question.answer else []
+        positions = [-1] * (len(ids) + 1)
+        for index, start, length in question.places:
+            positions[index : index + length] = range(start, start + length)
+        return Sample(self.encode(question.text), [*ids, self.end_id], positions)

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image, ImageChops, ImageFilter
 
 NOISE_SIDE_PX = 1600
-MAX_TURN_DEGREES = 2.0
+MAX_TURN_DEGREES = 3.0
 
 
 def distort(
@@ -26,6 +26,8 @@ def distort(
     if rng.random() < strength:
         left = 1 - float(rng.uniform(0.1, 0.5)) * strength
         coverage = coverage.point([int(level * left) for level in range(256)])
+    if rng.random() < 0.3 * strength:
+        coverage = _fade(rng, coverage, strength)
     if rng.random() < strength:
         radius = float(rng.uniform(0.2, 0.9)) * strength
         coverage = coverage.filter(ImageFilter.GaussianBlur(radius))
@@ -38,6 +40,10 @@ def soil(rng: np.random.Generator, image: Image.Image, *, strength: float) -> Im
         return add_noise(rng, image, 3.0) if rng.random() < 0.1 else image
     if rng.random() < strength:
         image = _uneven_light(rng, image, strength)
+    if rng.random() < 0.35 * strength:
+        image = _shadow(rng, image, strength)
+    if rng.random() < 0.35 * strength:
+        image = _folds(rng, image, strength)
     if rng.random() < strength:
         image = add_noise(rng, image, float(rng.uniform(3, 16)) * strength)
     if rng.random() < strength:
@@ -76,6 +82,53 @@ def _uneven_light(rng: np.random.Generator, image: Image.Image, strength: float)
     coarse = rng.integers(lowest, 256, size=(3, 3), dtype=np.uint8)
     light = Image.fromarray(coarse).resize(image.size, Image.Resampling.BILINEAR)
     return ImageChops.multiply(image, Image.merge("RGB", (light, light, light)))
+
+
+def _fade(rng: np.random.Generator, coverage: Image.Image, strength: float) -> Image.Image:
+    """As a thermal printer fades: bands down the page where its head is worn, and pale rows."""
+    width, height = coverage.size
+    columns, rows = np.ones(width, np.float32), np.ones(height, np.float32)
+    for _ in range(int(rng.integers(1, 5))):
+        left, wide = int(rng.integers(width)), int(rng.integers(1, max(2, width // 60)))
+        columns[left : left + wide] = 1 - float(rng.uniform(0.2, 0.7)) * strength
+    steps = rng.uniform(1 - 0.5 * strength, 1, size=6)
+    rows *= np.interp(np.linspace(0, 5, height), np.arange(6), steps).astype(np.float32)
+    ink = np.asarray(coverage, np.float32) * columns * rows[:, None]
+    return Image.fromarray(ink.astype(np.uint8))
+
+
+def _shadow(rng: np.random.Generator, image: Image.Image, strength: float) -> Image.Image:
+    """The edge of a shadow across the page, from a hand or the frame of a window."""
+    width, height = image.size
+    angle = float(rng.uniform(0, 2 * math.pi))
+    x, y = np.arange(width) / width - 0.5, np.arange(height) / height - 0.5
+    distance = x * math.cos(angle) + y[:, None] * math.sin(angle) - float(rng.uniform(-0.4, 0.4))
+    soft = float(rng.uniform(0.01, 0.15))
+    dark = float(rng.uniform(0.15, 0.45)) * strength
+    light = 1 - dark / (1 + np.exp(np.clip(distance / soft, -30, 30)))
+    return _lit(image, light)
+
+
+def _folds(rng: np.random.Generator, image: Image.Image, strength: float) -> Image.Image:
+    """Creases of a folded sheet: a dark line, and one side of it a little darker."""
+    width, height = image.size
+    light = np.ones((height, width), np.float32)
+    for _ in range(int(rng.integers(1, 4))):
+        across = bool(rng.random() < 0.5)
+        side = height if across else width
+        place = int(side * rng.uniform(0.15, 0.85))
+        profile = np.ones(side, np.float32)
+        profile[place:] -= float(rng.uniform(0.02, 0.12)) * strength
+        thick = int(rng.integers(1, 3))
+        profile[place : place + thick] -= float(rng.uniform(0.1, 0.3)) * strength
+        light *= profile[:, None] if across else profile
+    return _lit(image, light)
+
+
+def _lit(image: Image.Image, light: np.ndarray) -> Image.Image:
+    """The page under `light` (height, width), 1 where it stays as it is."""
+    mask = Image.fromarray((np.clip(light, 0, 1) * 255).astype(np.uint8))
+    return ImageChops.multiply(image, Image.merge("RGB", (mask, mask, mask)))
 
 
 @functools.cache

@@ -2,6 +2,7 @@
 
 Resumes from the newest checkpoint of the run. The log is one JSON object a line. The curriculum
 and its learning rates follow the clock, so a run ends in time on a machine that has other work.
+On a GPU the same pages are learnt in batches of `--batch`, in bfloat16.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -35,6 +37,8 @@ WARMUP_STEPS = 100
 LOG_EVERY = 20
 SAVE_EVERY = 60
 AVERAGE_DECAY = 0.99
+WORKERS = (0, 1, 2, 3, 4, 6, 12)
+"""So many that their pools of pages end where a checkpoint is written."""
 PIECE = 2
 """Pages that a core takes at once. Cores that work on pages of their own wait for each other once
 a step, not in every operation; that halved the time of a step on two cores with other work."""
@@ -43,13 +47,24 @@ a step, not in every operation; that halved the time of a step on two cores with
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--run", type=Path, required=True, help="directory of checkpoints and log")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--workers", type=int, default=1, help="processes that render pages")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument("--threads", type=int, default=2, help="of a processor")
+    parser.add_argument(
+        "--workers",
+        type=int,
+        choices=WORKERS,
+        help="processes that render pages; by default 1, with a GPU most of the processors",
+    )
+    parser.add_argument("--batch", type=int, help="pages a step; by default 16, with a GPU 64")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--hours", type=float, default=8.0, help="how long to train")
     names = [stage.name for stage in STAGES]
     parser.add_argument("--first", choices=names, default=names[0], help="the first stage to run")
-    parser.add_argument("--init", type=Path, help="start from the weights of a model directory")
+    parser.add_argument(
+        "--init",
+        type=Path,
+        help="start from the weights of a model directory, or from a checkpoint of another run",
+    )
     parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto")
     args = parser.parse_args()
     torch.set_num_threads(1)  # one core an operation; the trainer's pool uses the others
@@ -66,11 +81,21 @@ class Trainer:
     def __init__(self, args: argparse.Namespace, prompts: Prompts) -> None:
         self.args, self.prompts = args, prompts
         torch.manual_seed(args.seed)
-        self.dtype = fastest_dtype() if args.dtype == "auto" else getattr(torch, args.dtype)
+        self.device = choose_device(args.device)
+        on_gpu = self.device.type == "cuda"
+        self.workers = args.workers if args.workers is not None else usual_workers(on_gpu)
+        self.batch = args.batch or (64 if on_gpu else 16)
+        self.dtype = (
+            getattr(torch, args.dtype)
+            if args.dtype != "auto"
+            else torch.bfloat16
+            if on_gpu
+            else fastest_dtype()
+        )
         self.pool = ThreadPoolExecutor(
             args.threads, initializer=torch.set_num_threads, initargs=(1,)
         )
-        self.network = Network(demo_config(prompts.vocab_size))
+        self.network = Network(demo_config(prompts.vocab_size)).to(self.device)
         self.optimizers = make_optimizers(self.network, self.pool)
         self.first = [stage.name for stage in STAGES].index(args.first)
         self.stage, self.step, self.total_steps, self.pages = self.first, 0, 0, 0
@@ -79,19 +104,23 @@ class Trainer:
         signal.signal(signal.SIGTERM, self.stop_soon)
         self.path = args.run / "checkpoint.pt"
         if self.path.exists():
-            self.resume()
+            self.resume(self.path)
+        elif args.init and args.init.is_file():
+            self.resume(args.init)
+            self.stage, self.step, self.seconds, self.stage_seconds = self.first, 0, 0.0, 0.0
         elif args.init:
             start = build_model(self.network.model.config, args.init, dtype=torch.float32)
             self.network.model.load_state_dict(start.state_dict())
-            self.network.fit_names(islice(self.batches(STAGES[0], args.seed), 20))
-        if not self.path.exists():
+            batches = islice(self.batches(STAGES[0], args.seed), 20)
+            self.network.fit_names(batch.to(self.device) for batch in batches)
+        if not hasattr(self, "average"):
             self.average = [p.detach().clone() for p in self.network.parameters()]
 
     def batches(self, stage: Stage, seed: int, first: int = 0) -> DataLoader[Batch]:
-        workers = self.args.workers
         return DataLoader(
-            Batches(stage, seed, first, self.prompts), batch_size=None, num_workers=workers,
-            prefetch_factor=4 if workers else None,
+            Batches(replace(stage, batch=self.batch), seed, first, self.prompts),
+            batch_size=None, num_workers=self.workers,
+            prefetch_factor=4 if self.workers else None, pin_memory=self.device.type == "cuda",
         )  # fmt: skip
 
     def run_stage(self) -> None:
@@ -106,7 +135,7 @@ class Trainer:
             for name, value in self.train_step(stage, batch).items():
                 sums[name] = sums.get(name, 0.0) + value
             self.step, self.total_steps = self.step + 1, self.total_steps + 1
-            self.pages += stage.batch
+            self.pages += self.batch
             now = before + time.monotonic() - began
             self.seconds += now - self.stage_seconds
             self.stage_seconds = now
@@ -134,9 +163,13 @@ class Trainer:
                 group["lr"] = lr * scale
 
     def train_step(self, stage: Stage, batch: Batch) -> dict[str, float]:
-        pieces = cut(batch, PIECE)
-        with written_out() if self.dtype == torch.bfloat16 else nullcontext():
-            results = list(self.pool.map(lambda piece: self.gradients(stage, piece), pieces))
+        if self.device.type == "cuda":
+            pieces = [batch.to(self.device)]
+            results = [self.gradients(stage, pieces[0])]
+        else:
+            pieces = cut(batch, PIECE)
+            with written_out() if self.dtype == torch.bfloat16 else nullcontext():
+                results = list(self.pool.map(lambda piece: self.gradients(stage, piece), pieces))
         means: dict[str, float] = {}
         for losses, grads in results:  # in the order of the pieces, whichever is ready first
             add_gradients(self.network, grads, 1 / len(pieces))
@@ -152,8 +185,8 @@ class Trainer:
     def gradients(
         self, stage: Stage, piece: Batch
     ) -> tuple[dict[str, float], tuple[Tensor | None, ...]]:
-        """Runs in a thread of the pool, on one core."""
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.dtype == torch.bfloat16):
+        """On a processor it runs in a thread of the pool, on one core."""
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
             losses = compute_losses(self.network, stage, piece)
         total = losses.pop("total")
         grads = torch.autograd.grad(total, list(self.network.parameters()), allow_unused=True)
@@ -188,14 +221,25 @@ class Trainer:
         torch.save(state, partial)
         os.replace(partial, self.path)
 
-    def resume(self) -> None:
-        state = torch.load(self.path, weights_only=True)
+    def resume(self, path: Path) -> None:
+        state = torch.load(path, map_location=self.device, weights_only=True)
         self.network.load_state_dict(state["network"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
         self.stage, self.step, self.total_steps, self.pages = state["place"]
         self.seconds, self.stage_seconds = state["seconds"]
         self.average = state["average"]
+
+
+def choose_device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)
+
+
+def usual_workers(on_gpu: bool) -> int:
+    most = (os.cpu_count() or 1) - 1 if on_gpu else 1
+    return max(count for count in WORKERS if count <= max(1, most))
 
 
 def fastest_dtype() -> torch.dtype:

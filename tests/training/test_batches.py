@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 from PIL import Image
 
@@ -11,7 +13,7 @@ from training.demo_config import PATCH_PX, TILE_PX
 from training.demo_tokenizer import CONTROL_TOKENS, build_tokenizer
 from training.pages import Page
 from training.prompts import TOKENS_PER_TILE, Prompts
-from training.questions import ABSENT, ASK, draw_question
+from training.questions import ABSENT, ASK, KIND, draw_extraction, draw_question
 
 SIDE = GRID // 2
 
@@ -69,11 +71,32 @@ def test_answers_are_on_the_page_or_not_stated() -> None:
     rng = np.random.default_rng(0)
     answers = {}
     for _ in range(200):
-        question, answer = draw_question(asked, rng) or ("", "")
-        answers.setdefault(answer, set()).add(question)
+        question = draw_question(asked, rng)
+        assert question is not None
+        answers.setdefault(question.answer, set()).add(question.text)
     assert answers["5.00"] == set(ASK["total"])
-    assert set(answers) == {"5.00", ABSENT}
+    assert answers["receipt"] == set(KIND)
+    assert set(answers) == {"5.00", "receipt", ABSENT}
     assert not answers[ABSENT] & set(ASK["total"])
+
+
+def test_extracted_values_stand_where_they_are_printed() -> None:
+    text = 'Joe "J" Shop\nTOTAL 5.00'
+    facts = {"total": "5.00", "shop": 'Joe "J" Shop', "number of items": "5"}
+    asked = page(text, [[0, 0, 1, 1]] * len(text), **facts)
+    rng = np.random.default_rng(0)
+    seen = set()
+    for _ in range(100):
+        question = draw_extraction(asked, rng)
+        assert question is not None
+        found = json.loads(question.answer)
+        named = question.text.partition(": ")[2].rstrip(".").split(", ")
+        assert list(found) == named
+        assert all(found[key] == facts.get(key) for key in named)
+        for index, start, length in question.places:
+            assert question.answer[index : index + length] == text[start : start + length] == "5.00"
+        seen |= set(named)
+    assert seen >= {"total", "shop", "number of items", "tax"}
 
 
 def test_nothing_is_asked_about_a_page_of_random_words() -> None:
