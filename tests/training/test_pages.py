@@ -13,7 +13,7 @@ from PIL import ImageDraw
 from ivl.errors import ConfigError
 
 fonts = pytest.importorskip("training.fonts", reason="training/ is not in the installed package")
-from training import scans, words  # noqa: E402
+from training import contents, evaluate, lines, papers, receipts, scans, words  # noqa: E402
 from training.pages import KIND_WEIGHTS, Page, make_page  # noqa: E402
 
 try:
@@ -195,3 +195,35 @@ def test_clones_of_one_design_stand_on_one_side() -> None:
         {"DejaVu Sans Mono", "Hack"},
     ):
         assert clones <= families
+
+
+def test_what_is_held_out_for_the_evaluation_is_on_no_page_of_the_training(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    held: dict[str, set[object]] = {"train": set(), "eval": set()}
+    known: set[object] = set()
+
+    def variant(rng, split, shared, held_out):
+        chosen = original(rng, split, shared, held_out)
+        assert not set(shared) & set(held_out)
+        known.update(held_out)
+        if chosen in held_out:
+            held[split].add(chosen)
+        return chosen
+
+    original = lines.variant
+    for module in (lines, contents, papers, receipts):
+        monkeypatch.setattr(module, "variant", variant)
+    for seed in range(400):
+        for split in SPLITS:
+            page_of(seed, split=split)
+    assert not held["train"]
+    assert len(held["eval"]) > 30
+    assert len(known) > 30
+
+
+def test_seeds_of_the_evaluation_are_none_of_the_training() -> None:
+    # The trainer's seeds are [seed * 100 + stage, pool], those of the evaluation [SEED, page].
+    train = page_of(0, kind="receipt").text
+    assert evaluate.SEED > 100 * 1000
+    assert evaluate.evaluation_page(0).text != train
