@@ -268,6 +268,7 @@ void Decoder::extend(float* x, int64_t num_rows, const float* cos, const float* 
       const size_t at = static_cast<size_t>(i);
       run_layer(team, layers_[at], cache.layers[at], cache.type, x, rows);
     }
+    if (norm_ == nullptr) return;
     team.for_each(divide_up(num_rows, kStoreRows), [&](int64_t task) {
       const int64_t first = task * kStoreRows, width = shape_.hidden;
       for (int64_t row = first; row < std::min(first + kStoreRows, num_rows); ++row) {

@@ -60,7 +60,7 @@ class Decoder {
   Decoder(const DecoderShape& shape, std::vector<DecoderLayer> layers, const float* norm);
 
   // Hidden values x (num_rows, hidden) float32 of all segments, one after another, become those
-  // after the last layer and its norm. cos, sin (num_rows, head_dim).
+  // after the last layer and the norm, where there is one. cos, sin (num_rows, head_dim).
   void extend(float* x, int64_t num_rows, const float* cos, const float* sin,
               const std::vector<Segment>& segments, const CacheView& cache);
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from ivl.cli.main import run
 from ivl.config import read_config
 from ivl.model.build import build_model
 from ivl.model.internvl import InternVL
@@ -55,3 +56,11 @@ def read_saved(tmp_path: Path) -> Callable[..., InternVL]:
         return build_model(read_config(tmp_path), tmp_path, dtype=dtype)
 
     return read
+
+
+@pytest.fixture(scope="session")
+def demo_pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo at Q4_K_M, its tower at Q8_0, in a directory of their own."""
+    out = tmp_path_factory.mktemp("pair")
+    assert run(["convert", "demo", str(out), "--type", "Q4_K_M", "--vision", "Q8_0", "-q"]) == 0
+    return out

@@ -16,14 +16,6 @@ GOLDEN = Path(__file__).parents[1] / "golden"
 DEMO = "demo"
 
 
-@pytest.fixture(scope="module")
-def demo_pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The demo at Q4_K_M, its tower at Q8_0, in a directory of their own."""
-    out = tmp_path_factory.mktemp("pair")
-    assert run(["convert", DEMO, str(out), "--type", "Q4_K_M", "--vision", "Q8_0", "-q"]) == 0
-    return out
-
-
 def files(directory: Path) -> tuple[Path, Path]:
     """The text model's and the projector's."""
     mmproj = next(directory.glob("mmproj-*.gguf"))

@@ -19,7 +19,9 @@ from ivl.errors import CheckpointError
 from ivl.kernels.dispatch import pack
 from ivl.kernels.linear import QuantizedLinear
 from ivl.kernels.matrix import Matrix
+from ivl.model.devices import DeviceMap, as_map
 from ivl.model.internvl import InternVL
+from ivl.model.vision import VisionTower
 from ivl.quant.awq import AWQ
 from ivl.quant.block_format import Bytes
 
@@ -81,11 +83,11 @@ def build_model(
     config: ModelConfig,
     directory: Path,
     *,
-    device: torch.device | str = "cpu",
+    device: DeviceMap | torch.device | str = "cpu",
     dtype: torch.dtype = torch.bfloat16,
     progress: Progress | None = None,
 ) -> InternVL:
-    """Loads the weights of `directory` into a new model.
+    """Loads the weights of `directory` into a new model, on one device or several.
 
     Everything is checked first (`open_weights`). Then tensors are read, cast and moved one by one,
     so that the peak is the model plus one tensor.
@@ -93,6 +95,7 @@ def build_model(
     weights = open_weights(config, directory)
     config = weights.config
     model = empty_model(config)
+    devices = as_map(device, config.decoder.num_layers)
     shapes = dict(model.named_parameters())
     sizes = {
         ours: shapes[ours].numel() * AWQ.block_bytes // AWQ.block_size
@@ -103,17 +106,30 @@ def build_model(
     done, total = 0, sum(sizes.values())
     for ours, source in weights.table.items():
         if source.awq:
-            _assign_matrix(model, ours, pack(weights.read_awq(source), AWQ.name, device))
+            matrix = pack(weights.read_awq(source), AWQ.name, devices.of(ours))
+            _assign_matrix(model, ours, matrix)
         else:
             tensor = weights.read_combined(source)
             # A view of a mapped file must not become the parameter: the file may change or vanish.
-            assign(model, ours, tensor.to(device=device, dtype=dtype, copy=True).contiguous())
+            where = devices.of(ours)
+            assign(model, ours, tensor.to(device=where, dtype=dtype, copy=True).contiguous())
             del tensor
         done += sizes[ours]
         if progress:
             progress(done, total)
     if config.decoder.tied_embeddings:
-        model.decoder.lm_head.weight = model.decoder.embed.weight
+        rows = model.decoder.embed.weight
+        if devices.head != devices.embeddings:
+            rows = nn.Parameter(rows.to(devices.head))
+        model.decoder.lm_head.weight = rows
+    return placed(model, devices)
+
+
+def placed(model: InternVL, devices: DeviceMap) -> InternVL:
+    """The model, ready to run, when its weights are where `devices` says."""
+    model.devices = None if devices.is_whole else devices
+    if devices.streams_vision and isinstance(model.vision, VisionTower):
+        model.vision.stream_to(devices.vision)
     return model.eval().requires_grad_(False)
 
 

@@ -28,7 +28,8 @@ from ivl.kernels.dispatch import keeps_blocks, pack, pack_parts
 from ivl.kernels.linear import QuantizedEmbedding, QuantizedLinear
 from ivl.kernels.mapped import release_pages
 from ivl.kernels.matrix import Matrix, StackedMatrix
-from ivl.model.build import Progress, assign, empty_model
+from ivl.model.build import Progress, assign, empty_model, placed
+from ivl.model.devices import DeviceMap, as_map
 from ivl.model.internvl import InternVL
 
 
@@ -36,7 +37,7 @@ def build_gguf_model(
     config: ModelConfig,
     pair: GGUFPair,
     *,
-    device: torch.device | str = "cpu",
+    device: DeviceMap | torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
     progress: Progress | None = None,
 ) -> InternVL:
@@ -51,15 +52,16 @@ def build_gguf_model(
     for file, table in parts:
         _check_shapes(file, table, shapes)
     total, done = pair.weights_bytes, 0
+    devices = as_map(device, config.decoder.num_layers)
     for file, table in parts:
         for ours, source in table.items():
-            _place(model, config, file, ours, source, torch.device(device), dtype)
+            _place(model, config, file, ours, source, devices, dtype)
             done += sum(file.tensors[name].num_bytes for name in source.names)
             if progress:
                 progress(done, total)
     if config.decoder.tied_embeddings:
-        _tie(model)
-    return model.eval().requires_grad_(False)
+        _tie(model, config, parts[0], devices)
+    return placed(model, devices)
 
 
 def tables(config: ModelConfig, pair: GGUFPair) -> list[tuple[GGUFFile, dict[str, GGUFSource]]]:
@@ -92,15 +94,19 @@ def _place(
     file: GGUFFile,
     ours: str,
     source: GGUFSource,
-    device: torch.device,
+    devices: DeviceMap,
     dtype: torch.dtype,
 ) -> None:
-    """Puts one tensor into the model: as a matrix of blocks, or dense."""
+    """Puts one tensor into the model: as a matrix of blocks, or dense, as are the layers of a tower
+    that is streamed."""
+    device = devices.of(ours)
+    streamed = devices.streams_vision and ours.startswith("vision.layers.")
     path, _, leaf = ours.rpartition(".")
     module = model.get_submodule(path)
     is_matrix = leaf == "weight" and isinstance(module, nn.Linear | nn.Embedding)
     formats = (file.tensors[name].format.name for name in source.names)
-    if not is_matrix or not all(keeps_blocks(format_, device) for format_ in formats):
+    kept = is_matrix and not streamed
+    if not kept or not all(keeps_blocks(format_, device) for format_ in formats):
         assign(model, ours, dense(file, source, config).to(device, dtype))
         return
     matrix = _matrix(file, source, config, device)
@@ -132,10 +138,22 @@ def _copied(view: np.ndarray, copy: np.ndarray) -> np.ndarray:
     return copy
 
 
-def _tie(model: InternVL) -> None:
+def _tie(
+    model: InternVL,
+    config: ModelConfig,
+    text: tuple[GGUFFile, dict[str, GGUFSource]],
+    devices: DeviceMap,
+) -> None:
+    """The embeddings as the head; a copy of them where that is on another device."""
     embed = model.decoder.embed
     if isinstance(embed, QuantizedEmbedding):
-        model.set_submodule("decoder.lm_head", QuantizedLinear(embed.matrix))
+        matrix = embed.matrix
+        if devices.head != devices.embeddings:
+            file, table = text
+            matrix = _matrix(file, table["decoder.embed.weight"], config, devices.head)
+        model.set_submodule("decoder.lm_head", QuantizedLinear(matrix))
+    elif devices.head != devices.embeddings:
+        model.decoder.lm_head.weight = nn.Parameter(embed.weight.to(devices.head))
     else:
         model.decoder.lm_head.weight = embed.weight
 

@@ -30,6 +30,12 @@ class KVStore(ABC):
 
     num_blocks: int
     kv: KVType
+    first_layer: int = 0
+    """Of a store that holds only some of the layers."""
+
+    def part(self, layer: int) -> KVStore:
+        """The store that holds this layer."""
+        return self
 
     @property
     @abstractmethod
@@ -45,6 +51,29 @@ class KVStore(ABC):
         """Makes block `target` hold what block `source` holds, in every layer."""
 
 
+class SplitKVStore(KVStore):
+    """Several stores, each of which holds the layers from its `first_layer` on."""
+
+    def __init__(self, parts: Sequence[KVStore]) -> None:
+        self.parts = tuple(parts)
+        self.num_blocks, self.kv = parts[0].num_blocks, parts[0].kv
+
+    def part(self, layer: int) -> KVStore:
+        return next(part for part in reversed(self.parts) if part.first_layer <= layer)
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(part.num_bytes for part in self.parts)
+
+    def reserve(self) -> None:
+        for part in self.parts:
+            part.reserve()
+
+    def copy_block(self, source: int, target: int) -> None:
+        for part in self.parts:
+            part.copy_block(source, target)
+
+
 class TorchKVStore(KVStore):
     """Tensors (num_blocks, BLOCK_TOKENS, kv_heads, head_dim) for each layer, on any device.
 
@@ -58,22 +87,24 @@ class TorchKVStore(KVStore):
         *,
         dtype: torch.dtype = torch.float32,
         kv: KVType | None = None,
-        device: torch.device | str = "cpu",
+        devices: Sequence[torch.device | str] | None = None,
+        first_layer: int = 0,
     ) -> None:
-        """`dtype` is what keys and values come in; `kv` None keeps them in it."""
-        self.num_blocks = num_blocks
+        """`dtype` is what keys and values come in; `kv` None keeps them in it. `devices`: of each
+        layer from `first_layer` on; None: all on the CPU."""
+        self.num_blocks, self.first_layer = num_blocks, first_layer
+        devices = ["cpu"] * config.num_layers if devices is None else devices
         self.kv = kv or ("32bit" if dtype == torch.float32 else "16bit")
         self.dtype = dtype
         shape = (num_blocks * BLOCK_TOKENS, config.num_kv_heads, config.head_dim)
         narrow = torch.float16 if dtype == torch.float32 else dtype
         stored = {"32bit": torch.float32, "16bit": narrow, "8bit": torch.int8}[self.kv]
-        layers = range(config.num_layers)
-        self._numbers = [torch.empty((2, *shape), dtype=stored, device=device) for _ in layers]
+        self._numbers = [torch.empty((2, *shape), dtype=stored, device=d) for d in devices]
         self._scales: list[Tensor] = []
         if self.kv == "8bit":
             self._group = scale_group(config)
             groups = (2, *shape[:2], config.head_dim // self._group)
-            self._scales = [torch.empty(groups, device=device) for _ in layers]
+            self._scales = [torch.empty(groups, device=d) for d in devices]
 
     @property
     def num_bytes(self) -> int:
@@ -94,7 +125,8 @@ class TorchKVStore(KVStore):
         Returns all its keys and values up to and including the new ones, in the type of k.
         """
         start, end = cache.length, cache.length + len(k)
-        places = self._places(cache.blocks, end)
+        layer -= self.first_layer
+        places = self._places(cache.blocks, end, k.device)
         new = (
             slice(places.start + start, places.stop)
             if isinstance(places, slice)
@@ -116,15 +148,15 @@ class TorchKVStore(KVStore):
         found = wide.flatten(-2).to(k.dtype)
         return found[0], found[1]
 
-    def _places(self, blocks: Sequence[int], end: int) -> slice | Tensor:
+    def _places(self, blocks: Sequence[int], end: int, device: torch.device) -> slice | Tensor:
         """Where the first `end` tokens lie: a slice if their blocks are neighbours, which costs no
         copy, else their indices."""
         used = blocks[: num_blocks_for(end)]
         first = used[0] if used else 0
         if list(used) == list(range(first, first + len(used))):
             return slice(first * BLOCK_TOKENS, first * BLOCK_TOKENS + end)
-        index = torch.tensor(used, device=self._numbers[0].device)[:, None] * BLOCK_TOKENS
-        index = index + torch.arange(BLOCK_TOKENS, device=index.device)
+        index = torch.tensor(used).to(device)[:, None] * BLOCK_TOKENS
+        index = index + torch.arange(BLOCK_TOKENS, device=device)
         return index.flatten()[:end]
 
 

@@ -29,7 +29,8 @@ HEAD_UNIT = 32
 
 
 def use_fused_layers(decoder: Decoder) -> bool:
-    """Lets a decoder on the CPU run its layers in one call; False where that cannot be.
+    """Lets a decoder run those of its first layers that are on the CPU, which may be all, in one
+    call; False where that cannot be.
 
     It cannot be without the extension, with heads of an odd size, and with layers whose weights
     are in no form that our kernels read.
@@ -37,12 +38,13 @@ def use_fused_layers(decoder: Decoder) -> bool:
     extension = cpu.extension()
     if extension is None or decoder.config.head_dim % HEAD_UNIT:
         return False
-    if decoder.norm.weight.device.type != "cpu":
+    devices = decoder.layer_devices
+    num_layers = next((i for i, d in enumerate(devices) if d.type != "cpu"), len(devices))
+    layers = [_checked(layer) for layer in decoder.layers[:num_layers]]
+    linears = [linear for layer in layers for linear in _linears(layer)]
+    if not layers or not all(_is_readable(linear) for linear in linears):
         return False
-    linears = [linear for layer in decoder.layers for linear in _linears(layer)]
-    if not all(_is_readable(linear) for linear in linears):
-        return False
-    decoder.fused = FusedLayers(decoder, extension)
+    decoder.fused = FusedLayers(decoder, layers, extension)
     return True
 
 
@@ -50,13 +52,21 @@ class CpuKVStore(KVStore):
     """Keys and values as `csrc/kv_layout.hpp` has them, in bytes (num_blocks, block_bytes) for each
     layer. 16 bits are float16."""
 
-    def __init__(self, config: DecoderConfig, num_blocks: int, kv: KVType) -> None:
+    def __init__(
+        self,
+        config: DecoderConfig,
+        num_blocks: int,
+        kv: KVType,
+        *,
+        num_layers: int | None = None,
+    ) -> None:
+        """`num_layers`: of the decoder's first layers; None: all."""
         self.num_blocks, self.kv = num_blocks, kv
         block_bytes = kv_bytes_per_token(config, kv) * BLOCK_TOKENS // config.num_layers
         # Pages are not touched, and take no memory, before something is written or `reserve`d.
         self.layers = [
             torch.empty((num_blocks, block_bytes), dtype=torch.uint8)
-            for _ in range(config.num_layers)
+            for _ in range(config.num_layers if num_layers is None else num_layers)
         ]
         self.addresses = [layer.data_ptr() for layer in self.layers]
 
@@ -74,14 +84,18 @@ class CpuKVStore(KVStore):
 
 
 class FusedLayers:
-    """A decoder's layers and its last norm, over weights that its modules keep."""
+    """The first of a decoder's layers, with its last norm if they are all, over weights that its
+    modules keep."""
 
-    def __init__(self, decoder: Decoder, extension: ModuleType) -> None:
+    def __init__(
+        self, decoder: Decoder, layers: Sequence[DecoderLayer], extension: ModuleType
+    ) -> None:
         config = decoder.config
+        self.num_layers = len(layers)
         self._kept: list[Any] = []
         self._plain_types: set[torch.dtype] = set()
-        self._layers = [_checked(layer) for layer in decoder.layers]
-        self._norm = decoder.norm
+        self._layers = list(layers)
+        self._norm = decoder.norm if len(layers) == len(decoder.layers) else None
         self._fused = extension.Decoder(
             config.hidden_size,
             config.num_heads,
@@ -89,13 +103,14 @@ class FusedLayers:
             config.head_dim,
             config.intermediate_size,
             config.norm_eps,
-            [self._describe(layer) for layer in decoder.layers],
-            self._numbers(decoder.norm.weight),
+            [self._describe(layer) for layer in layers],
+            0 if self._norm is None else self._numbers(self._norm.weight),
         )
 
     def extend(self, x: Tensor, segments: Sequence[Segment], cos: Tensor, sin: Tensor) -> Tensor:
-        """Embeddings (tokens, hidden) of all segments -> hidden states after the norm, in the type
-        of x. cos, sin float32 (tokens, head_dim). Writes the cache, and does not advance it."""
+        """Embeddings (tokens, hidden) of all segments -> hidden states in the type of x, after the
+        norm if these are all layers. cos, sin float32 (tokens, head_dim). Writes the cache, and
+        does not advance it."""
         call = _Call(segments, cos, sin)
         if len(x) > FEW_ROWS and not all(ours_is_faster(dtype) for dtype in self._plain_types):
             return self._extend_by_torch(x, call)
@@ -114,10 +129,9 @@ class FusedLayers:
             )  # fmt: skip
             x = x + attn.o(out.to(x.dtype))
             x = x + layer.ffn(layer.ffn_norm(x))
-        return self._norm(x)
+        return x if self._norm is None else self._norm(x)
 
-    def _describe(self, layer: nn.Module) -> tuple[Any, ...]:
-        layer = _checked(layer)
+    def _describe(self, layer: DecoderLayer) -> tuple[Any, ...]:
         q, k, v, o, gate, up, down = (self._linear(linear) for linear in _linears(layer))
         attn_norm, ffn_norm = (
             self._numbers(norm.weight) for norm in (layer.attn_norm, layer.ffn_norm)
@@ -147,9 +161,10 @@ class _Call:
     """What one call needs beside hidden states, kept while it runs."""
 
     def __init__(self, segments: Sequence[Segment], cos: Tensor, sin: Tensor) -> None:
-        store = segments[0].cache.store
+        store = segments[0].cache.store.part(0)
         assert isinstance(store, CpuKVStore)
-        assert all(segment.cache.store is store for segment in segments), "one store for a batch"
+        same = all(segment.cache.store.part(0) is store for segment in segments)
+        assert same, "one store for a batch"
         self._kept = [cos.float().contiguous(), sin.float().contiguous()]
         self.rotations = tuple(tensor.data_ptr() for tensor in self._kept)
         described = []
@@ -165,8 +180,7 @@ def _checked(layer: nn.Module) -> DecoderLayer:
     return layer
 
 
-def _linears(layer: nn.Module) -> list[nn.Module]:
-    layer = _checked(layer)
+def _linears(layer: DecoderLayer) -> list[nn.Module]:
     attn, ffn = layer.attn, layer.ffn
     return [attn.q, attn.k, attn.v, attn.o, ffn.gate, ffn.up, ffn.down]
 

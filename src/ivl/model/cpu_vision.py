@@ -38,14 +38,14 @@ def use_arithmetic(model: InternVL, choice: VisionChoice) -> None:
     memory twice. Raises UnsupportedError for an arithmetic that this machine does not have.
     """
     if choice == "auto":
-        if model.device.type != "cpu" or not _is_dense(model.vision):
+        if model.vision_device.type != "cpu" or not _is_dense(model.vision):
             return
         choice = "float16" if float16_is_faster(model.dtype) else "torch"
     if choice == "torch" or model.vision is None:
         return
-    if model.device.type != "cpu":
+    if model.vision_device.type != "cpu":
         raise UnsupportedError(
-            f"The vision tower runs in {choice} on a CPU only, and the model is on {model.device}.",
+            f"The vision tower runs in {choice} on a CPU only, and it is on {model.vision_device}.",
             "Leave the choice out, or load the model with device cpu.",
         )
     if choice not in arithmetics():

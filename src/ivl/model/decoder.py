@@ -60,7 +60,7 @@ class Attention(nn.Module):
 
 def _attend_cached(layer: int, segment: Segment, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """One segment's attention to its cache and to itself; (1, heads, tokens, head_dim) each."""
-    store = segment.cache.store
+    store = segment.cache.store.part(layer)
     assert isinstance(store, TorchKVStore)
     k, v = store.update(layer, segment.cache, k[0].transpose(0, 1), v[0].transpose(0, 1))
     return causal_attention(q, k.transpose(0, 1)[None], v.transpose(0, 1)[None])
@@ -125,9 +125,7 @@ class Decoder(nn.Module):
         """Whole sequences (batch, tokens, hidden) of embeddings -> hidden states after the norm."""
         positions = torch.arange(x.shape[1], device=x.device)
         cos, sin = self.rotary(positions, x.shape[1], x.dtype)
-        for index, layer in enumerate(self.layers):
-            x = layer(x, cos, sin, (), index)
-        return self.norm(x)
+        return self._run(x, cos, sin, ())
 
     def extend(self, x: Tensor, segments: Sequence[Segment]) -> Tensor:
         """Embeddings (tokens, hidden) of all segments, one after another -> hidden states (tokens,
@@ -137,24 +135,47 @@ class Decoder(nn.Module):
         """
         for segment in segments:
             segment.cache.require(segment.num_tokens)
-        if self.fused is None:
+        if self.fused is not None:
+            x = self.fused.extend(x, segments, *self.rotations(segments, torch.float32))
+        if self.num_fused < len(self.layers):
             cos, sin = self.rotations(segments, x.dtype)
-            wide = x[None]
-            for index, layer in enumerate(self.layers):
-                wide = layer(wide, cos, sin, segments, index)
-            out = self.norm(wide)[0]
-        else:
-            out = self.fused.extend(x, segments, *self.rotations(segments, torch.float32))
+            x = self._run(x[None], cos, sin, segments, self.num_fused)[0]
         for segment in segments:
             segment.cache.advance(segment.num_tokens)
-        return out
+        return x
+
+    @property
+    def num_fused(self) -> int:
+        """How many of the first layers run in one call on the CPU."""
+        return 0 if self.fused is None else self.fused.num_layers
+
+    @property
+    def layer_devices(self) -> list[torch.device]:
+        """Where each layer runs."""
+        return [_device_of(layer) for layer in self.layers]
+
+    def _run(
+        self, x: Tensor, cos: Tensor, sin: Tensor, segments: Sequence[Segment], first: int = 0
+    ) -> Tensor:
+        """The layers from `first` on, each on its device, and the norm. The hidden states move
+        where a layer is on another device than the one before."""
+        for index in range(first, len(self.layers)):
+            layer = self.layers[index]
+            x, cos, sin = (t.to(_device_of(layer)) for t in (x, cos, sin))
+            x = layer(x, cos, sin, segments, index)
+        return self.norm(x.to(self.norm.weight.device))
 
     def rotations(self, segments: Sequence[Segment], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Cosines and sines of all segments' tokens, (tokens, head_dim) each."""
-        device = self.norm.weight.device
+        device = _device_of(self.layers[0])
         pairs = []
         for segment in segments:
             positions = torch.arange(segment.cache.length, segment.end, device=device)
             length = segment.sequence_length or segment.end
             pairs.append(self.rotary(positions, length, dtype))
         return torch.cat([cos for cos, _ in pairs]), torch.cat([sin for _, sin in pairs])
+
+
+def _device_of(layer: nn.Module) -> torch.device:
+    assert isinstance(layer, DecoderLayer)
+    return layer.attn_norm.weight.device

@@ -11,11 +11,13 @@ from ivl.model.cache import (
     KVCache,
     KVStore,
     Segment,
+    SplitKVStore,
     TorchKVStore,
     num_blocks_for,
 )
 from ivl.model.cpu_decoder import CpuKVStore
 from ivl.model.decoder import Decoder
+from ivl.model.devices import DeviceMap
 from ivl.model.projector import Projector
 from ivl.model.vision import VisionTower
 from ivl.planner.kv_cache import KVType
@@ -31,6 +33,7 @@ class InternVL(nn.Module):
         self.vision: nn.Module | None = VisionTower(config.vision) if config.vision else None
         self.projector = Projector(config) if config.vision else None
         self.decoder = Decoder(config.decoder)
+        self.devices: DeviceMap | None = None
         self._kv: KVType | None = None
 
     @property
@@ -48,7 +51,13 @@ class InternVL(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        return self.decoder.norm.weight.device
+        """Where token ids go in; logits come out where the head is."""
+        return self.devices.embeddings if self.devices else self.decoder.norm.weight.device
+
+    @property
+    def vision_device(self) -> torch.device:
+        """Where tiles are encoded."""
+        return self.devices.vision if self.devices else self.device
 
     def encode_tiles(self, tiles_u8: Tensor, vision_batch: int = 4) -> Tensor:
         """uint8 (n, tile_px, tile_px, 3) -> (n, tokens_per_tile, hidden), in the model's dtype.
@@ -66,18 +75,19 @@ class InternVL(nn.Module):
         if not len(tiles_u8):
             shape = (0, self.config.tokens_per_tile, self.config.decoder.hidden_size)
             return torch.empty(shape, dtype=self.dtype, device=self.device)
-        chunks = [
-            self.projector(self.vision(self.normalize(chunk)))
-            for chunk in tiles_u8.split(vision_batch)
-        ]
-        return torch.cat(chunks)
+        batches = tiles_u8.split(vision_batch)
+        if isinstance(self.vision, VisionTower) and self.vision.streamed is not None:
+            patches = self.vision.encode([self.normalize(batch) for batch in batches])
+            return torch.cat([self.projector(x) for x in patches])
+        return torch.cat([self.projector(self.vision(self.normalize(b))) for b in batches])
 
     def normalize(self, tiles_u8: Tensor) -> Tensor:
         """uint8 (n, px, px, 3) -> (n, 3, px, px) by ImageNet's mean and deviation, as PyTorch's
         ToTensor and Normalize do it: in float32, cast at the end."""
-        mean = torch.tensor(IMAGENET_MEAN, device=self.device)
-        std = torch.tensor(IMAGENET_STD, device=self.device)
-        pixels = (tiles_u8.to(self.device).float() / 255 - mean) / std
+        device = self.vision_device
+        mean = torch.tensor(IMAGENET_MEAN).to(device)
+        std = torch.tensor(IMAGENET_STD).to(device)
+        pixels = (tiles_u8.to(device).float() / 255 - mean) / std
         return pixels.permute(0, 3, 1, 2).contiguous().to(self.dtype)
 
     def embed(self, input_ids: Tensor, is_image: Tensor, features: Tensor | None) -> Tensor:
@@ -95,7 +105,7 @@ class InternVL(nn.Module):
                 f"and there are {num_features} features."
             )
         if features is not None and num_places:
-            x[is_image] = features.flatten(0, 1).to(x.dtype)
+            x[is_image] = features.flatten(0, 1).to(x.device, x.dtype)
         return x[None]
 
     def prefill(
@@ -116,7 +126,7 @@ class InternVL(nn.Module):
 
     def step(self, token: int, cache: KVCache) -> Tensor:
         """Appends one token; returns float32 logits (vocab,) for the next."""
-        ids = torch.tensor([token], device=self.device)
+        ids = torch.tensor([token]).to(self.device)
         hidden = self.decoder.extend(self.decoder.embed(ids), [Segment(cache, 1)])
         return self.decoder.lm_head(hidden[-1]).float()
 
@@ -138,11 +148,18 @@ class InternVL(nn.Module):
 
     def new_store(self, num_blocks: int, kv: KVType | None = None) -> KVStore:
         """Memory for `num_blocks` blocks of keys and values; `kv` None is the model's own `kv`."""
-        if self.decoder.fused is not None:
-            return CpuKVStore(self.config.decoder, num_blocks, kv or self.kv)
-        return TorchKVStore(
-            self.config.decoder, num_blocks, dtype=self.dtype, kv=kv or self.kv, device=self.device
-        )
+        config, kv = self.config.decoder, kv or self.kv
+        fused, rest = self.decoder.num_fused, self.decoder.layer_devices[self.decoder.num_fused :]
+        parts: list[KVStore] = []
+        if fused:
+            parts.append(CpuKVStore(config, num_blocks, kv, num_layers=fused))
+        if rest:
+            parts.append(
+                TorchKVStore(
+                    config, num_blocks, dtype=self.dtype, kv=kv, devices=rest, first_layer=fused
+                )
+            )
+        return parts[0] if len(parts) == 1 else SplitKVStore(parts)
 
     def new_cache(self, capacity: int, kv: KVType | None = None) -> KVCache:
         """An empty cache of its own for one sequence of at most `capacity` tokens."""

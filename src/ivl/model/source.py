@@ -20,6 +20,7 @@ from ivl.errors import CheckpointError, ConfigError, RequestError
 from ivl.kernels.dispatch import runs_triton
 from ivl.model.build import Progress, build_model, open_weights
 from ivl.model.build_gguf import build_gguf_model, dense, tables
+from ivl.model.devices import DeviceMap
 from ivl.model.internvl import InternVL
 from ivl.planner.memory import weights_bytes
 from ivl.prompt.gguf_tokenizer import load_gguf_tokenizer
@@ -76,7 +77,7 @@ class ModelSource:
     def build(
         self,
         *,
-        device: torch.device | str = "cpu",
+        device: DeviceMap | torch.device | str = "cpu",
         dtype: torch.dtype = torch.bfloat16,
         progress: Progress | None = None,
     ) -> InternVL:

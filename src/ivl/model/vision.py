@@ -5,12 +5,15 @@ RMSNorm over the whole width of queries and keys, unbiased qkv). Source: `modeli
 of the official repository, OpenGVLab/InternVL.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ivl.config import VisionConfig
 from ivl.model.norm import RMSNorm
+from ivl.model.streaming import StreamedLayers
 
 
 def make_norm(config: VisionConfig) -> nn.Module:
@@ -93,10 +96,24 @@ class VisionTower(nn.Module):
         super().__init__()
         self.embed = PatchEmbedding(config)
         self.layers = nn.ModuleList(VisionLayer(config) for _ in range(config.num_layers))
+        self.streamed: StreamedLayers | None = None
+
+    def stream_to(self, device: torch.device) -> None:
+        """The layers' weights stay where they are, in main memory, and run on `device`."""
+        self.streamed = StreamedLayers(self.layers, device)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Normalised (n, 3, tile_px, tile_px) -> (n, patches, hidden), without the class token."""
-        x = self.embed(pixels)
+        return self.encode([pixels])[0]
+
+    def encode(self, chunks: Sequence[Tensor]) -> list[Tensor]:
+        """`forward` of several batches. What is streamed passes once for all of them."""
+        if self.streamed is not None:
+            found = self.streamed([self.embed(pixels) for pixels in chunks])
+            return [x[:, 1:] for x in found]
+        return [self._run(self.embed(pixels))[:, 1:] for pixels in chunks]
+
+    def _run(self, x: Tensor) -> Tensor:
         for layer in self.layers:
             x = layer(x)
-        return x[:, 1:]
+        return x

@@ -1,0 +1,53 @@
+"""Which device holds what of a model that is spread over several."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceMap:
+    """embeddings: where token ids are looked up. layers: where each layer of the decoder runs, and
+    its keys and values are. head: of the last norm and the logits. vision: where tiles are encoded.
+
+    With `streams_vision` the weights of the tower's layers stay in main memory and pass through
+    `vision` while a page is encoded (`ivl.model.streaming`).
+    """
+
+    embeddings: torch.device
+    layers: tuple[torch.device, ...]
+    head: torch.device
+    vision: torch.device
+    streams_vision: bool = False
+
+    @classmethod
+    def whole(cls, device: torch.device | str, num_layers: int) -> DeviceMap:
+        """All on one device."""
+        one = torch.device(device)
+        return cls(embeddings=one, layers=(one,) * num_layers, head=one, vision=one)
+
+    @property
+    def is_whole(self) -> bool:
+        places = {self.embeddings, *self.layers, self.head, self.vision}
+        return len(places) == 1 and not self.streams_vision
+
+    def of(self, name: str) -> torch.device:
+        """Where the parameter of that name is kept."""
+        part, _, rest = name.partition(".")
+        if part != "decoder":
+            stays = self.streams_vision and name.startswith("vision.layers.")
+            return CPU if stays else self.vision
+        if rest.startswith("embed."):
+            return self.embeddings
+        if rest.startswith("layers."):
+            return self.layers[int(rest.split(".")[1])]
+        return self.head
+
+
+def as_map(device: DeviceMap | torch.device | str, num_layers: int) -> DeviceMap:
+    """`device` itself, or all of a decoder of `num_layers` layers on one device."""
+    return device if isinstance(device, DeviceMap) else DeviceMap.whole(device, num_layers)
