@@ -25,6 +25,7 @@ FLOORS = {
     "documents": 7,
     "calibrate": 7,
     "api": 7,
+    "devices": 7,
     "planning": 7,
     "engine": 6,
     "model": 5,

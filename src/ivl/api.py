@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ivl.checkpoint.locate import locate_pair
 from ivl.config import ModelConfig
+from ivl.devices import choose_devices, free_bytes, place_model
 from ivl.documents.reading import READ_QUESTION
 from ivl.engine.answer import Answer
 from ivl.engine.engine import (
@@ -34,9 +35,9 @@ from ivl.kernels.threads import use_threads
 from ivl.model.build import Progress
 from ivl.model.cpu_decoder import use_fused_layers
 from ivl.model.cpu_vision import CHOICES, VisionChoice, use_arithmetic
+from ivl.model.devices import DeviceMap
 from ivl.model.internvl import InternVL
 from ivl.model.source import ModelSource, open_source
-from ivl.planner.devices import available_memory_bytes
 from ivl.planner.kv_cache import KV_TYPES, KVType
 from ivl.planner.memory import check_fits
 from ivl.prompt.template import Message, get_template, user_message
@@ -65,19 +66,21 @@ def load(
     revision: str | None = None,
     offline: bool = False,
     progress: Progress | None = None,
+    gpu_layers: int | None = None,
+    vision_offload: bool = False,
 ) -> Model:
     """Loads a model: `demo`, a size (`1b` ... `78b`), a directory, a GGUF file, or a hub id
     `owner/name`, with `:TYPE` or `:FILE` behind it to choose among GGUF files there.
 
     mmproj: the projector's GGUF file, where it is not the only one beside the text model's; for a
     hub's model also a name or type in its repository.
-    device: `cpu`, `cuda`, `cuda:1`, `mps`; by default the first of cuda, mps, cpu that is there.
+    device: see `choose_devices`; by default the first of cuda, mps, cpu that is there.
+    gpu_layers, vision_offload: what is kept off a GPU, see `place_model`.
     dtype: `bfloat16`, `float16`, `float32`; by default what the device computes well in.
     context: tokens of question and answer together. vision_batch: tiles encoded at once.
     vision: arithmetic of the vision tower, see `choose_vision`. kv: see `choose_kv`.
     threads: processor threads, for the whole program; by default one for each core that it may use.
-    draft: a smaller model of the same vocabulary that guesses `draft_tokens` tokens ahead, or
-    `lookup`, which guesses from the text so far. Answers are as without, and may come sooner.
+    draft: a smaller model of the same vocabulary, which guesses `draft_tokens` ahead, or `lookup`.
     Raises CapacityError, before anything is loaded, when the memory is too small.
     """
     use_threads(threads)
@@ -86,8 +89,8 @@ def load(
     )
     source = open_source(found.path, found.mmproj)
     config = source.config
-    where = choose_device(device)
-    kind = choose_dtype(dtype, where, is_quantized=source.is_quantized)
+    named = choose_devices(device, gpu_layers=gpu_layers, vision_offload=vision_offload)
+    kind = choose_dtype(dtype, named[0], is_quantized=source.is_quantized)
     context = resolve_context(context, config)
     check_at_least_one("vision_batch", vision_batch)
     arithmetic = choose_vision(vision, dtype)
@@ -100,12 +103,12 @@ def load(
         vision_batch=vision_batch, vision=vision, kv=kv, threads=threads, offline=offline,
         progress=progress,
     )  # fmt: skip
-    network = load_network(
-        source, device=where, dtype=kind, context=context, vision_batch=vision_batch, kv=kept,
-        progress=progress,
-    )  # fmt: skip
-    use_arithmetic(network, arithmetic)
     options: dict[str, Any] = {"context": context, "vision_batch": vision_batch}
+    places = place_model(
+        source, named, gpu_layers=gpu_layers, vision_offload=vision_offload, kv=kept, **options
+    )
+    network = load_network(source, device=places, dtype=kind, kv=kept, progress=progress, **options)
+    use_arithmetic(network, arithmetic)
     return Model(Engine(network, tokenizer, speculation=speculation, **options))
 
 
@@ -130,24 +133,26 @@ def load_speculation(
 def load_network(
     source: ModelSource,
     *,
-    device: torch.device,
+    device: DeviceMap | torch.device,
     dtype: torch.dtype,
     context: int,
     vision_batch: int = DEFAULT_VISION_BATCH,
     kv: KVType | None = None,
     progress: Progress | None = None,
 ) -> InternVL:
-    """The network alone, which needs no tokenizer. CapacityError when the memory is too small."""
+    """The network alone, which needs no tokenizer. CapacityError when the memory of the one device
+    is too small; who makes a map of several has looked at theirs (`ivl.devices.spread`)."""
     kv = kv or choose_kv("auto", dtype, is_quantized=source.is_quantized)
-    check_fits(
-        source.config,
-        _free_bytes(device),
-        itemsize=dtype.itemsize,
-        context=context,
-        vision_batch=vision_batch,
-        kv=kv,
-        stored_bytes=source.weights_bytes(dtype, device),
-    )
+    if not isinstance(device, DeviceMap):
+        check_fits(
+            source.config,
+            free_bytes(device),
+            itemsize=dtype.itemsize,
+            context=context,
+            vision_batch=vision_batch,
+            kv=kv,
+            stored_bytes=source.weights_bytes(dtype, device),
+        )
     network = source.build(device=device, dtype=dtype, progress=progress)
     network.kv = kv
     use_fused_layers(network.decoder)
@@ -260,29 +265,6 @@ def as_messages(messages: Sequence[Message | Mapping[str, str]], num_images: int
     return history
 
 
-def choose_device(device: str | None) -> torch.device:
-    """The device to run on; ConfigError when the one asked for is not there."""
-    if device is None:
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    try:
-        chosen = torch.device(device)
-    except RuntimeError:
-        raise ConfigError(f"There is no device {device!r}.", "Known: cpu, cuda, mps.") from None
-    there = {
-        "cpu": True,
-        "cuda": torch.cuda.is_available() and (chosen.index or 0) < torch.cuda.device_count(),
-        "mps": torch.backends.mps.is_available(),
-    }
-    if not there.get(chosen.type, False):
-        raise ConfigError(
-            f"The device {device!r} is not available on this machine.",
-            "`--device cpu` always is.",
-        )
-    return chosen
-
-
 def choose_dtype(
     dtype: str | None, device: torch.device, *, is_quantized: bool = False
 ) -> torch.dtype:
@@ -326,9 +308,3 @@ def choose_vision(vision: str, dtype: str | None) -> VisionChoice:
         if choice == vision:
             return "torch" if choice == "auto" and dtype is not None else choice
     raise ConfigError(f"There is no vision {vision!r}.", f"Known: {', '.join(CHOICES)}.")
-
-
-def _free_bytes(device: torch.device) -> int | None:
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    return available_memory_bytes()

@@ -219,7 +219,8 @@ def _check_alone(
     source: ModelSource, device: str | None, dtype: str | None, findings: Findings
 ) -> None:
     """Tokenizer, and one image through the model."""
-    from ivl.api import choose_device, choose_dtype, load_network
+    from ivl.api import choose_dtype, load_network
+    from ivl.devices import choose_device
     from ivl.evaluate.integrity import run_once
 
     where = choose_device(device)

@@ -22,7 +22,8 @@ def check_reference(
     dtype: str,
     findings: Findings,
 ) -> None:
-    from ivl.api import choose_device, choose_dtype, load_network
+    from ivl.api import choose_dtype, load_network
+    from ivl.devices import choose_device
     from ivl.evaluate.reference import TOLERANCE, compare, read_reference
 
     where = choose_device(device)

@@ -82,6 +82,8 @@ def load_model(choice: ModelChoice, status: Status, drafting: Drafting | None = 
             choice.model,
             mmproj=choice.mmproj,
             device=choice.device,
+            gpu_layers=choice.gpu_layers,
+            vision_offload=choice.vision_offload,
             dtype=choice.dtype,
             context=choice.context,
             vision_batch=choice.vision_batch,

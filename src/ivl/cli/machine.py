@@ -18,7 +18,8 @@ def machine_facts(*, measure: bool = False) -> dict[str, Any]:
     """
     import torch
 
-    from ivl.api import choose_device, choose_dtype
+    from ivl.api import choose_dtype
+    from ivl.devices import choose_device
 
     device = choose_device(None)
     facts: dict[str, Any] = {

@@ -74,8 +74,26 @@ class ModelChoice:
     mmproj: Mmproj = None
     device: Annotated[
         str | None,
-        Option(metavar="DEVICE", help="cpu, cuda, cuda:1 or mps; by default the best there is."),
+        Option(
+            metavar="DEVICE",
+            help="cpu, cuda, cuda:1 or mps; by default the best there is. cuda:0,cuda:1 shares the "
+            "model among GPUs.",
+        ),
     ] = None
+    gpu_layers: Annotated[
+        int | None,
+        Option(
+            metavar="N",
+            help="At most so many of the decoder's layers on GPUs, the others on the processor.",
+        ),
+    ] = None
+    vision_offload: Annotated[
+        bool,
+        Option(
+            "--vision-offload",
+            help="Keep the vision tower in main memory, and stream it to the GPU for each page.",
+        ),
+    ] = False
     dtype: Annotated[
         str | None,
         Option(
@@ -200,7 +218,13 @@ class Form:
         str | None, Option(metavar="TYPE", help="Of the vision tower: F16, Q8_0 ...")
     ] = None
     tower_on_cpu: Annotated[
-        bool, Option("--tower-on-cpu", help="Keep the vision tower on the processor (llama.cpp).")
+        bool,
+        Option(
+            "--tower-on-cpu",
+            "--vision-offload",
+            help="Keep the vision tower in main memory: llama.cpp runs it there, ivl streams it to "
+            "a GPU while a page is encoded.",
+        ),
     ] = False
 
     def chosen(self) -> dict[str, Any]:

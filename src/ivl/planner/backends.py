@@ -11,7 +11,7 @@ from ivl.planner.device_table import MIB, Device
 from ivl.planner.tensors import AWQ
 from ivl.quant.mixes import find_mix
 
-Splitting = Literal["none", "layers", "tensor"]
+Splitting = Literal["layers", "tensor"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,8 +50,8 @@ BACKENDS: dict[str, Backend] = {
     for backend in (
         Backend(
             name="ivl",
-            splitting="none",
-            offloads=False,
+            splitting="layers",
+            offloads=True,
             on_processor=True,
             vendors=("nvidia", "apple", "amd", "unknown"),
             gpu_bytes=600 * MIB,

@@ -53,8 +53,22 @@ def _ivl(plan: Plan, model: str, mmproj: str | None) -> str:
         words.append(f"--max-tiles {work.max_tiles}")
     if work.vision_batch == 1:
         words.append("--vision-batch 1")
+    words += _places(plan)
     words += ["page.png"] * len(work.tiles) + ['"What does it say?"']
     return " ".join(words)
+
+
+def _places(plan: Plan) -> list[str]:
+    """Options of ivl for a model that is not all on one device."""
+    gpus = [share for share in plan.placement.shares if share.device.is_gpu and share.items]
+    words = []
+    if len(gpus) > 1:
+        words.append(f"--device {','.join(f'cuda:{index}' for index in range(len(gpus)))}")
+    if plan.placement.num_offloaded:
+        words.append(f"--gpu-layers {sum(share.num_layers for share in gpus)}")
+    if plan.setting.tower_on_processor and gpus:
+        words.append("--vision-offload")
+    return words
 
 
 def _llama_cpp(plan: Plan, model: str, mmproj: str | None) -> str:

@@ -20,6 +20,8 @@ from ivl.planner.workload import Workload, kv_bytes_per_layer_token
 CHUNK = 512
 """Tokens of a prompt that are read at once, by ivl and llama.cpp alike."""
 VLLM_CHUNK = 8192
+NUM_SLOTS = 2
+"""Layers of a streamed tower that are on the device."""
 DENSE_PANEL, DENSE_UNIT = 32, 64
 TOKENIZER_BYTES = 640
 """Of a token of the vocabulary: measured with Qwen2's, 93 MiB for 151674."""
@@ -33,6 +35,8 @@ class Footprint:
     embeddings: int
     head: int
     vision: int
+    vision_streamed: int
+    """Of the tower, what a GPU holds while its layers pass through (ivl.model.streaming)."""
     projector: int
     kv_layer: int
     """Keys and values of one layer, for all sequences at their whole context."""
@@ -124,6 +128,7 @@ def footprint(
         embeddings=weights.embeddings,
         head=weights.head,
         vision=weights.vision,
+        vision_streamed=_streamed(config, weights.vision),
         projector=weights.projector,
         kv_layer=work.parallel * tokens * kv_bytes_per_layer_token(config, work.kv),
         vision_activations=_vision_activations(config, work, backend, on_gpu=on_gpu, panels=panels),
@@ -132,6 +137,15 @@ def footprint(
         pixels=_pixels(config, work),
         tokenizer=TOKENIZER_BYTES * config.decoder.vocab_size if backend.name == "ivl" else 0,
     )
+
+
+def _streamed(config: ModelConfig, vision: int) -> int:
+    """Two layers, and what embeds the patches."""
+    if config.vision is None:
+        return 0
+    v = config.vision
+    embedded = 2 * v.hidden_size * (3 * v.patch_px**2 + v.num_patches + 2)
+    return embedded + NUM_SLOTS * (vision - embedded) // v.num_layers
 
 
 def _panel_bytes(tensor: PlannedTensor) -> int:

@@ -84,8 +84,13 @@ def place(
     *,
     heads: tuple[int, int],
     tower_on_processor: bool = False,
+    gpu_layers: int | None = None,
 ) -> Placement:
-    """Puts a model on a machine. `heads`: query and key/value heads of the decoder."""
+    """Puts a model on a machine. `heads`: query and key/value heads of the decoder.
+
+    tower_on_processor: the tower is kept in main memory, where llama.cpp also runs it and from
+    where ivl streams it. gpu_layers: at most so many layers on GPUs.
+    """
     gpus = [slot for slot in machine.gpus if slot.device.vendor in backend.vendors]
     if machine.gpus and not gpus:
         known = ", ".join(slot.device.name for slot in machine.gpus)
@@ -94,10 +99,15 @@ def place(
         return _on_processor(parts, backend, machine)
     if backend.splitting == "tensor":
         return _tensor_parallel(parts, backend, gpus, heads)
-    if backend.splitting == "none":
+    if backend.name == "ivl" and gpu_layers is None and not tower_on_processor:
         slot = max(gpus, key=lambda s: s.device.memory_bytes - s.used_bytes)
-        return _whole(parts, backend, slot)
-    return _by_layers(parts, backend, gpus, machine.host, tower_on_processor=tower_on_processor)
+        whole = _whole(parts, backend, slot)
+        if whole.fits or (len(gpus) == 1 and machine.host is None):
+            return whole
+    return _by_layers(
+        parts, backend, gpus, machine.host, tower_on_processor=tower_on_processor,
+        gpu_layers=gpu_layers,
+    )  # fmt: skip
 
 
 def capacity(slot: Slot, backend: Backend) -> Share:
@@ -184,8 +194,10 @@ def _by_layers(
     host: Slot | None,
     *,
     tower_on_processor: bool,
+    gpu_layers: int | None,
 ) -> Placement:
-    """Consecutive layers on each device, by what is free there; the rest on the processor."""
+    """Consecutive layers on each device, by what is free there; those that find no room, the first
+    ones, on the processor."""
     shares = [capacity(slot, backend) for slot in gpus]
     main = capacity(host, backend) if host is not None else None
     unified = shares[0].device.form == "unified"
@@ -193,7 +205,12 @@ def _by_layers(
         share.add(RUNTIME, backend.gpu_bytes)
         share.add(ACTIVATIONS, _activations_of_a_part(parts, is_last=share is shares[-1]))
     tower = main if tower_on_processor and main is not None else shares[0]
-    tower.add(VISION, parts.vision)
+    if backend.name == "ivl":  # it computes on a GPU wherever its weights are
+        if main is not None and tower_on_processor:
+            main.add(VISION, parts.vision)
+        tower = max(shares, key=lambda share: share.left_bytes)
+    streamed = backend.name == "ivl" and tower_on_processor
+    tower.add(VISION, parts.vision_streamed if streamed else parts.vision)
     tower.add(PROJECTOR, parts.projector)
     tower.add(ACTIVATIONS, parts.vision_activations + parts.image_features)
     shares[-1].add(WEIGHTS, parts.head)
@@ -205,13 +222,16 @@ def _by_layers(
     if main is not None and not unified:
         main.add(RUNTIME, backend.host_bytes)
         main.add(ACTIVATIONS, parts.pixels)
-    left = _deal(parts, shares)
-    first_left = len(parts.layers) - left
+    num_layers = len(parts.layers)
+    first = 0 if gpu_layers is None else max(0, num_layers - gpu_layers)
+    while (rest := _deal(parts, shares, first)) and main is not None and not unified:
+        _empty(parts, shares)
+        first += rest
     if main is not None and not unified:
-        _put(parts, main, first_left, left)
+        _put(parts, main, 0, first)
         shares.append(main)
-    else:  # there is no other place: it does not fit, and the last device shows by how much
-        _put(parts, shares[-1], first_left, left)
+    elif rest:  # there is no other place: it does not fit, and the last device shows by how much
+        _put(parts, shares[-1], num_layers - rest, rest)
     return Placement(shares=tuple(shares), tower_on=tower.device.name if parts.vision else "")
 
 
@@ -220,18 +240,18 @@ def _activations_of_a_part(parts: Footprint, *, is_last: bool) -> int:
     return parts.prefill_activations if is_last else parts.prefill_activations // 10
 
 
-def _deal(parts: Footprint, shares: list[Share]) -> int:
-    """Gives every device as many layers as its free bytes are of all free bytes, and no more than
-    it has room for; returns how many are left over."""
+def _deal(parts: Footprint, shares: list[Share], first: int) -> int:
+    """Gives every device as many layers, from `first` on, as its free bytes are of all free bytes,
+    and no more than it has room for; returns how many are left over."""
     num_layers = len(parts.layers)
     average = sum(parts.layers) / num_layers + parts.kv_layer
     rooms = [max(0, share.left_bytes) for share in shares]
     total = sum(rooms)
-    next_layer = 0
+    next_layer = first
     for index, share in enumerate(shares):
         rest_of_room = sum(rooms[index:])
         wanted = num_layers - next_layer
-        if total and total > average * num_layers and rest_of_room:
+        if total and total > average * (num_layers - first) and rest_of_room:
             wanted = -(-(num_layers - next_layer) * rooms[index] // rest_of_room)
         room, count = share.left_bytes, 0
         while count < wanted and next_layer + count < num_layers:
@@ -242,6 +262,17 @@ def _deal(parts: Footprint, shares: list[Share]) -> int:
         _put(parts, share, next_layer, count)
         next_layer += count
     return num_layers - next_layer
+
+
+def _empty(parts: Footprint, shares: list[Share]) -> None:
+    """Takes all layers off the devices again."""
+    for share in shares:
+        taken = sum(parts.layers[share.first_layer : share.first_layer + share.num_layers])
+        if share.num_layers:
+            share.items[WEIGHTS] -= taken
+            share.items[KV] -= share.num_layers * parts.kv_layer
+            share.weights_read -= taken
+        share.first_layer = share.num_layers = 0
 
 
 def _put(parts: Footprint, share: Share, first: int, count: int) -> None:

@@ -38,6 +38,8 @@ class Setting:
     work: Workload
     backend: Backend
     tower_on_processor: bool = False
+    gpu_layers: int | None = None
+    """At most so many layers on GPUs; None: as many as find room."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,6 +80,7 @@ def make_plan(subject: Subject, setting: Setting, machine: Machine) -> Plan:
         machine,
         heads=(config.decoder.num_heads, config.decoder.num_kv_heads),
         tower_on_processor=setting.tower_on_processor,
+        gpu_layers=setting.gpu_layers,
     )
     return Plan(
         subject=subject,

@@ -95,10 +95,13 @@ def _steps(plan: Plan) -> Iterator[tuple[str, str, dict[str, object]]]:
             option = f"--max-tiles {fewer} --context {smaller.context}"
             fields = {"max_tiles": fewer, "tiles": smaller.tiles, "context": smaller.context}
             yield text, option, dict(fields)
-    if name == "llama.cpp" and plan.placement.tower_on and plan.machine.host is not None:
+    if name != "vllm" and plan.placement.tower_on and plan.machine.host is not None:
         if plan.machine.gpus and not setting.tower_on_processor:
             fields = {"tower_on_processor": True}
-            yield "the vision tower on the processor", "--tower-on-cpu", dict(fields)
+            if name == "ivl":
+                yield "the vision tower streamed", "--vision-offload", dict(fields)
+            else:
+                yield "the vision tower on the processor", "--tower-on-cpu", dict(fields)
     if not plan.subject.is_on_disk:
         types = _types(plan)
         at = types.index(setting.type) if setting.type in types else 0

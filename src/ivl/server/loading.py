@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,11 +11,11 @@ import torch
 
 from ivl.api import Model
 from ivl.checkpoint.locate import locate_pair
+from ivl.devices import free_bytes
 from ivl.engine.batch import BatchEngine, BatchLimits
 from ivl.errors import CapacityError, IvlError
 from ivl.model.cache import BLOCK_TOKENS
 from ivl.model.source import open_source
-from ivl.planner.devices import available_memory_bytes
 from ivl.planner.kv_cache import kv_bytes_per_token
 from ivl.planner.memory import GIB
 
@@ -30,12 +32,12 @@ def start_engine(model: Model, limits: BatchLimits) -> BatchEngine:
     tokens that was asked for.
     """
     engine = model.engine
-    free = _free_bytes(engine.model.device)
+    devices = engine.model.decoder.layer_devices
     token_bytes = kv_bytes_per_token(engine.config.decoder, engine.model.kv)
     wanted = limits.kv_tokens or limits.max_sequences * engine.context
     least = limits.kv_tokens or engine.context
-    if free is not None:
-        held = int((free * KV_SHARE - limits.vision_cache_bytes) / token_bytes)
+    held = _tokens_held(devices, token_bytes / len(devices), limits.vision_cache_bytes)
+    if held is not None:
         if held < least:
             raise CapacityError(
                 f"The cache of {least} tokens needs {least * token_bytes / GIB:.1f} GiB, and "
@@ -47,10 +49,18 @@ def start_engine(model: Model, limits: BatchLimits) -> BatchEngine:
     return BatchEngine(engine, replace(limits, kv_tokens=tokens))
 
 
-def _free_bytes(device: torch.device) -> int | None:
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    return available_memory_bytes()
+def _tokens_held(
+    devices: Sequence[torch.device], layer_bytes: float, kept_bytes: int
+) -> int | None:
+    """Tokens whose keys and values find room in the free memory of every device that has layers;
+    None where nobody says how much is free."""
+    counts = Counter(devices)
+    rooms = [
+        (free * KV_SHARE - kept_bytes) / (layer_bytes * count)
+        for device, count in counts.items()
+        if (free := free_bytes(device)) is not None
+    ]
+    return int(min(rooms)) if rooms else None
 
 
 def stored_bytes(model: str, mmproj: str | Path | None, revision: str | None) -> int:
