@@ -9,9 +9,9 @@ import torch
 
 import ivl
 from ivl.cli.main import run
-from ivl.devices import choose_devices, map_of, spread
+from ivl.devices import choose_devices, spread
 from ivl.errors import CapacityError, ConfigError
-from ivl.model.devices import DeviceMap
+from ivl.model.devices import DeviceMap, map_of
 from ivl.model.source import open_source
 from ivl.planner.command import command_of
 from ivl.planner.device_table import MIB, Device

@@ -8,14 +8,13 @@ import torch
 
 from ivl.checkpoint.stored import stored_model
 from ivl.errors import CapacityError, ConfigError
-from ivl.model.devices import CPU, DeviceMap
+from ivl.model.devices import DeviceMap, map_of
 from ivl.model.source import ModelSource
 from ivl.planner.backends import BACKENDS
 from ivl.planner.device_table import GIB, Device
 from ivl.planner.devices import available_memory_bytes
 from ivl.planner.kv_cache import KVType
 from ivl.planner.machine import Machine, Slot, this_machine
-from ivl.planner.placement import Placement
 from ivl.planner.plan import Setting, Subject, make_plan
 from ivl.planner.workload import plan_workload
 
@@ -134,36 +133,6 @@ def spread(
             f"`ivl plan {source.path}` says what would fit.",
         )
     return map_of(found, devices, config.decoder.num_layers, vision_offload=vision_offload)
-
-
-def map_of(
-    placement: Placement,
-    devices: Sequence[torch.device],
-    num_layers: int,
-    *,
-    vision_offload: bool = False,
-) -> DeviceMap:
-    """A placement, whose GPUs are `devices` in their order, as the loader takes it."""
-    shares = [share for share in placement.shares if share.device.is_gpu]
-    if len(shares) < len(devices):  # all on the one that has the most room
-        [share] = shares
-        devices = [d for d in devices if share.device.name.endswith(f" {d}")] or devices[:1]
-    layers = [CPU] * num_layers
-    for share, device in zip(shares, devices, strict=True):
-        last = share.first_layer + share.num_layers
-        layers[share.first_layer : last] = [device] * share.num_layers
-    tower = next(
-        (d for share, d in zip(shares, devices, strict=True) if "projector" in share.items),
-        devices[0],
-    )
-    whole = set(layers) == {devices[0]}
-    return DeviceMap(
-        embeddings=devices[0] if whole and len(devices) == 1 and not vision_offload else CPU,
-        layers=tuple(layers),
-        head=devices[-1],
-        vision=tower,
-        streams_vision=vision_offload,
-    )
 
 
 def free_bytes(device: torch.device) -> int | None:

@@ -6,6 +6,7 @@ and times are scaled by the work that was left out. The result says so.
 
 from __future__ import annotations
 
+import os
 import platform
 import resource
 import statistics
@@ -15,7 +16,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from datetime import date
 from multiprocessing import get_context
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ivl import __version__
 from ivl.errors import CapacityError, ConfigError, UnsupportedError
@@ -23,6 +24,9 @@ from ivl.planner.machine import processor_name
 from ivl.planner.plan import Plan, Subject, make_plan
 from ivl.planner.speed import Estimate
 from ivl.planner.tensors import PlannedTensor
+
+if TYPE_CHECKING:  # torch is imported in the process that measures
+    from ivl.model.devices import DeviceMap
 
 TOKENS = 12
 CHUNK = 512
@@ -119,6 +123,7 @@ def shortened(plan: Plan) -> Plan:
 
 def measure_built(plan: Plan) -> dict[str, float]:
     """Builds and runs the model in this process, which must have done nothing else."""
+    os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # as NVML counts cards
     import torch
 
     from ivl.kernels.dense import arithmetics
@@ -127,16 +132,18 @@ def measure_built(plan: Plan) -> dict[str, float]:
     from ivl.model.cpu_vision import use_arithmetic
 
     use_threads(None)
-    device = torch.device("cuda" if plan.machine.gpus and torch.cuda.is_available() else "cpu")
+    where = _where(plan)
+    on_gpu = where.vision.type == "cuda"
+    device = torch.device("cuda" if on_gpu else "cpu")
     config, work = plan.subject.config, plan.setting.work
     is_plain = all(tensor.format in PLAIN for tensor in plan.tensors)
-    plain = torch.bfloat16 if device.type == "cuda" or is_plain else torch.float32
-    model = random_planned_model(config, plan.tensors, device=device, dtype=plain)
-    if device.type == "cpu" and plan.machine.float16_tower and "float16" in arithmetics():
+    plain = torch.bfloat16 if on_gpu or is_plain else torch.float32
+    model = random_planned_model(config, plan.tensors, device=where, dtype=plain)
+    if not on_gpu and plan.machine.float16_tower and "float16" in arithmetics():
         dense = all(t.format in PLAIN for t in plan.tensors if t.part == "vision" and t.is_matrix)
         use_arithmetic(model, "float16" if dense else "torch")
     model.kv = work.kv
-    ids = torch.arange(plan.prompt_tokens, device=device) % config.decoder.vocab_size
+    ids = torch.arange(plan.prompt_tokens, device=model.device) % config.decoder.vocab_size
     encode_s, features, tiles = 0.0, None, 0
     with torch.inference_mode():
         if work.num_tiles:
@@ -144,7 +151,7 @@ def measure_built(plan: Plan) -> dict[str, float]:
             px = config.tile_px
             pixels = torch.randint(0, 256, (tiles, px, px, 3), dtype=torch.uint8)
             encode_s, features = _timed(lambda: model.encode_tiles(pixels, tiles), device)
-        places = torch.arange(len(ids), device=device)
+        places = torch.arange(len(ids), device=model.device)
         num_places = 0 if features is None else features.shape[0] * features.shape[1]
         x = model.embed(ids, places < num_places, features)
         cache = model.new_cache(work.context)
@@ -154,13 +161,39 @@ def measure_built(plan: Plan) -> dict[str, float]:
             steps.append(_timed(lambda: model.step(0, cache), device)[0])
         _touch(cache)
     return {
-        "peak_bytes": _peak_bytes(device),
+        "peak_bytes": sum(_peak_bytes(one) for one in _counted(plan, where)),
         "encode_s": encode_s,
         "tiles": tiles,
         "prefill_s": prefill_s,
         "step_s": statistics.median(steps) if steps else float("nan"),
         "is_gpu": device.type == "cuda",
     }
+
+
+def _where(plan: Plan) -> DeviceMap:
+    """The plan's placement on this machine's cards, in the order of their bus."""
+    import torch
+
+    from ivl.model.devices import DeviceMap, map_of
+
+    num_layers = plan.subject.config.decoder.num_layers
+    used = [share.device for share in plan.placement.shares if share.device.is_gpu]
+    if not used or not torch.cuda.is_available():
+        return DeviceMap.whole("cpu", num_layers)
+    numbers = [i for i, slot in enumerate(plan.machine.gpus) if any(slot.device is d for d in used)]
+    return map_of(
+        plan.placement, [torch.device("cuda", number) for number in numbers], num_layers,
+        vision_offload=plan.setting.tower_on_processor,
+    )  # fmt: skip
+
+
+def _counted(plan: Plan, where: DeviceMap) -> list[Any]:
+    """The devices whose memory the plan counts."""
+    import torch
+
+    found = {where.vision, where.head, *where.layers} - {torch.device("cpu")}
+    on_host = any(not share.device.is_gpu for share in plan.placement.shares)
+    return [*sorted(found, key=str), *([torch.device("cpu")] if on_host or not found else [])]
 
 
 def _scaled(plan: Plan, built: Plan, found: dict[str, float]) -> Measured:

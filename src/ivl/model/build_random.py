@@ -14,11 +14,12 @@ from torch import nn
 
 from ivl.checkpoint.gguf_names import text_sources, vision_sources
 from ivl.config import ModelConfig
-from ivl.kernels.dispatch import pack
+from ivl.kernels.dispatch import keeps_blocks, pack
 from ivl.kernels.linear import QuantizedEmbedding, QuantizedLinear
 from ivl.kernels.matrix import Matrix, StackedMatrix
-from ivl.model.build import assign, empty_model
+from ivl.model.build import assign, empty_model, placed
 from ivl.model.cpu_decoder import use_fused_layers
+from ivl.model.devices import DeviceMap, as_map
 from ivl.model.internvl import InternVL
 from ivl.planner.tensors import PlannedTensor
 from ivl.quant.formats import find_format
@@ -31,27 +32,30 @@ def random_planned_model(
     config: ModelConfig,
     tensors: Iterable[PlannedTensor],
     *,
-    device: torch.device | str = "cpu",
+    device: DeviceMap | torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> InternVL:
-    """`tensors` as `ivl.planner.tensors` has them. On a CPU, where any is quantized, matrices are
-    kept as they would be in a GGUF file; else all is dense and of `dtype`, as of safetensors."""
+    """`tensors` as `ivl.planner.tensors` has them. Where any is quantized, matrices are kept as
+    they would be of a GGUF file on their device; else all is dense and of `dtype`, as of
+    safetensors."""
     by_name = {tensor.name: tensor for tensor in tensors}
     model = empty_model(config)
     table = text_sources(config.decoder)
     if config.vision is not None:
         table |= vision_sources(config.vision, by_name)
     filler = _Filler()
-    keeps = torch.device(device).type == "cpu" and any(
-        tensor.format not in PLAIN for tensor in by_name.values()
-    )
+    keeps = any(tensor.format not in PLAIN for tensor in by_name.values())
+    devices = as_map(device, config.decoder.num_layers)
     for ours, source in table.items():
         path, _, leaf = ours.rpartition(".")
         module = model.get_submodule(path)
         parts = [by_name[name] for name in source.names]
+        where = devices.of(ours)
+        streamed = devices.streams_vision and ours.startswith("vision.layers.")
         is_matrix = leaf == "weight" and isinstance(module, nn.Linear | nn.Embedding)
-        if is_matrix and keeps:
-            matrices = [filler.matrix(part) for part in parts]
+        kept = is_matrix and keeps and not streamed
+        if kept and all(keeps_blocks(part.format, where) for part in parts):
+            matrices = [filler.matrix(part, where) for part in parts]
             matrix = matrices[0] if len(matrices) == 1 else StackedMatrix(matrices)
             if isinstance(module, nn.Embedding):
                 model.set_submodule(path, QuantizedEmbedding(matrix, dtype))
@@ -60,11 +64,23 @@ def random_planned_model(
                 model.set_submodule(path, QuantizedLinear(matrix, module.bias))
             continue
         shape = dict(module.named_parameters(recurse=False))[leaf].shape
-        assign(model, ours, filler.dense(shape, dtype, device, is_norm=leaf == "weight"))
+        assign(model, ours, filler.dense(shape, dtype, where, is_norm=leaf == "weight"))
     if config.decoder.tied_embeddings:
-        model.decoder.lm_head.weight = model.decoder.embed.weight
+        _tie(model, by_name["token_embd.weight"], devices, filler)
     use_fused_layers(model.decoder)
-    return model.eval().requires_grad_(False)
+    return placed(model, devices)
+
+
+def _tie(model: InternVL, tensor: PlannedTensor, devices: DeviceMap, filler: _Filler) -> None:
+    """The embeddings as the head, or as many bytes of its own on another device."""
+    embed = model.decoder.embed
+    apart = devices.head != devices.embeddings
+    if isinstance(embed, QuantizedEmbedding):
+        matrix = filler.matrix(tensor, devices.head) if apart else embed.matrix
+        model.set_submodule("decoder.lm_head", QuantizedLinear(matrix))
+    else:
+        rows = nn.Parameter(embed.weight.to(devices.head)) if apart else embed.weight
+        model.decoder.lm_head.weight = rows
 
 
 class _Filler:
@@ -73,14 +89,15 @@ class _Filler:
         self._generator = torch.Generator().manual_seed(0)
         self._rows: dict[tuple[str, int], np.ndarray] = {}
 
-    def matrix(self, tensor: PlannedTensor) -> Matrix:
+    def matrix(self, tensor: PlannedTensor, device: torch.device) -> Matrix:
         rows, columns = tensor.shape
         key = tensor.format, columns
         if key not in self._rows:
             weights = self._rng.standard_normal((NUM_ROWS, columns), np.float32)
             found = find_format(tensor.format)
             self._rows[key] = found.quantize(weights * np.float32(columns**-0.5))
-        return pack(self._rows[key][self._rng.integers(0, NUM_ROWS, rows)], tensor.format)
+        blocks = self._rows[key][self._rng.integers(0, NUM_ROWS, rows)]
+        return pack(blocks, tensor.format, device)
 
     def dense(
         self,

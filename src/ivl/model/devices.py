@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+
+from ivl.planner.placement import PROJECTOR, Placement
 
 CPU = torch.device("cpu")
 
@@ -51,3 +54,33 @@ class DeviceMap:
 def as_map(device: DeviceMap | torch.device | str, num_layers: int) -> DeviceMap:
     """`device` itself, or all of a decoder of `num_layers` layers on one device."""
     return device if isinstance(device, DeviceMap) else DeviceMap.whole(device, num_layers)
+
+
+def map_of(
+    placement: Placement,
+    devices: Sequence[torch.device],
+    num_layers: int,
+    *,
+    vision_offload: bool = False,
+) -> DeviceMap:
+    """A placement, whose GPUs are `devices` in their order, as the loader takes it."""
+    shares = [share for share in placement.shares if share.device.is_gpu]
+    if len(shares) < len(devices):  # all on the one that has the most room
+        [share] = shares
+        devices = [d for d in devices if share.device.name.endswith(f" {d}")] or devices[:1]
+    layers = [CPU] * num_layers
+    for share, device in zip(shares, devices, strict=True):
+        last = share.first_layer + share.num_layers
+        layers[share.first_layer : last] = [device] * share.num_layers
+    tower = next(
+        (d for share, d in zip(shares, devices, strict=True) if PROJECTOR in share.items),
+        devices[0],
+    )
+    whole = set(layers) == {devices[0]}
+    return DeviceMap(
+        embeddings=devices[0] if whole and len(devices) == 1 and not vision_offload else CPU,
+        layers=tuple(layers),
+        head=devices[-1],
+        vision=tower,
+        streams_vision=vision_offload,
+    )

@@ -121,10 +121,14 @@ def _keeping(subject: Subject, setting: Setting, machine: Machine, *, on_gpu: bo
 def _weights(subject: Subject, setting: Setting, keeping: Keeping) -> Weights:
     """Of files as they are; of a size, the decoder and what sees apart: they change apart."""
     num_layers = subject.config.decoder.num_layers
+    # A tower that is streamed to a GPU lies in main memory with 16 bits, whatever the files have.
+    streamed = setting.backend.name == "ivl" and setting.tower_on_processor and keeping == "gpu"
+    of_tower = "dense" if streamed else keeping
     if subject.tensors is not None:
-        return weigh(subject.tensors, num_layers, keeping)
+        weights = weigh(subject.tensors, num_layers, keeping)
+        return replace(weights, vision=weigh(subject.tensors, num_layers, of_tower).vision)
     decoder = _decoder_weights(subject.config.decoder, setting.type, keeping)
-    seeing = _seeing_weights(subject.config, setting.vision, keeping)
+    seeing = _seeing_weights(subject.config, setting.vision, of_tower)
     return replace(decoder, vision=seeing.vision, projector=seeing.projector)
 
 

@@ -132,9 +132,7 @@ def _savings(plan: Plan) -> Iterator[Change]:
             if types_shown > 1:
                 return
         other = change(plan, **fields)
-        saved = _total(plan) - _total(other)
-        if fields.get("tower_on_processor"):
-            saved = _on_gpus(plan) - _on_gpus(other)
+        saved = _saved(plan, other)
         if saved > 0:
             yield Change(text=text, option=option, saved_bytes=saved, fits=other.fits)
 
@@ -156,7 +154,7 @@ def _cheapest(plan: Plan) -> tuple[tuple[Change, ...], Plan]:
             changes = []
             for text, option, fields in taken:
                 other = change(current, **fields)
-                saved = _total(current) - _total(other)
+                saved = _saved(current, other)
                 changes.append(Change(text=text, option=option, saved_bytes=saved, fits=other.fits))
                 current = other
             if current.fits and not current.placement.num_offloaded:
@@ -164,12 +162,16 @@ def _cheapest(plan: Plan) -> tuple[tuple[Change, ...], Plan]:
     return (), plan
 
 
+def _saved(plan: Plan, other: Plan) -> int:
+    """Bytes over all devices; of a tower that goes to main memory, what GPUs are rid of."""
+    if other.setting.tower_on_processor and not plan.setting.tower_on_processor:
+        streamed = plan.setting.backend.name == "ivl"
+        return plan.parts.vision - (plan.parts.vision_streamed if streamed else 0)
+    return _total(plan) - _total(other)
+
+
 def _total(plan: Plan) -> int:
     return sum(share.total_bytes for share in plan.placement.shares)
-
-
-def _on_gpus(plan: Plan) -> int:
-    return sum(s.total_bytes for s in plan.placement.shares if s.device.is_gpu)
 
 
 def _text(plan: Plan, answer: str, changes: Sequence[Change], final: Plan) -> str:
