@@ -56,7 +56,9 @@ IMPORTED_AS = {"pillow": "PIL", "prometheus-client": "prometheus_client"}
 
 ORACLES = {
     ("transformers", "evaluate/record.py"),
+    ("triton", "kernels/triton/attention.py"),
     ("triton", "kernels/triton/matrix.py"),
+    ("triton", "kernels/triton/pointwise.py"),
     ("triton", "kernels/triton/products.py"),
 }
 """What one file may import when it happens to be installed."""

@@ -125,28 +125,39 @@ class TorchKVStore(KVStore):
         Returns all its keys and values up to and including the new ones, in the type of k.
         """
         start, end = cache.length, cache.length + len(k)
-        layer -= self.first_layer
         places = self._places(cache.blocks, end, k.device)
         new = (
             slice(places.start + start, places.stop)
             if isinstance(places, slice)
             else places[start:]
         )
-        both = torch.stack([k, v])
-        numbers = self._numbers[layer]
-        if not self._scales:
-            numbers[:, new] = both.to(numbers.dtype)
+        self.write(layer, new, k, v)
+        numbers, scales = self.of(layer)
+        if scales is None:
             found = numbers[:, places].to(k.dtype)
             return found[0], found[1]
-        scales = self._scales[layer]
-        grouped = both.float().unflatten(-1, (-1, self._group))
-        most = grouped.abs().amax(-1)
-        scales[:, new] = most / 127
-        whole = grouped * torch.where(most > 0, 127 / most, 0.0)[..., None]
-        numbers[:, new] = whole.round().to(torch.int8).flatten(-2)
         wide = numbers[:, places].unflatten(-1, (-1, self._group)) * scales[:, places, :, :, None]
         found = wide.flatten(-2).to(k.dtype)
         return found[0], found[1]
+
+    def write(self, layer: int, places: slice | Tensor, k: Tensor, v: Tensor) -> None:
+        """Puts k, v (tokens, kv_heads, head_dim) at `places` (tokens,)."""
+        numbers, scales = self.of(layer)
+        both = torch.stack([k, v])
+        if scales is None:
+            numbers[:, places] = both.to(numbers.dtype)
+            return
+        grouped = both.float().unflatten(-1, (-1, self._group))
+        most = grouped.abs().amax(-1)
+        scales[:, places] = most / 127
+        whole = grouped * torch.where(most > 0, 127 / most, 0.0)[..., None]
+        numbers[:, places] = whole.round().to(torch.int8).flatten(-2)
+
+    def of(self, layer: int) -> tuple[Tensor, Tensor | None]:
+        """Numbers (2, places, kv_heads, head_dim) of a layer, and scales (2, places, kv_heads,
+        groups) where they are int8. A place is block * BLOCK_TOKENS + token."""
+        layer -= self.first_layer
+        return self._numbers[layer], self._scales[layer] if self._scales else None
 
     def _places(self, blocks: Sequence[int], end: int, device: torch.device) -> slice | Tensor:
         """Where the first `end` tokens lie: a slice if their blocks are neighbours, which costs no

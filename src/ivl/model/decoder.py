@@ -16,13 +16,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ivl.config import DecoderConfig
+from ivl.kernels import dispatch
 from ivl.kernels.linear import Linear
 from ivl.model.cache import Segment, TorchKVStore
 from ivl.model.norm import RMSNorm
+from ivl.model.paged import PagedBatch
 from ivl.model.rotary import Rotary, rotate
 
 if TYPE_CHECKING:
     from ivl.model.cpu_decoder import FusedLayers
+
+Segments = Sequence[Segment] | PagedBatch
+"""What a forward pass reads; () when there is no cache."""
 
 
 class Attention(nn.Module):
@@ -37,7 +42,7 @@ class Attention(nn.Module):
         self.o = Linear(q_width, config.hidden_size, bias=False)
 
     def forward(
-        self, x: Tensor, cos: Tensor, sin: Tensor, segments: Sequence[Segment], layer: int
+        self, x: Tensor, cos: Tensor, sin: Tensor, segments: Segments, layer: int
     ) -> Tensor:
         """(batch, tokens, hidden) -> the same shape; a token sees itself and what is before.
 
@@ -48,6 +53,9 @@ class Attention(nn.Module):
             t.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
             for t in (self.q(x), self.k(x), self.v(x))
         )
+        if isinstance(segments, PagedBatch):
+            q, k, v = (t[0].transpose(0, 1) for t in (q, k, v))
+            return self.o(segments.attend(layer, q, k, v, cos, sin).flatten(1)[None])
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         if not segments:
             out = causal_attention(q, k, v)
@@ -90,7 +98,12 @@ class FeedForward(nn.Module):
         self.down = Linear(config.intermediate_size, config.hidden_size, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down(F.silu(self.gate(x)) * self.up(x))
+        gate, up = self.gate(x), self.up(x)
+        if dispatch.runs_triton(x.device):
+            from ivl.kernels.triton.pointwise import swiglu
+
+            return self.down(swiglu(gate, up))
+        return self.down(F.silu(gate) * up)
 
 
 class DecoderLayer(nn.Module):
@@ -102,9 +115,15 @@ class DecoderLayer(nn.Module):
         self.ffn = FeedForward(config)
 
     def forward(
-        self, x: Tensor, cos: Tensor, sin: Tensor, segments: Sequence[Segment], layer: int
+        self, x: Tensor, cos: Tensor, sin: Tensor, segments: Segments, layer: int
     ) -> Tensor:
-        x = x + self.attn(self.attn_norm(x), cos, sin, segments, layer)
+        attended = self.attn(self.attn_norm(x), cos, sin, segments, layer)
+        if dispatch.runs_triton(x.device):
+            from ivl.kernels.triton.pointwise import add_rms_norm
+
+            x, normed = add_rms_norm(x, attended, self.ffn_norm.weight, self.ffn_norm.eps)
+            return x + self.ffn(normed)
+        x = x + attended
         return x + self.ffn(self.ffn_norm(x))
 
 
@@ -159,10 +178,14 @@ class Decoder(nn.Module):
     ) -> Tensor:
         """The layers from `first` on, each on its device, and the norm. The hidden states move
         where a layer is on another device than the one before."""
+        batch: Segments = segments
         for index in range(first, len(self.layers)):
             layer = self.layers[index]
-            x, cos, sin = (t.to(_device_of(layer)) for t in (x, cos, sin))
-            x = layer(x, cos, sin, segments, index)
+            device = _device_of(layer)
+            if index == first or device != x.device:
+                x, cos, sin = (t.to(device) for t in (x, cos, sin))
+                batch = PagedBatch.of(segments, device) or segments
+            x = layer(x, cos, sin, batch, index)
         return self.norm(x.to(self.norm.weight.device))
 
     def rotations(self, segments: Sequence[Segment], dtype: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from ivl.kernels import dispatch
+
 
 class RMSNorm(nn.Module):
     """x / rms(x) * weight. The statistics are taken in float32 whatever the weights' type.
@@ -17,6 +19,10 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
+        if dispatch.runs_triton(x.device):
+            from ivl.kernels.triton.pointwise import rms_norm
+
+            return rms_norm(x, self.weight, self.eps)
         wide = x.float()
         wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
         return self.weight * wide.to(x.dtype)

@@ -13,9 +13,11 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from ivl.kernels.triton import products
+from ivl.kernels.triton import attention as attention_module
+from ivl.kernels.triton import pointwise, products
 from ivl.kernels.triton.layout import LAYOUTS, TILES
 from ivl.kernels.triton.matrix import matmul_tiles, matvec_tiles
+from ivl.planner.kv_cache import BLOCK_TOKENS
 
 STRIPS = 64
 """8192 columns."""
@@ -60,6 +62,62 @@ def compiled(kernel: Any, name: str, sizes: dict[str, Any], capability: int) -> 
     }
 
 
+def compiled_step(
+    kernel: Any, pointers: dict[str, str], constants: dict[str, Any], capability: int
+) -> dict[str, Any]:
+    """A kernel that is not over matrices. What is neither pointer nor constant is an integer."""
+    arguments = kernel.arg_names
+    floats = {"factor": "fp32", "eps": "fp32"}
+    signature = {
+        name: "constexpr" if name in constants else pointers.get(name, floats.get(name, "i32"))
+        for name in arguments
+    }
+    source = ASTSource(
+        kernel,
+        signature,
+        constexprs={(arguments.index(name),): value for name, value in constants.items()},
+    )
+    target = GPUTarget("cuda", capability, 32)
+    result = triton.compile(source, target=target, options={"num_warps": 4})
+    return {
+        "kernel": kernel.__name__,
+        "format": "",
+        "shared_bytes": result.metadata.shared,
+        "wide_loads": 0,
+        "tensor_cores": "mma" in result.asm["ptx"],
+    }
+
+
+def steps(capability: int) -> list[dict[str, Any]]:
+    """The attention of 78B (64 heads on 8, of 128 channels), and what lies between products."""
+    half = "*bf16"
+    attention = {
+        "q": half, "tables": "*i32", "sequences": "*i32", "lengths": "*i32",
+        "tops": "*fp32", "sums": "*fp32", "values": "*fp32", "out": half,
+    }  # fmt: skip
+    shape = {
+        "group": 8, "rows": 16, "head_dim": 128, "width": 128, "block_tokens": BLOCK_TOKENS,
+        "tile": attention_module.TILE,
+    }  # fmt: skip
+    caches = (({"numbers": half, "scales": half}, 0), ({"numbers": "*i8", "scales": "*fp32"}, 32))
+    found = [
+        compiled_step(
+            attention_module.attend, attention | cache, shape | {"scale_group": group}, capability
+        )
+        for cache, group in caches
+    ]
+    joined = {"head_dim": 128, "width": 128, "parts": 64}
+    found.append(compiled_step(attention_module.join, attention, joined, capability))
+    norm = dict.fromkeys(("x", "delta", "weight", "total", "out"), half)
+    constants = {"adds": True, "block": 8192}
+    found.append(compiled_step(pointwise.rms_norm_kernel, norm, constants, capability))
+    gates = dict.fromkeys(("gate", "up", "out"), half)
+    found.append(compiled_step(pointwise.swiglu_kernel, gates, {"block": 1024}, capability))
+    turned = dict.fromkeys(("x", "cos", "sin", "out"), half)
+    found.append(compiled_step(pointwise.rotate_kernel, turned, {"block": 64}, capability))
+    return found
+
+
 def main() -> None:
     found = [
         compiled(products.matvec, name, matvec_tiles(STRIPS, 1), 86)
@@ -69,6 +127,7 @@ def main() -> None:
         compiled(products.matmul, "Q4_K", matmul_tiles(512, torch.bfloat16), capability)
         for capability in (86, 90)
     ]
+    found += [row for capability in (86, 90) for row in steps(capability)]
     print(json.dumps(found))
 
 

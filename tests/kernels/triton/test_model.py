@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,11 @@ import torch
 from ivl.cli.main import run
 from ivl.kernels import dispatch
 from ivl.kernels.linear import QuantizedEmbedding, QuantizedLinear
+from ivl.model.build import random_model
+from ivl.model.cache import KVCache, Segment
 from ivl.model.source import open_source
+from ivl.planner.kv_cache import KV_TYPES, KVType
+from tests.model.test_cache import CONFIG
 
 pytest.importorskip("triton", reason="Triton is there on Linux only")
 
@@ -37,3 +42,25 @@ def test_a_pair_computes_the_same_as_by_the_reference(
     assert isinstance(down.matrix, TritonMatrix)
     found = model.logits(ids.to(DEVICE), nowhere.to(DEVICE), None)
     torch.testing.assert_close(found.cpu(), expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("kv", KV_TYPES)
+def test_writing_over_the_paged_cache_is_writing_by_the_plain_layers(
+    kv: KVType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Several sequences at once, one of which guesses ahead; blocks that are no neighbours."""
+    plain = random_model(CONFIG, dtype=torch.float32)
+    model = copy.deepcopy(plain).to(DEVICE)
+    found = []
+    for network, triton in ((plain, False), (model, True)):
+        monkeypatch.setattr(dispatch, "runs_triton", lambda device, on=triton: on)
+        store = network.new_store(8, kv)
+        caches = [KVCache(store, blocks) for blocks in ([5, 0, 3], [1], [7, 2])]
+        logits = []
+        for lengths in ((20, 3, 16), (1, 1, 4), (1, 1, 1)):
+            segments = [Segment(c, n) for c, n in zip(caches, lengths, strict=True)]
+            ids = torch.arange(sum(lengths), device=network.device) % CONFIG.decoder.vocab_size
+            x = network.decoder.embed(ids)
+            logits.append(network.extend(x, segments, lengths).cpu())
+        found.append(torch.cat(logits))
+    torch.testing.assert_close(found[1], found[0], rtol=1e-3, atol=1e-3)
