@@ -61,6 +61,7 @@ ASK = {
 }
 OF = " of "
 """In the key of a fact that belongs to a row: what it is, and of what."""
+SUMS = ("price of ", "amount of ")
 COUNTED = "number of items"
 """The one fact that is not printed."""
 EXTRACTED = ("shop", "date", "total", "tax", "phone", "number of items", "street", "town")
@@ -93,7 +94,9 @@ def draw_question(page: Page, rng: np.random.Generator) -> Question | None:
         key = pick(rng, [key for key in ASK if key not in page.facts])
         return Question(pick(rng, ASK[key]), ABSENT)
     key = pick(rng, known)
-    ways = ASK.get(key) or (f"What is the {key}?", f"How much is the {key}?")
+    ways = ASK.get(key) or (f"What is the {key}?",)
+    if key.startswith(SUMS):
+        ways = (*ways, f"How much is the {key}?")
     answer = page.facts[key]
     return Question(pick(rng, ways), answer, _places(page, key, 0))
 

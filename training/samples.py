@@ -1,25 +1,45 @@
 """Renders the pages in `samples/`, each with its truth beside it: `python -m training.samples`.
 
 They come from the evaluation's side of the split: fonts, words and layouts that training never saw.
+`answers.json` has questions about them with the answers, and JSON objects to fill.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from training.evaluate import SEED
 from training.pages import Page, make_page
+from training.questions import EXTRACT, draw_extraction, draw_question, kind_question
 
-# kind, number of the page, most lines
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """`number` chooses the page, of at most `max_lines` lines; `scan` is as of `make_page`."""
+
+    name: str
+    kind: str
+    number: int
+    max_lines: int
+    scan: float = 0.0
+
+
 SAMPLES = (
-    ("receipt", 2, 12),
-    ("label", 8, 9),
-    ("tag", 10, 5),
-    ("note", 3, 8),
+    Sample("receipt", "receipt", 2, 12),
+    Sample("scan", "receipt", 5, 9, scan=0.8),
+    Sample("invoice", "invoice", 1, 14),
+    Sample("letter", "letter", 4, 12),
+    Sample("table", "table", 6, 7),
+    Sample("label", "label", 8, 9),
+    Sample("tag", "tag", 10, 5),
+    Sample("note", "note", 3, 8),
 )
+NUM_QUESTIONS = 3
 
 
 def main() -> None:
@@ -27,17 +47,36 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("samples"))
     args = parser.parse_args()
     args.out.mkdir(exist_ok=True)
-    for kind, number, max_lines in SAMPLES:
-        page = sample_page(kind, number, max_lines)
-        page.image.save(args.out / f"{kind}.png", optimize=True)
-        (args.out / f"{kind}.txt").write_text(page.text + "\n", encoding="utf-8")
-        print(f"{args.out / kind}.png {page.image.size}\n{page.text}\n")
+    answers = {}
+    for sample in SAMPLES:
+        page = sample_page(sample)
+        page.image.save(args.out / f"{sample.name}.png", optimize=True)
+        (args.out / f"{sample.name}.txt").write_text(page.text + "\n", encoding="utf-8")
+        answers[sample.name] = sample_answers(sample, page)
+        print(f"{args.out / sample.name}.png {page.image.size}\n{page.text}\n")
+    text = json.dumps(answers, indent=2) + "\n"
+    (args.out / "answers.json").write_text(text, encoding="utf-8")
 
 
-def sample_page(kind: str, number: int, max_lines: int) -> Page:
+def sample_page(sample: Sample) -> Page:
     """A page for `samples/`, which the evaluation does not contain."""
-    rng = np.random.default_rng([SEED + 1, number])
-    return make_page(rng, split="eval", max_lines=max_lines, kind=kind)
+    rng = np.random.default_rng([SEED + 1, sample.number])
+    return make_page(
+        rng, split="eval", max_lines=sample.max_lines, kind=sample.kind, scan=sample.scan
+    )
+
+
+def sample_answers(sample: Sample, page: Page) -> dict[str, str]:
+    """Questions about a page, with the answers; the last is one for a JSON object, if any."""
+    rng = np.random.default_rng([SEED + 2, sample.number])
+    asked = [draw_question(page, rng) for _ in range(NUM_QUESTIONS)]
+    asked += [kind_question(page, rng), draw_extraction(page, rng)]
+    return {question.text: question.answer for question in asked if question is not None}
+
+
+def is_extraction(question: str) -> bool:
+    """Whether the answer is a JSON object."""
+    return any(question.startswith(way.partition(":")[0]) for way in EXTRACT)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import types
 from collections.abc import Callable
 from pathlib import Path
 
@@ -218,6 +219,21 @@ def test_progress_is_for_terminals_only(
     stderr.truncate(0)
     assert run(["ask", picture, "What is it?", "--max-tokens", "5", "--quiet"]) == 0
     assert stderr.getvalue().strip("\0") == ""
+
+
+def test_the_bar_of_loading_says_how_fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ivl.cli import terminal
+
+    stderr = Terminal()
+    monkeypatch.setattr(sys, "stderr", stderr)
+    clock = iter([100.0, 102.0, 104.0])
+    monkeypatch.setattr(terminal, "time", types.SimpleNamespace(monotonic=lambda: next(clock)))
+    monkeypatch.setenv("COLUMNS", "120")
+    status = terminal.Status()
+    monkeypatch.setattr(status, "_drawn_at", 0.0)
+    for done in (0, 6, 12):
+        status.show_loading(done * 10**9, 12 * 10**9)
+    assert stderr.getvalue().count("3.0 GB/s") == 2
 
 
 def test_an_answer_cannot_command_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,6 +36,7 @@ class Status:
         self.is_seen = not quiet and sys.stderr.isatty()
         self._shown = False
         self._drawn_at = 0.0
+        self._began: tuple[float, int] | None = None
 
     def show(self, text: str) -> None:
         if self.is_seen:
@@ -44,21 +45,29 @@ class Status:
             self._shown = True
 
     def show_loading(self, done_bytes: int, total_bytes: int) -> None:
-        """A bar for `ivl.load(progress=...)`."""
-        self._show_bar("loading", done_bytes, total_bytes)
+        """A bar for `ivl.load(progress=...)`, with the speed since the first of its calls."""
+        now = time.monotonic()
+        if self._began is None:
+            self._began = (now, done_bytes)
+        seconds, num_bytes = now - self._began[0], done_bytes - self._began[1]
+        rate = f", {num_bytes / seconds / 1e9:.1f} GB/s" if seconds > REDRAW_S else ""
+        self._show_bar("loading", done_bytes, total_bytes, now, rate)
+        if done_bytes >= total_bytes:
+            self._began = None
 
     def show_writing(self, done_bytes: int, total_bytes: int) -> None:
         """A bar for what writes files."""
-        self._show_bar("writing", done_bytes, total_bytes)
+        self._show_bar("writing", done_bytes, total_bytes, time.monotonic())
 
-    def _show_bar(self, doing: str, done_bytes: int, total_bytes: int) -> None:
-        now = time.monotonic()
+    def _show_bar(
+        self, doing: str, done_bytes: int, total_bytes: int, now: float, rate: str = ""
+    ) -> None:
         if now - self._drawn_at < REDRAW_S and done_bytes < total_bytes:
             return
         self._drawn_at = now
         filled = BAR_WIDTH * done_bytes // max(1, total_bytes)
         bar = "#" * filled + "." * (BAR_WIDTH - filled)
-        self.show(f"{doing} [{bar}] {disk_size(done_bytes)} of {disk_size(total_bytes)}")
+        self.show(f"{doing} [{bar}] {disk_size(done_bytes)} of {disk_size(total_bytes)}{rate}")
 
     def show_encoding(self, grids: Sequence[Grid], use_thumbnail: bool, title: str = "") -> None:
         """What the model does before the first word comes."""

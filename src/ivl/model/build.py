@@ -19,6 +19,7 @@ from ivl.errors import CheckpointError
 from ivl.kernels.dispatch import pack
 from ivl.kernels.linear import QuantizedLinear
 from ivl.kernels.matrix import Matrix
+from ivl.kernels.upload import to_device
 from ivl.model.devices import DeviceMap, as_map
 from ivl.model.internvl import InternVL
 from ivl.model.vision import VisionTower
@@ -111,8 +112,7 @@ def build_model(
         else:
             tensor = weights.read_combined(source)
             # A view of a mapped file must not become the parameter: the file may change or vanish.
-            where = devices.of(ours)
-            assign(model, ours, tensor.to(device=where, dtype=dtype, copy=True).contiguous())
+            assign(model, ours, _moved(tensor, devices.of(ours), dtype))
             del tensor
         done += sizes[ours]
         if progress:
@@ -123,6 +123,15 @@ def build_model(
             rows = nn.Parameter(rows.to(devices.head))
         model.decoder.lm_head.weight = rows
     return placed(model, devices)
+
+
+def _moved(tensor: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """A copy on a device, contiguous, cast there."""
+    if device.type != "cuda":
+        return tensor.to(device=device, dtype=dtype, copy=True).contiguous()
+    stored = tensor.contiguous()
+    arrived = to_device(stored.view(-1).view(torch.uint8).numpy(), device)
+    return arrived.view(stored.dtype).view(stored.shape).to(dtype)
 
 
 def placed(model: InternVL, devices: DeviceMap) -> InternVL:

@@ -18,6 +18,7 @@ from ivl.kernels.triton.layout import (
     Layout,
     num_strips,
 )
+from ivl.kernels.upload import to_device
 from ivl.quant.formats import find_format
 
 WEIGHTS_AT_ONCE = 1 << 25
@@ -60,8 +61,7 @@ def repack(blocks: np.ndarray, format: str, device: torch.device | str) -> Plane
     planes = _empty(layout, rows, columns, target)
     at_once = max(1, WEIGHTS_AT_ONCE // max(1, columns))
     for start in range(0, rows, at_once):
-        # Copied: torch must not be shown memory that cannot be written.
-        part = torch.from_numpy(np.array(blocks[start : start + at_once])).to(target)
+        part = to_device(blocks[start : start + at_once], target)
         fields = _FIELDS[format](part.reshape(-1, found.block_bytes))
         _store(planes, slice(start, start + len(part)), len(part), fields, layout)
     return planes
