@@ -156,6 +156,7 @@ def load_network(
     network = source.build(device=device, dtype=dtype, progress=progress)
     network.kv = kv
     use_fused_layers(network.decoder)
+    network.decoder.use_graphs(context)
     return network
 
 

@@ -102,3 +102,29 @@ def test_values_that_mean_nothing_are_refused(name: str, value: object) -> None:
 def test_an_unknown_option_names_the_nearest() -> None:
     with pytest.raises(RequestError, match="temperature"):
         GenerationOptions.of({"temprature": 1})
+
+
+def test_drawing_on_a_device_gives_the_same_distribution() -> None:
+    """The way that is taken where logits are on a GPU, here on the processor."""
+    sampler = Sampler(GenerationOptions(temperature=0.7, seed=3))
+    logits = torch.tensor([2.0, -torch.inf, 1.0, 0.0, 1.5, -torch.inf])
+    expected = (logits / 0.7).softmax(-1)
+    drawn = torch.zeros(6)
+    count = 4000
+    for _ in range(count):
+        drawn[sampler.draw_there(sampler.probabilities(logits))] += 1
+    assert drawn[1] == drawn[5] == 0
+    seen = expected > 0
+    chi_squared = ((drawn - count * expected)[seen] ** 2 / (count * expected)[seen]).sum()
+    assert chi_squared < 16.3  # 3 degrees of freedom, one in a thousand
+
+
+def test_drawing_on_a_device_repeats_with_the_seed() -> None:
+    logits = torch.randn(500, generator=torch.Generator().manual_seed(0))
+    runs = []
+    for _ in range(2):
+        sampler = Sampler(GenerationOptions(temperature=1.0, seed=11))
+        weights = sampler.probabilities(logits)
+        runs.append([sampler.draw_there(weights) for _ in range(20)])
+    assert runs[0] == runs[1]
+    assert len(set(runs[0])) > 5

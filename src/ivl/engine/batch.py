@@ -356,7 +356,6 @@ class BatchEngine:
             return
         assert logits is not None
         likeliest = logits.argmax(-1).tolist()
-        logits = logits.cpu()
         for sequence, row, token in zip(chosen, logits, likeliest, strict=True):
             running = self._requests[sequence]
             try:

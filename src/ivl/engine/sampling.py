@@ -39,6 +39,8 @@ class Sampler:
         """float32 logits (vocab,), on any device, which are left as they are -> a token id."""
         if self.options.temperature == 0:
             token = int(self._penalize(logits).argmax())
+        elif logits.device.type != "cpu":
+            token = self.draw_there(self._weights(self._penalize(logits)))
         else:
             token = self.draw(self.probabilities(logits))
         self.record(token)
@@ -53,6 +55,15 @@ class Sampler:
         """A token by float32 weights (vocab,) on the CPU, which need not add up to 1."""
         return int(torch.multinomial(probabilities, 1, generator=self.generator))
 
+    def draw_there(self, weights: Tensor) -> int:
+        """A token by float32 weights (vocab,), found on their device by a random number of the
+        processor's generator. All that comes back is the token."""
+        sums = weights.double().cumsum(0)
+        place = torch.rand(1, generator=self.generator, dtype=torch.float64).to(sums.device)
+        # The first sum above the place: a token of weight 0 adds nothing, and is never it.
+        index = torch.searchsorted(sums, place * sums[-1:], right=True)
+        return min(int(index), len(weights) - 1)
+
     def copy(self) -> Sampler:
         """One that has chosen the same tokens so far, and draws from the same random numbers."""
         other = Sampler.__new__(Sampler)
@@ -63,9 +74,13 @@ class Sampler:
     def probabilities(self, logits: Tensor) -> Tensor:
         """What the next token is drawn from, for a temperature above 0: float32 (vocab,) on the
         CPU, not negative, and only tokens that may come above 0. They add up to 1."""
-        options, logits = self.options, self._penalize(logits)
+        return self._weights(self._penalize(logits).cpu())
+
+    def _weights(self, logits: Tensor) -> Tensor:
+        """`probabilities` of logits that are penalized, where they are."""
+        options = self.options
         # Divided before the softmax, and shifted so that a tiny temperature cannot overflow.
-        logits = (logits - logits.max()).cpu() / options.temperature
+        logits = (logits - logits.max()) / options.temperature
         if 0 < options.top_k < len(logits):
             logits[logits < logits.topk(options.top_k).values[-1]] = -torch.inf
         probabilities = logits.softmax(-1)

@@ -19,6 +19,7 @@ from ivl.config import DecoderConfig
 from ivl.kernels import dispatch
 from ivl.kernels.linear import Linear
 from ivl.model.cache import Segment, TorchKVStore
+from ivl.model.graphs import Capture, StepGraphs
 from ivl.model.norm import RMSNorm
 from ivl.model.paged import PagedBatch
 from ivl.model.rotary import Rotary, rotate
@@ -137,6 +138,7 @@ class Decoder(nn.Module):
         self.norm = RMSNorm(config.hidden_size, config.norm_eps)
         self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False)
         self.fused: FusedLayers | None = None
+        self.graphs: StepGraphs | None = None
         if config.tied_embeddings:
             self.lm_head.weight = self.embed.weight
 
@@ -158,10 +160,32 @@ class Decoder(nn.Module):
             x = self.fused.extend(x, segments, *self.rotations(segments, torch.float32))
         if self.num_fused < len(self.layers):
             cos, sin = self.rotations(segments, x.dtype)
-            x = self._run(x[None], cos, sin, segments, self.num_fused)[0]
+            if self.graphs is not None and self.graphs.takes(segments):
+                x = self.graphs.step(x, segments, cos, sin)
+            else:
+                x = self._run(x[None], cos, sin, segments, self.num_fused)[0]
         for segment in segments:
             segment.cache.advance(segment.num_tokens)
         return x
+
+    def use_graphs(self, context: int, capture: Capture | None = None) -> bool:
+        """Lets single steps of sequences of up to `context` tokens run as graphs; False where that
+        cannot be: with layers on several devices, or on one without graphs."""
+        devices = set(self.layer_devices)
+        device = devices.pop()
+        if devices or self.norm.weight.device != device or not dispatch.runs_triton(device):
+            return False
+        self.graphs = StepGraphs(
+            self._step, hidden_size=self.config.hidden_size, head_dim=self.config.head_dim,
+            context=context, device=device, dtype=self.norm.weight.dtype, capture=capture,
+        )  # fmt: skip
+        return True
+
+    def _step(self, x: Tensor, cos: Tensor, sin: Tensor, batch: PagedBatch) -> Tensor:
+        wide = x[None]
+        for index, layer in enumerate(self.layers):
+            wide = layer(wide, cos, sin, batch, index)
+        return self.norm(wide)[0]
 
     @property
     def num_fused(self) -> int:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ivl.kernels import dispatch
-from ivl.model.cache import Segment, SplitKVStore, TorchKVStore
+from ivl.model.cache import KVStore, Segment, SplitKVStore, TorchKVStore
 from ivl.planner.kv_cache import BLOCK_TOKENS
 
 FEW_TOKENS = 8
@@ -37,6 +37,24 @@ class PagedBatch:
         self.places = torch.tensor(places).to(device, non_blocking=True)
         self.numbers = torch.tensor(numbers, dtype=torch.int32).to(device, non_blocking=True)
         self.lengths = torch.tensor(lengths, dtype=torch.int32).to(device, non_blocking=True)
+
+    @classmethod
+    def over(
+        cls,
+        store: KVStore,
+        tables: Tensor,
+        places: Tensor,
+        numbers: Tensor,
+        lengths: Tensor,
+        most_tokens: int,
+    ) -> PagedBatch:
+        """A batch whose tensors are there already, see `ivl.kernels.triton.attention`; `places`
+        int64 (tokens,): where the new keys and values go."""
+        batch = cls.__new__(cls)
+        batch.store, batch.most_tokens = store, most_tokens
+        batch.tables, batch.places = tables, places
+        batch.numbers, batch.lengths = numbers, lengths
+        return batch
 
     @classmethod
     def of(cls, segments: Sequence[Segment], device: torch.device) -> PagedBatch | None:
