@@ -243,9 +243,11 @@ def built(subject: Plan) -> Any:
     """Random weights of the plan's types, on the card; all of it is distinct memory."""
     from ivl.model.build_random import random_planned_model
 
-    return random_planned_model(
+    model = random_planned_model(
         subject.subject.config, subject.tensors, device="cuda", dtype=torch.bfloat16
     )
+    model.decoder.use_graphs(subject.setting.work.context)
+    return model
 
 
 def measure_card() -> Card:

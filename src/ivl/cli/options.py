@@ -41,7 +41,7 @@ Vision = Annotated[
     str,
     Option(
         metavar="TYPE",
-        help="Arithmetic of the vision tower on a CPU: auto, torch, float16, or int8, which "
+        help="Arithmetic of the vision tower: auto, torch, float16 (on a CPU), or int8, which "
         "is the fastest and less accurate.",
     ),
 ]

@@ -20,6 +20,7 @@ from ivl.kernels.dense import Arithmetic, DenseMatrix, Norm, Rows, arithmetics, 
 from ivl.kernels.linear import QuantizedLinear
 from ivl.kernels.mapped import release_freed
 from ivl.kernels.matrix import StackedMatrix
+from ivl.model.gpu_vision import use_int8
 from ivl.model.internvl import InternVL
 from ivl.model.norm import RMSNorm
 from ivl.model.vision import VisionAttention, VisionLayer, VisionTower
@@ -31,7 +32,8 @@ ROWS_AT_ONCE = 512
 
 
 def use_arithmetic(model: InternVL, choice: VisionChoice) -> None:
-    """Replaces the tower of a model on the CPU; `torch` leaves it as it is.
+    """Replaces the tower of a model on the CPU, or its products on a GPU (int8 alone); `torch`
+    leaves it as it is.
 
     `auto` takes float16 where a short measurement finds it faster than torch's own products, and
     never int8, which costs accuracy. Weights are replaced layer by layer, so that they are never in
@@ -42,6 +44,9 @@ def use_arithmetic(model: InternVL, choice: VisionChoice) -> None:
             return
         choice = "float16" if float16_is_faster(model.dtype) else "torch"
     if choice == "torch" or model.vision is None:
+        return
+    if model.vision_device.type == "cuda" and choice == "int8":
+        use_int8(model.vision)
         return
     if model.vision_device.type != "cpu":
         raise UnsupportedError(

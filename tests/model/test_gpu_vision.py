@@ -1,0 +1,70 @@
+"""The tower in int8 as it is on a GPU, here by the same operations on the processor."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import ivl
+from ivl.config import read_config
+from ivl.errors import UnsupportedError
+from ivl.kernels.dispatch import pack
+from ivl.kernels.int8_linear import Int8Linear
+from ivl.kernels.linear import QuantizedLinear
+from ivl.model.build import random_model
+from ivl.model.gpu_vision import use_int8
+from ivl.model.vision import VisionTower
+from ivl.quant.formats import find_format
+
+CONFIG = read_config(Path(ivl.__file__).parent / "assets" / "demo")
+
+
+def tower() -> VisionTower:
+    found = random_model(CONFIG, dtype=torch.float32).vision
+    assert isinstance(found, VisionTower)
+    return found
+
+
+@pytest.mark.parametrize("rows", [1, 16, 40])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_product_is_that_of_the_rounded_numbers(rows: int, dtype: torch.dtype) -> None:
+    linear = nn.Linear(64, 24, bias=False)
+    x = (torch.randn(2, rows, 64) * torch.logspace(-3, 3, rows)[:, None]).to(dtype)
+    found = Int8Linear(linear)(x)
+    assert found.dtype == dtype
+    exact = linear(x.float())
+    error = (found.float() - exact).norm(dim=-1) / exact.norm(dim=-1)
+    assert error.max() < 0.03  # each row has a scale of its own
+    biased = nn.Linear(64, 24)
+    zeros = Int8Linear(biased)(torch.zeros(rows, 64))
+    torch.testing.assert_close(zeros, biased.bias.expand(rows, -1).detach())
+
+
+def test_the_tower_sees_the_same_in_int8() -> None:
+    plain = tower()
+    rounded = copy.deepcopy(plain)
+    use_int8(rounded)
+    assert sum(isinstance(m, Int8Linear) for m in rounded.modules()) == 4 * len(plain.layers)
+    pixels = torch.randn(2, 3, CONFIG.tile_px, CONFIG.tile_px)
+    with torch.inference_mode():
+        found, expected = rounded(pixels), plain(pixels)
+    similarity = torch.cosine_similarity(found.flatten(1), expected.flatten(1))
+    assert similarity.min() > 0.999
+    assert not torch.equal(found, expected)
+
+
+def test_towers_that_cannot_are_refused_as_they_are() -> None:
+    quantized, streamed = tower(), tower()
+    blocks = find_format("Q8_0").quantize(np.zeros((24, 32), np.float32))
+    quantized.layers[2].mlp.fc1 = QuantizedLinear(pack(blocks, "Q8_0"))
+    with pytest.raises(UnsupportedError, match="quantized"):
+        use_int8(quantized)
+    assert isinstance(quantized.layers[0].attn.qkv, nn.Linear)
+    streamed.stream_to(torch.device("cpu"))
+    with pytest.raises(UnsupportedError, match="streamed"):
+        use_int8(streamed)
