@@ -18,8 +18,11 @@ SOURCES := CMakeLists.txt $(wildcard csrc/*.* csrc/*/*.*)
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
 
-demo: $(PACKAGE_STAMP) ## read a sample receipt with the bundled model
+demo: $(PACKAGE_STAMP) ## read a sample receipt with the bundled model, and ask about it
 	$(BIN)/ivl read samples/receipt.png
+	$(BIN)/ivl ask samples/receipt.png 'What kind of page is this?'
+	$(BIN)/ivl ask samples/receipt.png 'What is the total?'
+	$(BIN)/ivl ask samples/receipt.png 'Extract as JSON: total, shop, phone.'
 
 test: lint browser ## lint, then run the tests
 	$(BIN)/python -m pytest
