@@ -301,7 +301,8 @@ def choose_kv(kv: str, dtype: torch.dtype, *, is_quantized: bool = False) -> KVT
 
 def choose_vision(vision: str, dtype: str | None) -> VisionChoice:
     """The arithmetic of the vision tower: `torch` (in the model's dtype), `float16` (on a CPU),
-    `int8` (the fastest, and less accurate), or `auto`: torch or float16, whichever is faster here.
+    `fp8` (on a GPU), `int8` (the fastest, and less accurate), or `auto`: torch or float16,
+    whichever is faster here.
 
     A dtype that was asked for is what `auto` computes in. ConfigError for anything else.
     """

@@ -20,19 +20,21 @@ from ivl.kernels.dense import Arithmetic, DenseMatrix, Norm, Rows, arithmetics, 
 from ivl.kernels.linear import QuantizedLinear
 from ivl.kernels.mapped import release_freed
 from ivl.kernels.matrix import StackedMatrix
-from ivl.model.gpu_vision import use_int8
+from ivl.model.gpu_vision import use_narrow
 from ivl.model.internvl import InternVL
 from ivl.model.norm import RMSNorm
 from ivl.model.vision import VisionAttention, VisionLayer, VisionTower
 
-VisionChoice = Literal["auto", "torch", "float16", "int8"]
-CHOICES: tuple[VisionChoice, ...] = ("auto", "torch", "float16", "int8")
+VisionChoice = Literal["auto", "torch", "float16", "int8", "fp8"]
+CHOICES: tuple[VisionChoice, ...] = ("auto", "torch", "float16", "int8", "fp8")
+FP8_SINCE = (8, 9)
+"""Compute capability."""
 ROWS_AT_ONCE = 512
 """Positions whose hidden values of the MLP are in memory at once; they stay in the cache."""
 
 
 def use_arithmetic(model: InternVL, choice: VisionChoice) -> None:
-    """Replaces the tower of a model on the CPU, or its products on a GPU (int8 alone); `torch`
+    """Replaces the tower of a model on the CPU, or its products on a GPU (int8, fp8); `torch`
     leaves it as it is.
 
     `auto` takes float16 where a short measurement finds it faster than torch's own products, and
@@ -45,13 +47,23 @@ def use_arithmetic(model: InternVL, choice: VisionChoice) -> None:
         choice = "float16" if float16_is_faster(model.dtype) else "torch"
     if choice == "torch" or model.vision is None:
         return
-    if model.vision_device.type == "cuda" and choice == "int8":
-        use_int8(model.vision)
+    if model.vision_device.type == "cuda" and choice != "float16":
+        if choice == "fp8" and torch.cuda.get_device_capability(model.vision_device) < FP8_SINCE:
+            raise UnsupportedError(
+                "This GPU has no products of 8-bit floats.",
+                "They came with compute capability 8.9 (RTX 40, L40S, H100). Take --vision int8.",
+            )
+        use_narrow(model.vision, choice)
         return
     if model.vision_device.type != "cpu":
         raise UnsupportedError(
             f"The vision tower runs in {choice} on a CPU only, and it is on {model.vision_device}.",
             "Leave the choice out, or load the model with device cpu.",
+        )
+    if choice == "fp8":
+        raise UnsupportedError(
+            "The vision tower runs in fp8 on GPUs only.",
+            "On a CPU int8 is as small: --vision int8.",
         )
     if choice not in arithmetics():
         raise UnsupportedError(

@@ -1,15 +1,15 @@
-"""The vision tower on a GPU in int8: its products alone, on tensor cores."""
+"""The vision tower on a GPU in int8 or 8-bit floats: its products alone, on tensor cores."""
 
 from __future__ import annotations
 
 from torch import nn
 
 from ivl.errors import UnsupportedError
-from ivl.kernels.int8_linear import Int8Linear
+from ivl.kernels.narrow_linear import Narrow, NarrowLinear
 from ivl.model.vision import VisionAttention, VisionMLP, VisionTower
 
 
-def use_int8(tower: nn.Module) -> None:
+def use_narrow(tower: nn.Module, kind: Narrow) -> None:
     """Replaces the products of a tower of plain weights, one by one. UnsupportedError for another,
     and for one that is streamed."""
     parts = [part for part in tower.modules() if isinstance(part, VisionAttention | VisionMLP)]
@@ -20,12 +20,12 @@ def use_int8(tower: nn.Module) -> None:
     ]
     if not isinstance(tower, VisionTower) or tower.streamed is not None:
         raise UnsupportedError(
-            "A streamed vision tower does not run in int8.", "Leave one of the two out."
+            f"A streamed vision tower does not run in {kind}.", "Leave one of the two out."
         )
-    if not all(Int8Linear.can_be(getattr(part, name)) for part, name in places):
+    if not all(NarrowLinear.can_be(getattr(part, name)) for part, name in places):
         raise UnsupportedError(
-            "This vision tower cannot run in int8: its weights are quantized, or of odd shapes.",
+            f"This vision tower cannot run in {kind}: its weights are quantized, or of odd shapes.",
             "Take one of 16 bits, or leave the choice out.",
         )
     for part, name in places:
-        setattr(part, name, Int8Linear(getattr(part, name)))
+        setattr(part, name, NarrowLinear(getattr(part, name), kind))
