@@ -8,8 +8,9 @@ import pytest
 import torch
 
 import ivl
+from ivl import devices
 from ivl.cli.main import run
-from ivl.devices import choose_devices, spread
+from ivl.devices import choose_devices, place_model, spread
 from ivl.errors import CapacityError, ConfigError
 from ivl.model.devices import DeviceMap, map_of
 from ivl.model.source import open_source
@@ -84,6 +85,23 @@ def test_a_streamed_tower_takes_two_of_its_layers_from_a_card() -> None:
     assert found.vision == GPUS[0]
     assert found.of("vision.layers.3.mlp.fc1.weight") == HOST
     assert found.of("vision.embed.patch.weight") == GPUS[0]
+
+
+def test_a_card_without_room_for_all_is_helped_without_being_asked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    found = []
+    for size in (100, 24):
+        monkeypatch.setattr(devices, "_machine_of", lambda cards, size=size: machine(size))
+        found.append(
+            place_model(
+                open_source(DEMO), GPUS[:1], gpu_layers=None, vision_offload=False, context=512,
+                vision_batch=1, kv="16bit", dtype=torch.bfloat16,
+            )
+        )  # fmt: skip
+    assert found[0] == GPUS[0]
+    assert isinstance(found[1], DeviceMap)
+    assert HOST in found[1].layers
 
 
 def test_what_does_not_fit_says_so_before_anything_is_loaded() -> None:

@@ -74,8 +74,7 @@ def load(
 
     mmproj: the projector's GGUF file, where it is not the only one beside the text model's; for a
     hub's model also a name or type in its repository.
-    device: see `choose_devices`; by default the first of cuda, mps, cpu that is there.
-    gpu_layers, vision_offload: what is kept off a GPU, see `place_model`.
+    device: see `choose_devices`. gpu_layers, vision_offload: see `place_model`.
     dtype: `bfloat16`, `float16`, `float32`; by default what the device computes well in.
     context: tokens of question and answer together. vision_batch: tiles encoded at once.
     vision: arithmetic of the vision tower, see `choose_vision`. kv: see `choose_kv`.
@@ -105,8 +104,9 @@ def load(
     )  # fmt: skip
     options: dict[str, Any] = {"context": context, "vision_batch": vision_batch}
     places = place_model(
-        source, named, gpu_layers=gpu_layers, vision_offload=vision_offload, kv=kept, **options
-    )
+        source, named, gpu_layers=gpu_layers, vision_offload=vision_offload, kv=kept, dtype=kind,
+        **options,
+    )  # fmt: skip
     network = load_network(source, device=places, dtype=kind, kv=kept, progress=progress, **options)
     use_arithmetic(network, arithmetic)
     return Model(Engine(network, tokenizer, speculation=speculation, **options))

@@ -47,7 +47,8 @@ def choose_device(device: str | None) -> torch.device:
 def choose_devices(
     device: str | None, *, gpu_layers: int | None, vision_offload: bool
 ) -> tuple[torch.device, ...]:
-    """`cpu`, `cuda`, `cuda:1`, `mps`; or several GPUs, `cuda:0,cuda:1`, that share a model.
+    """`cpu`, `cuda`, `cuda:1`, `mps`; or several GPUs, `cuda:0,cuda:1`, that share a model. None:
+    the first of cuda, mps, cpu that is there.
 
     ConfigError for devices that cannot, and for choices that mean nothing on them.
     """
@@ -84,18 +85,23 @@ def place_model(
     context: int,
     vision_batch: int,
     kv: KVType,
+    dtype: torch.dtype,
 ) -> DeviceMap | torch.device:
-    """The one device itself, where nothing is to be shared or kept off it; else see `spread`.
+    """The one device itself, where it holds everything; else see `spread`.
 
     gpu_layers: at most so many of the decoder's layers on GPUs; the first ones are then on the
-    processor. vision_offload: the tower stays in main memory and is streamed to a GPU.
+    processor, as are those that find no room. vision_offload: the tower stays in main memory and
+    is streamed to a GPU.
     """
-    if len(devices) == 1 and gpu_layers is None and not vision_offload:
+    is_plain = len(devices) == 1 and gpu_layers is None and not vision_offload
+    # Plans are of weights in 16 bits or as they are stored.
+    if is_plain and (devices[0].type != "cuda" or dtype.itemsize != 2):
         return devices[0]
-    return spread(
+    found = spread(
         source, devices, context=context, vision_batch=vision_batch, kv=kv, gpu_layers=gpu_layers,
         vision_offload=vision_offload,
     )  # fmt: skip
+    return found.vision if found.is_whole else found
 
 
 def spread(

@@ -78,7 +78,7 @@ def load_model(choice: ModelChoice, status: Status, drafting: Drafting | None = 
 
     status.clear()  # a download draws its own bar
     try:
-        return api.load(
+        model = api.load(
             choice.model,
             mmproj=choice.mmproj,
             device=choice.device,
@@ -98,6 +98,21 @@ def load_model(choice: ModelChoice, status: Status, drafting: Drafting | None = 
         )
     finally:
         status.clear()
+    _note_places(model, status)
+    return model
+
+
+def _note_places(model: Model, status: Status) -> None:
+    """Says when layers that found no room on a GPU run on the processor: that is slow."""
+    devices = model.engine.model.devices
+    if devices is None:
+        return
+    offloaded = sum(device.type == "cpu" for device in devices.layers)
+    if offloaded:
+        status.note(
+            f"{offloaded} of {len(devices.layers)} layers run on the processor, for want of room "
+            "on the GPU; `ivl plan` says what would fit."
+        )
 
 
 def _is_file(name: str) -> bool:
