@@ -12,6 +12,7 @@ or another number of pages, begin anew.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import re
 import tempfile
@@ -220,8 +221,10 @@ def reader_of(engine: Any) -> Reader:
 
 
 def draw_pages(work: Path, num_pages: int) -> Iterator[Sample]:
-    for number in range(num_pages):
-        page = evaluation_page(number, max_lines=MAX_LINES)
+    """The first pages of the evaluation that are not blank, all of them clean."""
+    pages = (evaluation_page(i, max_lines=MAX_LINES, scan=0.0) for i in itertools.count())
+    printed = (page for page in pages if page.text)
+    for number, page in enumerate(itertools.islice(printed, num_pages)):
         file = work / f"page_{number}.png"
         page.image.save(file)
         yield Sample(name=file.name, image=file, question=READ_QUESTION, answer=page.text)
