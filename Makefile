@@ -20,9 +20,9 @@ help: ## list the targets
 
 demo: $(PACKAGE_STAMP) ## read a sample receipt with the bundled model, and ask about it
 	$(BIN)/ivl read samples/receipt.png
-	$(BIN)/ivl ask samples/receipt.png 'What kind of page is this?'
-	$(BIN)/ivl ask samples/receipt.png 'What is the total?'
-	$(BIN)/ivl ask samples/receipt.png 'Extract as JSON: total, shop, phone.'
+	$(BIN)/ivl ask samples/receipt.png 'Which shop is it?'
+	$(BIN)/ivl ask samples/receipt.png 'How much is the total?'
+	$(BIN)/ivl ask samples/receipt.png 'Extract as JSON: shop, total.'
 
 test: lint browser ## lint, then run the tests
 	$(BIN)/python -m pytest
