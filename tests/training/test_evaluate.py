@@ -31,7 +31,8 @@ from training.evaluate import (  # noqa: E402
 
 NUM_PAGES = 20
 MAX_LINES = 12
-MOST_ERRORS = {"clean": 0.3, "scan": 0.4}
+MOST_ERRORS = {"clean": 0.15, "scan": 0.4}
+LEAST_KINDS = 0.4
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +44,10 @@ def tally() -> Tally:
 @pytest.mark.parametrize("look", ["clean", "scan"])
 def test_the_bundled_model_reads_most_of_the_letters(tally: Tally, look: str) -> None:
     assert tally.errors[look] <= MOST_ERRORS[look] * tally.lengths[look]
+
+
+def test_it_knows_what_kind_of_page_it_reads(tally: Tally) -> None:
+    assert sum(tally.kinds) >= LEAST_KINDS * len(tally.kinds)
 
 
 def test_a_blank_page_is_left_blank(tally: Tally) -> None:
