@@ -16,7 +16,13 @@ from torch import Tensor
 
 
 def plain_attention(
-    q: Tensor, k: Tensor, v: Tensor, *, is_causal: bool = False, enable_gqa: bool = False
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    attn_mask: Tensor | None = None,
+    is_causal: bool = False,
+    enable_gqa: bool = False,
 ) -> Tensor:
     """What `scaled_dot_product_attention` computes, (b, heads, tokens, head_dim) each."""
     if enable_gqa:
@@ -26,6 +32,8 @@ def plain_attention(
     if is_causal:
         hidden = torch.full(scores.shape[-2:], -torch.inf, dtype=scores.dtype).triu(1)
         scores = scores + hidden
+    if attn_mask is not None:
+        scores = scores.masked_fill(~attn_mask, -torch.inf)
     return scores.softmax(-1).to(v.dtype) @ v
 
 

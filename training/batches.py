@@ -1,8 +1,4 @@
-"""From rendered pages to tensors: what the network sees and what it is asked for.
-
-Pages go through the package's own preprocessing: each is stretched to one tile of `GRID` x `GRID`
-patches.
-"""
+"""From rendered pages to tensors: what the network sees and what it is asked for."""
 
 from __future__ import annotations
 
@@ -15,20 +11,22 @@ import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
-from ivl.prompt.pixels import cut_tiles
-from training.demo_config import MAX_TILES, PATCH_PX, TILE_PX
 from training.pages import Page, make_page
 from training.prompts import Prompts, Sample
+from training.tiles import (
+    page_grid,
+    page_tiles,
+    patch_labels,
+    printed_patches,
+    stretched_boxes,
+    token_places,
+)
 
-GRID = TILE_PX // PATCH_PX
-PARTS_PER_PATCH = 3
-"""Each patch names the characters at so many places side by side."""
 EMPTY = 0
 NUM_CLASSES = 1 + 94
 IGNORE = -100
+LEAST_SCAN = 0.3
 POOL = 5
-BLANK_SPREAD = 12
-"""Patches whose colours differ by no more than this (of 255) show nothing."""
 PAD_MULTIPLE = 32
 """Few lengths, because libraries prepare themselves anew for each."""
 
@@ -53,11 +51,9 @@ class Stage:
     patch_weight: float
     align_weight: float
     scan: float = 0.0
+    """The share of pages that are scans, of any strength from `LEAST_SCAN` on."""
     questions: float = 0.0
     """The share of pages that are asked about instead of read."""
-    extractions: float = 0.0
-    """The share of pages from which a JSON object is to be filled, where they are receipts or
-    invoices."""
     common: float = 0.9
     """The share of pages in common fonts, which a short training has a better chance to learn."""
     skip_blanks: bool = False
@@ -68,23 +64,55 @@ class Stage:
     the time that has passed."""
 
 
+TOKEN_FIELDS = ("ids", "labels", "weights", "positions", "branches", "align")
+
+
 @dataclass(slots=True, kw_only=True)
 class Batch:
-    """tiles uint8 (b, px, px, 3); ids, labels (b, tokens); the rest as the functions below say."""
+    """Pages, whose tiles follow one another, and the tokens of their samples.
+
+    tiles: uint8 (tiles, px, px, 3). patch_labels: int64 (tiles, GRID * GRID, PARTS_PER_PATCH).
+    printed: float (tiles, GRID * GRID), 1 where something is printed.
+    ids: int64 (b, tokens). labels: the token that follows, where it is an answer's, else IGNORE.
+    weights: float (b, tokens); the tokens of a short answer weigh more than those of a long one.
+    positions: of a token in its turn, as the rotary embedding wants it.
+    branches: 0 up to the end of the image, then the number of the turn, -1 behind all. A token
+        sees what is before it of its own branch and of branch 0.
+    align: the image token under the character that comes next, else IGNORE.
+    """
 
     tiles: Tensor
+    patch_labels: Tensor
+    printed: Tensor
+    tiles_per_page: list[int]
+    image_start: int
     ids: Tensor
     labels: Tensor
-    image_start: int
-    patch_labels: Tensor
+    weights: Tensor
+    positions: Tensor
+    branches: Tensor
     align: Tensor
 
     def to(self, device: torch.device) -> Batch:
-        moved = {
-            name: getattr(self, name).to(device, non_blocking=True)
-            for name in ("tiles", "ids", "labels", "patch_labels", "align")
-        }
-        return replace(self, **moved)
+        names = ("tiles", "patch_labels", "printed", *TOKEN_FIELDS)
+        return replace(
+            self, **{name: getattr(self, name).to(device, non_blocking=True) for name in names}
+        )
+
+    def pages(self, rows: list[int]) -> Batch:
+        """Some of the pages, no longer than the longest of them needs."""
+        ends = list(itertools.accumulate(self.tiles_per_page, initial=0))
+        tiles = [i for row in rows for i in range(ends[row], ends[row + 1])]
+        used = int((self.labels[rows] != IGNORE).any(0).nonzero().max()) + 1
+        length = min(-(-used // PAD_MULTIPLE) * PAD_MULTIPLE, self.ids.shape[1])
+        return Batch(
+            tiles=self.tiles[tiles],
+            patch_labels=self.patch_labels[tiles],
+            printed=self.printed[tiles],
+            tiles_per_page=[self.tiles_per_page[row] for row in rows],
+            image_start=self.image_start,
+            **{name: getattr(self, name)[rows, :length] for name in TOKEN_FIELDS},
+        )
 
 
 class Batches(IterableDataset[Batch]):
@@ -107,52 +135,34 @@ class Batches(IterableDataset[Batch]):
 def make_batches(stage: Stage, seed: list[int], prompts: Prompts) -> Iterator[Batch]:
     rng = np.random.default_rng(seed)
     pages = [draw(stage, rng) for _ in range(POOL * stage.batch)]
-    samples = [prompts.sample(page, rng, stage.questions, stage.extractions) for page in pages]
-    order = np.argsort([len(s.prompt) + len(s.answer) for s in samples], kind="stable")
+    samples = [prompts.sample(page, rng, stage.questions) for page in pages]
+    order = np.argsort([len(sample) for sample in samples], kind="stable")
     for number in rng.permutation(POOL):
         chosen = order[number * stage.batch : (number + 1) * stage.batch]
         yield make_batch([pages[i] for i in chosen], [samples[i] for i in chosen], prompts)
 
 
 def make_batch(pages: list[Page], samples: list[Sample], prompts: Prompts) -> Batch:
-    tiles = [cut_tiles(page.image, tile_px=TILE_PX, max_tiles=MAX_TILES)[0] for page in pages]
-    boxes = [tile_boxes(page) for page in pages]
-    ids, labels, starts = collate(samples, prompts.pad_id)
-    names = [patch_labels(p.text, b) for p, b in zip(pages, boxes, strict=True)]
+    tiles = [page_tiles(page) for page in pages]
+    boxes = [stretched_boxes(page) for page in pages]
+    grids = [page_grid(page) for page in pages]
+    names = [patch_labels(p.text, b, g) for p, b, g in zip(pages, boxes, grids, strict=True)]
+    places = [token_places(b, g) for b, g in zip(boxes, grids, strict=True)]
     return Batch(
-        tiles=torch.from_numpy(np.stack(tiles)),
-        ids=ids,
-        labels=labels,
+        tiles=torch.from_numpy(np.concatenate(tiles)),
+        patch_labels=torch.cat(names),
+        printed=torch.cat([printed_patches(b, g) for b, g in zip(boxes, grids, strict=True)]),
+        tiles_per_page=[grid.num_tiles for grid in grids],
         image_start=prompts.image_start,
-        patch_labels=torch.stack(names),
-        align=align_targets(samples, boxes, starts, ids.shape),
+        **collate(samples, places, prompts.pad_id),
     )
 
 
-def printed_patches(tiles_u8: Tensor) -> Tensor:
-    """1 where a patch is of more than one colour: float (b, GRID * GRID)."""
-    patches = tiles_u8.unflatten(1, (GRID, PATCH_PX)).unflatten(3, (GRID, PATCH_PX))
-    spread = patches.amax((2, 4)).int() - patches.amin((2, 4)).int()  # (b, GRID, GRID, 3)
-    return (spread.amax(-1) > BLANK_SPREAD).float().flatten(1)
-
-
 def cut(batch: Batch, size: int) -> list[Batch]:
-    """Batches of `size` pages that are about equally full, no longer than their longest page."""
-    pieces = []
-    for rows in printed_patches(batch.tiles).sum(1).argsort(stable=True).split(size):
-        used = int((batch.labels[rows] != IGNORE).any(0).nonzero().max()) + 1
-        length = min(-(-used // PAD_MULTIPLE) * PAD_MULTIPLE, batch.ids.shape[1])
-        pieces.append(
-            Batch(
-                tiles=batch.tiles[rows],
-                ids=batch.ids[rows, :length],
-                labels=batch.labels[rows, :length],
-                image_start=batch.image_start,
-                patch_labels=batch.patch_labels[rows],
-                align=batch.align[rows, :length],
-            )
-        )
-    return pieces
+    """Batches of `size` pages that are about equally full."""
+    printed = batch.printed.sum(1).split(batch.tiles_per_page)
+    order = torch.stack([page.sum() for page in printed]).argsort(stable=True)
+    return [batch.pages(rows.tolist()) for rows in order.split(size)]
 
 
 def draw(stage: Stage, rng: np.random.Generator) -> Page:
@@ -165,69 +175,38 @@ def draw(stage: Stage, rng: np.random.Generator) -> Page:
         split="train",
         max_lines=max_lines,
         dense=dense,
-        scan=stage.scan,
+        scan=float(rng.uniform(LEAST_SCAN, 1.0)) if rng.random() < stage.scan else 0.0,
         fonts="common" if rng.random() < stage.common else "train",
     )
 
 
-def tile_boxes(page: Page) -> np.ndarray:
-    """The page's boxes in pixels of the tile that it is stretched to."""
-    scale = TILE_PX / np.array([page.image.width, page.image.height] * 2, np.float32)
-    return page.boxes * scale
-
-
-def patch_labels(text: str, boxes: np.ndarray) -> Tensor:
-    """Which character covers each place of each patch: int64 (GRID * GRID, PARTS_PER_PATCH).
-
-    A place is a point at half the height of the patch; 0 where no character's box covers it.
-    """
-    labels = np.zeros((GRID, GRID * PARTS_PER_PATCH), np.int64)
-    part_px = PATCH_PX / PARTS_PER_PATCH
-    first_row = np.ceil(boxes[:, 1] / PATCH_PX - 0.5)
-    last_row = np.floor(boxes[:, 3] / PATCH_PX - 0.5)
-    first_part = np.ceil(boxes[:, 0] / part_px - 0.5)
-    last_part = np.floor(boxes[:, 2] / part_px - 0.5)
-    for i, character in enumerate(text):
-        if np.isnan(boxes[i, 0]):
-            continue
-        r0, r1 = max(0, int(first_row[i])), int(last_row[i]) + 1
-        c0, c1 = max(0, int(first_part[i])), int(last_part[i]) + 1
-        labels[r0:r1, c0:c1] = ord(character) - 32
-    return torch.from_numpy(labels.reshape(GRID * GRID, PARTS_PER_PATCH))
-
-
-def collate(samples: list[Sample], pad_id: int) -> tuple[Tensor, Tensor, list[int]]:
-    """Pads at the end. labels[t] is the token that follows ids[t], where it is the answer's."""
-    length = max(len(s.prompt) + len(s.answer) for s in samples) - 1
-    length = -(-length // PAD_MULTIPLE) * PAD_MULTIPLE
-    ids = torch.full((len(samples), length), pad_id)
-    labels = torch.full((len(samples), length), IGNORE)
-    starts = []
-    for row, s in enumerate(samples):
-        whole = torch.tensor(s.prompt + s.answer)
-        ids[row, : len(whole) - 1] = whole[:-1]
-        start = len(s.prompt) - 1
-        labels[row, start : len(whole) - 1] = whole[start + 1 :]
-        starts.append(start)
-    return ids, labels, starts
-
-
-def align_targets(
-    samples: list[Sample], boxes: list[np.ndarray], starts: list[int], shape: torch.Size
-) -> Tensor:
-    """The image token under the character that comes next: int64 (b, tokens), IGNORE elsewhere.
-
-    Image tokens are two patches wide and high.
-    """
-    side, token_px = GRID // 2, 2 * PATCH_PX
-    out = torch.full(shape, IGNORE)
-    for row, (sample, box, start) in enumerate(zip(samples, boxes, starts, strict=True)):
-        if not len(box):
-            continue
-        column = np.clip((box[:, 0] + box[:, 2]) / 2 // token_px, 0, side - 1)
-        line = np.clip((box[:, 1] + box[:, 3]) / 2 // token_px, 0, side - 1)
-        token = np.nan_to_num(line * side + column, nan=IGNORE).astype(np.int64)
-        index = np.array(sample.positions)
-        target = np.where(index >= 0, token[index], IGNORE)
-        out[row, start : start + len(target)] = torch.from_numpy(target)
-    return out
+def collate(samples: list[Sample], places: list[np.ndarray], pad_id: int) -> dict[str, Tensor]:
+    """The tokens' tensors of a batch, padded at the end. `places[i]` has the image token under
+    each character of page i."""
+    length = -(-max(len(sample) for sample in samples) // PAD_MULTIPLE) * PAD_MULTIPLE
+    shape = (len(samples), length)
+    ids, labels, align = (torch.full(shape, value) for value in (pad_id, IGNORE, IGNORE))
+    weights, positions = torch.zeros(shape), torch.zeros(shape, dtype=torch.int64)
+    branches = torch.full(shape, -1)
+    for row, (sample, tokens) in enumerate(zip(samples, places, strict=True)):
+        shared = len(sample.image)
+        ids[row, :shared] = torch.tensor(sample.image)
+        positions[row, :shared], branches[row, :shared] = torch.arange(shared), 0
+        begin = shared
+        for number, turn in enumerate(sample.turns, 1):
+            whole = torch.tensor(turn.question + turn.answer)
+            here = slice(begin, begin + len(whole) - 1)
+            answer = slice(begin + len(turn.question) - 1, here.stop)
+            ids[row, here], branches[row, here] = whole[:-1], number
+            positions[row, here] = torch.arange(shared, shared + len(whole) - 1)
+            labels[row, answer] = whole[len(turn.question) :]
+            weights[row, answer] = len(turn.answer) ** -0.5
+            index = np.array(turn.positions)
+            under = tokens[index] if len(tokens) else np.full(len(index), -1)
+            under = np.where((index >= 0) & (under >= 0), under, IGNORE)
+            align[row, answer] = torch.from_numpy(under)
+            begin = here.stop
+    return {
+        "ids": ids, "labels": labels, "weights": weights, "positions": positions,
+        "branches": branches, "align": align,
+    }  # fmt: skip

@@ -7,7 +7,8 @@ pages as the trainer is told.
 
 from __future__ import annotations
 
-from training.batches import GRID, Stage
+from training.batches import Stage
+from training.tiles import GRID
 
 DEMO_MAX_LINES = 25
 """The longest pages."""
@@ -23,18 +24,18 @@ STAGES = (
         text_weight=1.0, patch_weight=1.0, align_weight=0.5, skip_blanks=True, lr=0.8, lr_end=0.7,
     ),
     Stage(
-        name="pages", share=0.20, batch=16, window=GRID, min_lines=3, max_lines=20, dense=0.05,
-        scan=0.3, common=0.75, questions=0.15, extractions=0.1,
-        text_weight=1.0, patch_weight=1.0, align_weight=0.4, skip_blanks=True, lr=0.7, lr_end=0.4,
+        name="pages", share=0.16, batch=16, window=GRID, min_lines=3, max_lines=25, dense=0.05,
+        scan=0.35, common=0.5, questions=0.3,
+        text_weight=1.0, patch_weight=1.0, align_weight=0.4, skip_blanks=True, lr=0.7, lr_end=0.6,
     ),
     Stage(
-        name="answers", share=0.25, batch=16, window=GRID, min_lines=3, max_lines=20, dense=0.02,
-        scan=0.3, common=0.75, questions=0.25, extractions=0.2,
-        text_weight=1.0, patch_weight=1.0, align_weight=0.3, skip_blanks=True, lr=0.4, lr_end=0.06,
+        name="answers", share=0.30, batch=16, window=GRID, min_lines=3, max_lines=25, dense=0.02,
+        scan=0.4, common=0.5, questions=0.35,
+        text_weight=1.0, patch_weight=1.0, align_weight=0.3, skip_blanks=True, lr=0.6, lr_end=0.06,
     ),
     Stage(
-        name="whole", share=0.05, batch=16, window=GRID, min_lines=3, max_lines=20, dense=0.0,
-        scan=0.3, common=0.75, questions=0.25, extractions=0.2,
+        name="whole", share=0.04, batch=16, window=GRID, min_lines=3, max_lines=25, dense=0.0,
+        scan=0.4, common=0.5, questions=0.35,
         text_weight=1.0, patch_weight=1.0, align_weight=0.3, lr=0.06, lr_end=0.0,
     ),
 )  # fmt: skip

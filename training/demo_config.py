@@ -8,9 +8,9 @@ TILE_PX = 336
 PATCH_PX = 14
 HIDDEN = 256
 
-# A page is stretched to one tile. At 336 px, 16 lines are 21 px high and 40 characters 8 px wide,
-# so a receipt or a note needs no second tile, and no line is ever cut in two.
-MAX_TILES = 1
+# A tile has 12 rows of image tokens; at 336 px, 12 lines are 28 px high. Upright pages get two tiles
+# one below the other, and so a row of tokens for each of 24 lines.
+MAX_TILES = 2
 
 
 def demo_config(vocab_size: int) -> dict[str, Any]:
@@ -27,7 +27,7 @@ def demo_config(vocab_size: int) -> dict[str, Any]:
         "select_layer": -1,
         "template": "internvl2_5",
         "torch_dtype": "bfloat16",
-        "use_thumbnail": True,
+        "use_thumbnail": False,
         "vision_config": {
             "architectures": ["InternVisionModel"],
             "model_type": "intern_vit_6b",

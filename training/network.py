@@ -22,18 +22,17 @@ from ivl.model.projector import pixel_shuffle
 from ivl.model.rotary import rotate
 from training.batches import (
     EMPTY,
-    GRID,
     IGNORE,
     NUM_CLASSES,
-    PARTS_PER_PATCH,
     Batch,
-    printed_patches,
 )
+from training.prompts import TOKENS_PER_TILE
+from training.tiles import GRID, PARTS_PER_PATCH
 
 ALIGNED_LAYERS = (1, 2)
 EMPTY_WEIGHT = 0.1
 HEAD_STEPS = 120
-BLANKS_KEPT = 16
+BLANKS_KEPT = 24
 
 
 class Network(nn.Module):
@@ -46,15 +45,15 @@ class Network(nn.Module):
         )
         initialize(self.model)
 
-    def see(self, tiles_u8: Tensor, window: int, skip_blanks: bool = False) -> Tensor:
+    def see(self, tiles_u8: Tensor, window: int, printed: Tensor | None = None) -> Tensor:
         """Tiles (b, px, px, 3) -> patch features (b, GRID, GRID, hidden), window by window.
 
-        With `skip_blanks` only the patches that show anything and a few of the others go through
-        the layers; the rest change as those few do on average.
+        With `printed` (b, GRID * GRID) only the patches that it marks and a few of the others go
+        through the layers; the rest change as those few do on average.
         """
         x = self.model.vision.embed(self.model.normalize(tiles_u8))
-        if skip_blanks:
-            return self.see_printed(x, tiles_u8).unflatten(1, (GRID, GRID))
+        if printed is not None:
+            return self.see_printed(x, printed).unflatten(1, (GRID, GRID))
         first, side = x[:, :1], GRID // window
         # (b, GRID * GRID, hidden) -> (b * windows, window * window, hidden)
         x = x[:, 1:].reshape(len(x), side, window, side, window, -1).transpose(2, 3)
@@ -65,9 +64,8 @@ class Network(nn.Module):
         x = x[:, 1:].reshape(len(tiles_u8), side, side, window, window, -1)
         return x.transpose(2, 3).reshape(len(tiles_u8), GRID, GRID, -1)
 
-    def see_printed(self, x: Tensor, tiles_u8: Tensor) -> Tensor:
+    def see_printed(self, x: Tensor, printed: Tensor) -> Tensor:
         """Embedded patches (b, 1 + GRID * GRID, hidden) -> features without the class token."""
-        printed = printed_patches(tiles_u8)
         most = int(printed.sum(1).max())
         count = min(GRID * GRID, -(-(most + BLANKS_KEPT) // 32) * 32)
         # The printed patches come first in this order, then a random choice of blank ones.
@@ -114,37 +112,72 @@ class Network(nn.Module):
         """Hidden states (b, tokens, hidden) of the decoder, and the alignment loss."""
         decoder = self.model.decoder
         x = decoder.embed(batch.ids)
-        start, end = batch.image_start, batch.image_start + image_tokens.shape[1]
-        x = torch.cat([x[:, :start], image_tokens.to(x.dtype), x[:, end:]], dim=1)
-        positions = torch.arange(x.shape[1], device=x.device)
-        cos, sin = decoder.rotary(positions, x.shape[1], torch.float32)
+        counts = TOKENS_PER_TILE * torch.tensor(batch.tiles_per_page, device=x.device)
+        place = torch.arange(x.shape[1], device=x.device) - batch.image_start
+        shown = (place >= 0) & (place < counts[:, None])
+        x = x.masked_scatter(shown[:, :, None], image_tokens.to(x.dtype))
+        cos, sin = decoder.rotary(batch.positions, x.shape[1], torch.float32)
+        mask = branch_mask(batch.branches)
         align = x.new_zeros(())
         for index, layer in enumerate(decoder.layers):
+            normed = layer.attn_norm(x)
             if index in ALIGNED_LAYERS:
-                normed = layer.attn_norm(x)
-                align = align + align_loss(layer.attn, normed, cos, sin, (start, end), batch.align)
-            x = layer(x, cos, sin, None, index)
+                align = align + align_loss(layer.attn, normed, cos, sin, shown, batch.align)
+            x = x + attend(layer.attn, normed, cos[:, None], sin[:, None], mask)
+            x = x + layer.ffn(layer.ffn_norm(x))
         return decoder.norm(x), align / len(ALIGNED_LAYERS)
 
-    def text_loss(self, hidden: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """The loss of the answers' tokens, and the share of them that is right."""
-        logits = self.model.decoder.lm_head(hidden).float()
-        loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORE)
-        return loss, share_right(logits, labels, labels != IGNORE)
+    def text_loss(self, hidden: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The loss of the answers' tokens by their weights, and the share of them that is right."""
+        answers = batch.labels != IGNORE
+        labels, weights = batch.labels[answers], batch.weights[answers]
+        logits = self.model.decoder.lm_head(hidden[answers]).float()
+        losses = F.cross_entropy(logits, labels, reduction="none")
+        return losses @ weights / weights.sum(), (logits.argmax(-1) == labels).float().mean()
+
+
+def branch_mask(branches: Tensor) -> Tensor | None:
+    """(b, 1, tokens, tokens), true where a token sees another; None where all are in one turn."""
+    if int(branches.max()) <= 1:
+        return None
+    tokens = branches.shape[1]
+    seen = (branches[:, None, :] == 0) | (branches[:, :, None] == branches[:, None, :])
+    before = torch.ones(tokens, tokens, dtype=torch.bool, device=branches.device).tril()
+    return (seen & before)[:, None]
+
+
+def attend(attn: Attention, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None) -> Tensor:
+    """The model's own attention, whose tokens have positions of their own and see by a mask."""
+    q, k, v = (
+        t.unflatten(-1, (-1, attn.head_dim)).transpose(1, 2)
+        for t in (attn.q(x), attn.k(x), attn.v(x))
+    )
+    q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+    out = F.scaled_dot_product_attention(
+        q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=True
+    )
+    return attn.o(out.transpose(1, 2).flatten(2))
 
 
 def align_loss(
-    attn: Attention, x: Tensor, cos: Tensor, sin: Tensor, image: tuple[int, int], target: Tensor
+    attn: Attention, x: Tensor, cos: Tensor, sin: Tensor, shown: Tensor, target: Tensor
 ) -> Tensor:
-    """How far the first head's attention to the image is from the next character's place."""
-    start, end = image
+    """How far the first head's attention to the image is from the next character's place.
+
+    `shown` (b, tokens) is true where the image's tokens are.
+    """
+    places = shown.any(0).nonzero().flatten()
+    start, end = int(places[0]), int(places[-1]) + 1
+    asked = (target != IGNORE).any(0).nonzero().flatten()
+    begin = int(asked[0]) if len(asked) else target.shape[1] - 1
     size = attn.head_dim
-    q = F.linear(x[:, end:], attn.q.weight[:size], attn.q.bias[:size])
+    q = F.linear(x[:, begin:], attn.q.weight[:size], attn.q.bias[:size])
     k = F.linear(x[:, start:end], attn.k.weight[:size], attn.k.bias[:size])
-    q = rotate(q, cos[end:], sin[end:])
-    k = rotate(k, cos[start:end], sin[start:end])
+    q = rotate(q, cos[:, begin:], sin[:, begin:])
+    k = rotate(k, cos[:, start:end], sin[:, start:end])
     scores = (q @ k.transpose(1, 2)).float() * size**-0.5
-    target = target[:, end:].flatten()
+    scores = scores.masked_fill(~shown[:, None, start:end], -torch.inf)
+    target = target[:, begin:].flatten()
     count = (target != IGNORE).sum().clamp(min=1)  # there is nothing to align on a blank page
     total = F.cross_entropy(scores.flatten(0, 1), target, ignore_index=IGNORE, reduction="sum")
     return total / count

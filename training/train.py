@@ -264,12 +264,13 @@ def add_gradients(network: Network, grads: tuple[Tensor | None, ...], scale: flo
 
 def compute_losses(network: Network, stage: Stage, batch: Batch) -> dict[str, Tensor]:
     """Every loss and accuracy by name; `total` is what is minimised."""
-    patches = network.see(batch.tiles, stage.window, stage.skip_blanks)
+    printed = batch.printed if stage.skip_blanks else None
+    patches = network.see(batch.tiles, stage.window, printed)
     names, named_right = network.names_loss(patches, batch.patch_labels)
     out = {"names": names, "named_right": named_right, "total": stage.patch_weight * names}
     if stage.text_weight:
         hidden, align = network.decode(batch, network.project(patches))
-        text, text_right = network.text_loss(hidden, batch.labels)
+        text, text_right = network.text_loss(hidden, batch)
         out |= {"align": align, "text": text, "text_right": text_right}
         out["total"] = out["total"] + stage.text_weight * text + stage.align_weight * align
     return out
