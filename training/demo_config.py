@@ -8,8 +8,8 @@ TILE_PX = 336
 PATCH_PX = 14
 HIDDEN = 256
 
-# A tile has 12 rows of image tokens; at 336 px, 12 lines are 28 px high. Upright pages get two tiles
-# one below the other, and so a row of tokens for each of 24 lines.
+# A tile has 12 rows of image tokens; 12 lines are 28 px high in it. Upright pages get two tiles one
+# below the other, and so a row of tokens for each of 24 lines.
 MAX_TILES = 2
 
 
