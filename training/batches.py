@@ -50,6 +50,9 @@ class Stage:
     text_weight: float
     patch_weight: float
     align_weight: float
+    garbled: float = 0.0
+    """The most letters of an answer that are wrong where the decoder reads what it wrote. It learns
+    to go on from its place on the page, whatever it wrote last."""
     scan: float = 0.0
     """The share of pages that are scans, of any strength from `LEAST_SCAN` on."""
     questions: float = 0.0
@@ -139,7 +142,9 @@ def make_batches(stage: Stage, seed: list[int], prompts: Prompts) -> Iterator[Ba
     order = np.argsort([len(sample) for sample in samples], kind="stable")
     for number in rng.permutation(POOL):
         chosen = order[number * stage.batch : (number + 1) * stage.batch]
-        yield make_batch([pages[i] for i in chosen], [samples[i] for i in chosen], prompts)
+        batch = make_batch([pages[i] for i in chosen], [samples[i] for i in chosen], prompts)
+        garble(batch, stage.garbled, rng, prompts.letter_ids)
+        yield batch
 
 
 def make_batch(pages: list[Page], samples: list[Sample], prompts: Prompts) -> Batch:
@@ -156,6 +161,18 @@ def make_batch(pages: list[Page], samples: list[Sample], prompts: Prompts) -> Ba
         image_start=prompts.image_start,
         **collate(samples, places, prompts.pad_id),
     )
+
+
+def garble(batch: Batch, most: float, rng: np.random.Generator, letters: list[int]) -> None:
+    """Replaces up to `most` of each page's answers by random letters, in `ids` but not in
+    `labels`."""
+    answered = batch.labels != IGNORE
+    # An answer's first letter is asked for at the end of its question.
+    fed_back = answered[:, 1:] & answered[:, :-1]
+    fed_back &= batch.branches[:, 1:] == batch.branches[:, :-1]
+    shares = most * rng.random((len(batch.ids), 1))
+    wrong = fed_back & torch.from_numpy(rng.random(fed_back.shape) < shares)
+    batch.ids[:, 1:][wrong] = torch.from_numpy(rng.choice(letters, int(wrong.sum())))
 
 
 def cut(batch: Batch, size: int) -> list[Batch]:

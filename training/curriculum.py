@@ -25,17 +25,17 @@ STAGES = (
     ),
     Stage(
         name="pages", share=0.16, batch=16, window=GRID, min_lines=3, max_lines=25, dense=0.05,
-        scan=0.35, common=0.5, questions=0.3,
-        text_weight=1.0, patch_weight=1.0, align_weight=0.4, skip_blanks=True, lr=0.7, lr_end=0.6,
+        scan=0.35, common=0.5, questions=0.3, garbled=0.25,
+        text_weight=1.0, patch_weight=1.0, align_weight=0.8, skip_blanks=True, lr=0.7, lr_end=0.6,
     ),
     Stage(
         name="answers", share=0.30, batch=16, window=GRID, min_lines=3, max_lines=25, dense=0.02,
-        scan=0.4, common=0.5, questions=0.35,
-        text_weight=1.0, patch_weight=1.0, align_weight=0.3, skip_blanks=True, lr=0.6, lr_end=0.06,
+        scan=0.4, common=0.5, questions=0.35, garbled=0.2,
+        text_weight=1.0, patch_weight=1.0, align_weight=0.6, skip_blanks=True, lr=0.6, lr_end=0.06,
     ),
     Stage(
         name="whole", share=0.04, batch=16, window=GRID, min_lines=3, max_lines=25, dense=0.0,
-        scan=0.4, common=0.5, questions=0.35,
-        text_weight=1.0, patch_weight=1.0, align_weight=0.3, lr=0.06, lr_end=0.0,
+        scan=0.4, common=0.5, questions=0.35, garbled=0.1,
+        text_weight=1.0, patch_weight=1.0, align_weight=0.6, lr=0.06, lr_end=0.0,
     ),
 )  # fmt: skip

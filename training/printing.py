@@ -22,7 +22,7 @@ LEAST_CHAR_PX, GOOD_CHAR_PX, MAX_CHAR_PX = 7.0, 7.6, 30.0
 MIN_SIDE_PX, MAX_SIDE_PX, MAX_HEIGHT_PX, MIN_FONT_PX = 200, 1000, 1500, 11
 FACE_TRIES = 8
 COLUMN_GAP_EM = 1.0
-MOST_ASPECT = 4.0
+MOST_ASPECT, EXTREME_ASPECT = 4.0, 2.0
 LONG_LINES, UPRIGHT_SHARE, UPRIGHT = 13, 0.8, (0.4, 0.72)
 """Pages of more lines are mostly upright: their width over their height."""
 
@@ -185,10 +185,16 @@ def _choose_geometry(
         em_y = max(min(MIN_PITCH_PX, room) / sheet.pitch_em(), min(em_y, most * em_x))
     em_y = min(em_y, MOST_ASPECT * em_x)
     em_x = min(em_x, MOST_ASPECT * em_y)
-    if units > LONG_LINES and not content.fill and rng.random() < UPRIGHT_SHARE:
+    if content.fill:
+        pass
+    elif units > LONG_LINES and rng.random() < UPRIGHT_SHARE:
         upright = float(rng.uniform(*UPRIGHT))
         em_x = max(em_x, min(widest, em_y / upright))
         em_y = min(em_y, upright * em_x)
+    elif aspect > EXTREME_ASPECT:  # two tiles beside each other: half as wide may the print be
+        em_x = max(narrowest / 2, min(em_x, em_y / aspect))
+    elif aspect < 1 / EXTREME_ASPECT:
+        em_y = max(min(MIN_PITCH_PX, room) / sheet.pitch_em() / 2, min(em_y, aspect * em_x))
     # Any scale at which the print is not too small and the sides are usual.
     low = max(MIN_FONT_PX, MIN_SIDE_PX * em_x / TILE_PX, MIN_SIDE_PX * em_y / TILE_PX)
     high = min(MAX_SIDE_PX * em_x, MAX_HEIGHT_PX * em_y) / TILE_PX

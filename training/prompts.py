@@ -53,6 +53,8 @@ class Prompts:
         self.vocab_size = self.tokenizer.get_vocab_size()
         self.pad_id = self.tokenizer.token_to_id("<|endoftext|>")
         self.end_id = self.tokenizer.token_to_id("<|im_end|>")
+        letters = "".join(chr(code) for code in range(32, 127)) + "\n"
+        self.letter_ids: list[int] = self.tokenizer.encode(letters).ids
         self.image_id = self.tokenizer.token_to_id("<IMG_CONTEXT>")
         self.image_start = self.encode(READ[0], 1).index(self.image_id)
 

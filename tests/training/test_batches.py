@@ -6,11 +6,12 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from ivl.prompt.template import get_template
 from ivl.prompt.tiles import Grid
-from training.batches import IGNORE, collate, make_batch
+from training.batches import IGNORE, collate, garble, make_batch
 from training.demo_config import PATCH_PX, TILE_PX
 from training.demo_tokenizer import CONTROL_TOKENS, build_tokenizer
 from training.pages import Page
@@ -110,6 +111,22 @@ def test_a_page_that_is_asked_about_has_several_questions_each_after_the_image()
         assert batch.positions[0, here].tolist() == list(range(end, end + int(here.sum())))
         answered = batch.labels[0, here]
         assert answered[answered != IGNORE].tolist() == turn.answer
+
+
+def test_garbled_letters_are_wrong_where_they_are_read_and_right_where_they_are_asked_for() -> None:
+    prompts = Prompts()
+    long = page("abcdefgh" * 50, [[0, 0, 9, 9]] * 400, total="abc")
+    samples = [prompts.sample(long, np.random.default_rng(1), share) for share in (0.0, 1.0)]
+    clean, wrong = (make_batch([long, long], samples, prompts) for _ in range(2))
+    garble(wrong, 1.0, np.random.default_rng(1), prompts.letter_ids)
+    changed = wrong.ids != clean.ids
+    assert 20 < int(changed[0].sum()) < 400
+    for row, sample in enumerate(samples):
+        for number, turn in enumerate(sample.turns, 1):
+            kept = wrong.ids[row, wrong.branches[row] == number][: len(turn.question)]
+            assert kept.tolist() == turn.question
+    assert not changed[:, : prompts.image_start + TOKENS_PER_TILE].any()
+    assert torch.equal(wrong.labels, clean.labels)
 
 
 def test_letters_are_single_tokens_and_the_system_message_is_few() -> None:
