@@ -192,14 +192,14 @@ def _words(rng: np.random.Generator, split: str, max_lines: int) -> Content:
             if len(text) + 1 + len(token) > limit:
                 break
             text += " " + token
-        if rng.random() < 0.06:
-            text = pick(rng, "--=*_.") * int(rng.integers(4, limit + 4))
         line = Line(text, align=pick(rng, ("left", "center", "right")) if align == "any" else align)
+        if lines and rng.random() < 0.06:
+            line.left, line.decoration = pick(rng, "--=*_.") * int(rng.integers(6, limit + 6)), True
         if mixed:
             line.own_face = bool(rng.random() < 0.6)
             line.scale, line.bold = pick(rng, (0.9, 1, 1, 1.2, 1.5)), bool(rng.random() < 0.2)
             line.inverted, line.gap = bool(rng.random() < 0.05), pick(rng, (0, 0, 0.2, 0.6))
-        if rng.random() < 0.1 and len(text) < width - 8:
+        if rng.random() < 0.1 and len(text) < width - 8 and not line.decoration:
             line.right, line.align = words.random_token(rng, split)[:7], "left"
         lines.append(line)
     return Content("words", lines)

@@ -33,7 +33,8 @@ class Line:
     """A printed line: `left` and, pushed to the right edge, `right` (truth: one space between).
 
     `scale` multiplies the font size, `gap` is empty space below in line pitches, `rule` draws a
-    graphic line into that gap, `own_face` takes a font of its own. A line of a `table` has `cells`
+    graphic line into that gap, `own_face` takes a font of its own. A `decoration` is a row of signs
+    that stands for such a line; it is not part of the page's text. A line of a `table` has `cells`
     instead of `left` and `right`, and the first such line is its `heading`.
     """
 
@@ -45,6 +46,7 @@ class Line:
     inverted: bool = False
     gap: float = 0.0
     rule: bool = False
+    decoration: bool = False
     own_face: bool = False
     cells: tuple[str, ...] = ()
     table: Table | None = None

@@ -101,7 +101,9 @@ def print_page(
         _frame(canvas, placed)
     boxes = [_ink(canvas, item, sheet) for item in placed]
     _draw_grid(canvas, sheet, placed)
-    return canvas, "\n".join(line.text for line in lines), np.concatenate(boxes)[:-1]
+    read = [i for i, line in enumerate(lines) if not line.decoration]
+    text = "\n".join(lines[i].text for i in read)
+    return canvas, text, np.concatenate([boxes[i] for i in read])[:-1]
 
 
 def _units(line: Line) -> float:

@@ -58,10 +58,10 @@ def receipt(rng: np.random.Generator, split: str, max_lines: int) -> Content:
     )
     if items and rng.random() < 0.3:
         items[-1].gap = 0.4
-    often = 0.7 if split == "train" else 0.3  # runs of one sign are hard to end in time
-    divided = rng.random() < often and len(top) + len(items) + len(tail) + 2 <= max_lines
-    rule = Line(pick(rng, "--=*_") * int(rng.integers(10, 29)), align=pick(rng, ("left", "center")))
-    rules = [rule, Line(rule.left, align=rule.align)] if divided else [Line(""), Line("")]
+    divided = rng.random() < 0.4 and len(top) + len(items) + len(tail) + 2 <= max_lines
+    signs = pick(rng, "--=*_") * int(rng.integers(10, 29)) if divided else ""
+    align = pick(rng, ("left", "center"))
+    rules = [Line(signs, align=align, decoration=True) for _ in range(2)]
     return Content("receipt", [*top, rules[0], *items, rules[1], *tail], facts)
 
 
