@@ -70,6 +70,16 @@ def test_presence_and_frequency_penalties_count_the_answer_only() -> None:
     torch.testing.assert_close(sampler._penalize(LOGITS), expected)
 
 
+def test_a_bias_is_added_before_everything_else() -> None:
+    options = GenerationOptions(logit_bias={1: -100, 5: 2.5}, repetition_penalty=2.0)
+    sampler = Sampler(options, prompt_ids=[5])
+    biased = LOGITS + torch.tensor([0, -100, 0, 0, 0, 2.5])
+    expected = biased.clone()
+    expected[5] = biased[5] / 2 if biased[5] > 0 else biased[5] * 2
+    torch.testing.assert_close(sampler._penalize(LOGITS), expected)
+    assert not Sampler(GenerationOptions(logit_bias={1: 1})).is_plainly_greedy
+
+
 def test_penalties_leave_the_given_logits_alone() -> None:
     logits = LOGITS.clone()
     sampler = Sampler(GenerationOptions(repetition_penalty=2.0, temperature=1.0, top_k=1), [0])
@@ -92,6 +102,7 @@ def test_the_same_seed_gives_the_same_tokens_and_another_seed_others() -> None:
         ("temperature", -1), ("temperature", float("nan")), ("temperature", "hot"),
         ("top_p", 0), ("top_p", 7), ("top_k", -1), ("min_p", 1), ("max_tokens", 0),
         ("repetition_penalty", 0), ("presence_penalty", 3), ("stop", [""]),
+        ("logit_bias", {1: 101}), ("logit_bias", {-1: 1}),
     ],
 )  # fmt: skip
 def test_values_that_mean_nothing_are_refused(name: str, value: object) -> None:

@@ -60,6 +60,27 @@ def test_a_stream_has_the_same_text_and_usage(
     assert chunks[-1].usage.completion_tokens > 1
 
 
+@pytest.mark.parametrize("with_image", [True, False])
+def test_a_biased_token_is_forbidden_or_the_only_one(
+    client: openai.OpenAI, demo: Any, receipt: bytes, expected: str, with_image: bool
+) -> None:
+    first, other = (demo.engine.tokenizer.encode_text(text)[0] for text in (expected[0], "@"))
+
+    def answer(**bias: float) -> str:
+        given = {name.lstrip("t"): value for name, value in bias.items()}
+        if with_image:
+            chat = client.chat.completions.create(
+                model="demo", messages=about(receipt), max_tokens=3, logit_bias=given
+            )
+            return chat.choices[0].message.content or ""
+        text = client.completions.create(model="demo", prompt="A", max_tokens=3, logit_bias=given)
+        return text.choices[0].text
+
+    assert answer(**{f"t{other}": 100}) == "@@@"
+    if with_image:
+        assert not answer(**{f"t{first}": -100}).startswith(expected[0])
+
+
 def test_the_second_question_about_a_page_finds_it_in_the_cache(
     client: openai.OpenAI, server: RunningServer, receipt: bytes
 ) -> None:
@@ -224,7 +245,9 @@ def test_an_image_of_one_tile_and_limits_of_tiles(endless: RunningServer) -> Non
     [
         ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
         ({"modalities": ["text", "audio"]}, "modalities"),
-        ({"logit_bias": {"1": 3}}, "logit_bias"),
+        ({"logit_bias": {"1": 101}}, "logit_bias"),
+        ({"logit_bias": {"x": 1}}, "logit_bias"),
+        ({"logit_bias": {"99999999": 1}}, "logit_bias names the token 99999999"),
         ({"max_tokens": 0}, "max_tokens"),
         ({"temperature": "hot"}, "temperature"),
         ({"n": 100}, "n is 100"),

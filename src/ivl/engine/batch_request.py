@@ -109,6 +109,7 @@ class BatchRequest:
         grammar: Grammar | None,
     ) -> BatchRequest:
         options = options or GenerationOptions()
+        options.check_tokens(engine.config.decoder.vocab_size)
         tokens = tokenize(prompt, engine.tokenizer)
         if not tokens.ids:
             raise RequestError("There is nothing to go on from.", "Give a text that is not empty.")

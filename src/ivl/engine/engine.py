@@ -175,7 +175,9 @@ class Conversation:
         room = check_capacity(
             tokens, self.num_tokens, engine.context, sum(tiles_per_image), engine.config
         )
-        return Generation(self, tokens, tiles, len(images), room, options or GenerationOptions())
+        options = options or GenerationOptions()
+        options.check_tokens(engine.config.decoder.vocab_size)
+        return Generation(self, tokens, tiles, len(images), room, options)
 
     def _render(self, messages: Sequence[Message], tiles_per_image: list[int]) -> Prompt:
         config = self.engine.config

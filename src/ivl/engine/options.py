@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +22,9 @@ class GenerationOptions:
     temperature 0 is greedy. top_k 0, top_p 1 and min_p 0 leave all tokens in. repetition_penalty
     weighs every token that stands in the prompt or the answer (Keskar et al., 2019,
     arXiv:1909.05858); presence_penalty and frequency_penalty those of the answer (as OpenAI's API
-    defines them). `stop` strings end the answer and are not part of it.
+    defines them). logit_bias, a mapping, is added to the logits of the tokens that it names, before
+    all else (as OpenAI's API defines it): -100 forbids a token. `stop` strings end the answer and
+    are not part of it.
     """
 
     max_tokens: int | None = None
@@ -33,6 +36,8 @@ class GenerationOptions:
     repetition_penalty: float = 1.0
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    """(token id, what is added to its logit); any mapping is taken."""
     stop: tuple[str, ...] = ()
     seed: int | None = None
 
@@ -41,6 +46,8 @@ class GenerationOptions:
             object.__setattr__(self, "stop", (self.stop,))
         else:
             object.__setattr__(self, "stop", tuple(self.stop))
+        if isinstance(self.logit_bias, Mapping):
+            object.__setattr__(self, "logit_bias", tuple(sorted(self.logit_bias.items())))
         for name in ("temperature", "top_p", "min_p", "repetition_penalty"):
             _number(name, getattr(self, name))
         for name in ("presence_penalty", "frequency_penalty"):
@@ -53,6 +60,10 @@ class GenerationOptions:
         _check(self.repetition_penalty > 0, "repetition_penalty", "above 0")
         _check(-2 <= self.presence_penalty <= 2, "presence_penalty", "between -2 and 2")
         _check(-2 <= self.frequency_penalty <= 2, "frequency_penalty", "between -2 and 2")
+        for token, bias in self.logit_bias:
+            _number("logit_bias", bias)
+            _check(token >= 0, "logit_bias", "for token ids from 0 on")
+            _check(-100 <= bias <= 100, "logit_bias", "between -100 and 100")
         _check(all(isinstance(s, str) and s for s in self.stop), "stop", "non-empty strings")
 
     @classmethod
@@ -67,6 +78,15 @@ class GenerationOptions:
                     f"Did you mean {near[0]!r}?" if near else f"Options: {', '.join(known)}.",
                 )
         return cls(**given)
+
+    def check_tokens(self, vocab_size: int) -> None:
+        """RequestError when a token is named that a vocabulary of this size does not have."""
+        for token, _ in self.logit_bias:
+            if token >= vocab_size:
+                raise RequestError(
+                    f"logit_bias names the token {token}.",
+                    f"This model's tokens are 0 to {vocab_size - 1}.",
+                )
 
 
 def _number(name: str, value: Any) -> None:

@@ -15,7 +15,7 @@ LIKELIEST = 256
 class Sampler:
     """Chooses the tokens of one answer. With the same seed and logits it chooses the same ones.
 
-    The order is that of transformers and vLLM: penalties, temperature, top-k, top-p, min-p.
+    The order is that of transformers and vLLM: bias, penalties, temperature, top-k, top-p, min-p.
     """
 
     def __init__(self, options: GenerationOptions, prompt_ids: Iterable[int] = ()) -> None:
@@ -33,7 +33,8 @@ class Sampler:
         """Whether the likeliest token is always the one that is chosen."""
         options = self.options
         penalties = options.presence_penalty or options.frequency_penalty
-        return options.temperature == 0 and options.repetition_penalty == 1 and not penalties
+        changed = options.logit_bias or options.repetition_penalty != 1 or penalties
+        return options.temperature == 0 and not changed
 
     def choose(self, logits: Tensor) -> int:
         """float32 logits (vocab,), on any device, which are left as they are -> a token id."""
@@ -94,9 +95,12 @@ class Sampler:
         options = self.options
         repeats = options.repetition_penalty != 1 and self.seen
         counts = (options.presence_penalty or options.frequency_penalty) and self.counts
-        if not repeats and not counts:
+        if not options.logit_bias and not repeats and not counts:
             return logits
         logits = logits.clone()
+        if options.logit_bias:
+            ids, biases = zip(*options.logit_bias, strict=True)
+            logits[list(ids)] += torch.tensor(biases, device=logits.device)
         if repeats:
             ids = torch.tensor(sorted(self.seen), device=logits.device)
             values = logits[ids]

@@ -6,16 +6,19 @@ Source: OpenAI's API reference. A field that is here works; every other is refus
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from ivl.engine.options import GenerationOptions
 from ivl.prompt.tiles import LARGEST_MAX_TILES
 from ivl.server.bodies import Fields
 from ivl.server.sampling_fields import (
     MAX_TOP_LOGPROBS,
     NO_AUDIO,
     NO_TOOLS,
+    LogitBias,
     ResponseFormat,
     SamplingFields,
     StructuredOutputs,
@@ -103,6 +106,7 @@ class ModelRequest(SamplingFields):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     max_tokens: Count | None = None
+    logit_bias: LogitBias | None = None
     structured_outputs: StructuredOutputs | None = None
     user: str | None = None
 
@@ -118,6 +122,10 @@ class ModelRequest(SamplingFields):
     @property
     def include_usage(self) -> bool:
         return bool(self.stream_options and self.stream_options.include_usage)
+
+    def options(self, max_tokens: int | None) -> GenerationOptions:
+        bias = tuple(sorted((self.logit_bias or {}).items()))
+        return replace(super().options(max_tokens), logit_bias=bias)
 
 
 class ChatRequest(ModelRequest):
@@ -141,7 +149,6 @@ class ChatRequest(ModelRequest):
             "functions": NO_TOOLS,
             "function_call": NO_TOOLS,
             "audio": NO_AUDIO,
-            "logit_bias": "no single tokens can be made likelier.",
             "prediction": "there is no speculation.",
             "reasoning_effort": "the models do not reason before they answer.",
             "verbosity": "ask for a length in words.",
@@ -199,5 +206,4 @@ class CompletionRequest(ModelRequest):
         return {
             "echo": "only what is new comes back.",
             "suffix": "the models do not fill in the middle.",
-            "logit_bias": "no single tokens can be made likelier.",
         }

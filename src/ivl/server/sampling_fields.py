@@ -14,6 +14,11 @@ Probability = Annotated[float, Field(ge=0, le=1)]
 Penalty = Annotated[float, Field(ge=-2, le=2)]
 Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 MAX_STOPS = 16
+LogitBias = Annotated[
+    dict[Annotated[int, Field(ge=0, strict=False)], Annotated[float, Field(ge=-100, le=100)]],
+    Field(max_length=1024),
+]
+"""What is added to the logits of tokens, by their ids (JSON has them as strings)."""
 MAX_STOP_CHARACTERS = 256
 MAX_TOP_LOGPROBS = 20
 
