@@ -2,8 +2,7 @@
 
 `demo` is converted to every type and read back as anybody's files would be. Each is compared with
 the original, in float32, on pages of `training.evaluate` (its fonts must be installed), and reads
-the pages itself. All pages have prompts of one length, so they are read side by side, one step for
-all of them: forty pages take little longer than one.
+the pages itself, side by side, one step for all of them: forty pages take little longer than one.
 
 Results are kept in `--work` as they come, so an interrupted run goes on; other weights of the demo,
 or another number of pages, begin anew.
