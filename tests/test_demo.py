@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 import ivl
+from ivl.engine.request import prepare_images
 from ivl.evaluate.metrics import character_error_rate
 
 SAMPLES = Path(__file__).parent.parent / "samples"
@@ -42,6 +44,14 @@ def test_it_is_small_enough_to_ship() -> None:
     assert sum(file.stat().st_size for file in directory.iterdir()) <= MAX_DEMO_BYTES
 
 
-def test_a_page_is_one_tile(demo: Any) -> None:
-    assert demo.config.max_tiles == 1
+@pytest.mark.parametrize(
+    ("size_px", "num_tiles"), [((300, 600), 2), ((400, 420), 1), ((600, 300), 2)]
+)
+def test_an_upright_or_wide_page_is_two_tiles(
+    demo: Any, size_px: tuple[int, int], num_tiles: int
+) -> None:
+    tiles, per_image = prepare_images([Image.new("RGB", size_px)], demo.config)
+    assert tiles is not None
+    assert per_image == [num_tiles]
+    assert tiles.shape == (num_tiles, 336, 336, 3)
     assert demo.config.tokens_per_tile == 144
