@@ -129,19 +129,21 @@ class Trainer:
         shares = sum(s.share for s in STAGES[self.first :])
         limit = self.args.hours * 3600 * stage.share / shares
         sums: dict[str, float] = {}
+        logged = 0
         began, before = time.monotonic(), self.stage_seconds
         for batch in self.batches(stage, self.args.seed * 100 + self.stage, self.step):
             self.set_lr(stage, self.stage_seconds / limit)
             for name, value in self.train_step(stage, batch).items():
                 sums[name] = sums.get(name, 0.0) + value
             self.step, self.total_steps = self.step + 1, self.total_steps + 1
+            logged += 1
             self.pages += self.batch
             now = before + time.monotonic() - began
             self.seconds += now - self.stage_seconds
             self.stage_seconds = now
             if self.step % LOG_EVERY == 0:
-                self.log(stage, {k: v / LOG_EVERY for k, v in sums.items()})
-                sums = {}
+                self.log(stage, {k: v / logged for k, v in sums.items()})
+                sums, logged = {}, 0
             if now >= limit:
                 break
             if self.step % (POOL if self.asked_to_stop else SAVE_EVERY) == 0:
