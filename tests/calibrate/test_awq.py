@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -18,6 +19,7 @@ from ivl.calibrate import awq, awq_layer
 from ivl.calibrate.activations import Activations, gathering
 from ivl.calibrate.awq import quantize_awq
 from ivl.calibrate.awq_layer import fold_scales
+from ivl.calibrate.samples import DEFAULT_DATA
 from ivl.checkpoint import awq_files
 from ivl.config import DecoderConfig, read_config
 from ivl.documents.reading import READ_QUESTION
@@ -27,6 +29,7 @@ from ivl.model.build import build_model
 from ivl.model.decoder import DecoderLayer
 from ivl.model.rotary import Rotary
 from ivl.prompt.template import Message, render, user_message
+from ivl.prompt.tiles import tile_grid
 from tests.model.test_awq import MATRICES, quantize_directory
 from training.pages import Page, make_page
 
@@ -39,7 +42,10 @@ NUM_PAGES = 12
 def demo_awq(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("awq") / "demo-AWQ"
     result = quantize_awq(DEMO, out)
-    assert result.num_image_tokens == 4 * 144
+    images = [Image.open(path) for path in DEFAULT_DATA.glob("*.png")]
+    assert len(images) == 4
+    tiles = sum(tile_grid(*image.size, max_tiles=2, tile_px=336).num_tiles for image in images)
+    assert result.num_image_tokens == 144 * tiles
     return out
 
 

@@ -49,7 +49,7 @@ def test_options_and_formats(client: ollama.Client) -> None:
     schema = {"type": "object", "properties": {"n": {"type": "integer", "maximum": 9}}}
     schema |= {"required": ["n"], "additionalProperties": False}
     messages = [{"role": "user", "content": "A number?"}]
-    options = {"num_predict": 40, "temperature": 0, "num_ctx": 1024, "num_gpu": 1}
+    options = {"num_predict": 120, "temperature": 0, "num_ctx": 1024, "num_gpu": 1}
     answer = client.chat(model="demo", messages=messages, format=schema, options=options)
     assert json.loads(answer.message.content or "")["n"] <= 9
     short = client.chat(model="demo", messages=messages, format="json", options={"num_predict": 1})
