@@ -158,9 +158,17 @@ class ModelServer(uvicorn.Server):
         self._captured_signals.clear()
 
 
+class StderrHandler(logging.StreamHandler):
+    """Writes to what `sys.stderr` is then: a program that has a server may close an earlier one."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.stream = sys.stderr
+        super().emit(record)
+
+
 def log_to_stderr(level: str) -> None:
     """One line each: JSON about requests, words about the rest."""
-    handler = logging.StreamHandler(sys.stderr)
+    handler = StderrHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
     for name, lowest in (("ivl", level), ("uvicorn.error", "warning")):
         logger = logging.getLogger(name)
