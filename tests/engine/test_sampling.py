@@ -103,6 +103,7 @@ def test_the_same_seed_gives_the_same_tokens_and_another_seed_others() -> None:
         ("top_p", 0), ("top_p", 7), ("top_k", -1), ("min_p", 1), ("max_tokens", 0),
         ("repetition_penalty", 0), ("presence_penalty", 3), ("stop", [""]),
         ("logit_bias", {1: 101}), ("logit_bias", {-1: 1}),
+        ("logit_bias", {"x": 1}), ("logit_bias", 5),
     ],
 )  # fmt: skip
 def test_values_that_mean_nothing_are_refused(name: str, value: object) -> None:

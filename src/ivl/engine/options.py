@@ -47,7 +47,8 @@ class GenerationOptions:
         else:
             object.__setattr__(self, "stop", tuple(self.stop))
         if isinstance(self.logit_bias, Mapping):
-            object.__setattr__(self, "logit_bias", tuple(sorted(self.logit_bias.items())))
+            object.__setattr__(self, "logit_bias", tuple(self.logit_bias.items()))
+        _check(isinstance(self.logit_bias, tuple), "logit_bias", "a mapping of token ids")
         for name in ("temperature", "top_p", "min_p", "repetition_penalty"):
             _number(name, getattr(self, name))
         for name in ("presence_penalty", "frequency_penalty"):
@@ -62,7 +63,7 @@ class GenerationOptions:
         _check(-2 <= self.frequency_penalty <= 2, "frequency_penalty", "between -2 and 2")
         for token, bias in self.logit_bias:
             _number("logit_bias", bias)
-            _check(token >= 0, "logit_bias", "for token ids from 0 on")
+            _check(isinstance(token, int) and token >= 0, "logit_bias", "for token ids from 0 on")
             _check(-100 <= bias <= 100, "logit_bias", "between -100 and 100")
         _check(all(isinstance(s, str) and s for s in self.stop), "stop", "non-empty strings")
 

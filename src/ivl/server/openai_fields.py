@@ -124,7 +124,7 @@ class ModelRequest(SamplingFields):
         return bool(self.stream_options and self.stream_options.include_usage)
 
     def options(self, max_tokens: int | None) -> GenerationOptions:
-        bias = tuple(sorted((self.logit_bias or {}).items()))
+        bias = tuple((self.logit_bias or {}).items())
         return replace(super().options(max_tokens), logit_bias=bias)
 
 
