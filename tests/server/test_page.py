@@ -100,10 +100,12 @@ def test_a_schema_shapes_the_answer_and_a_bad_one_is_told(page: Any) -> None:
     page.fill("#question", "One?")
     page.click("#send")
     page.wait_for_selector("#status.bad:has-text('JSON')")
+    assert page.locator(".assistant .text").count() == 0
     page.fill("#schema", '{"enum": [7]}')
     page.fill("#question", "Two?")
     page.click("#send")
     page.wait_for_selector(".assistant .text:has-text('7')")
+    assert page.locator(".assistant .text").all_inner_texts() == ["7"]
 
 
 def test_the_page_loads_nothing_from_elsewhere(server: RunningServer) -> None:
