@@ -7,16 +7,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from ivl.prompt.template import get_template, prompt_string, render, user_message
-from training.demo_config import PATCH_PX, TILE_PX
 from training.demo_tokenizer import build_tokenizer
 from training.pages import Page
 from training.questions import READ, Question, draw_extraction, draw_question, read_question
-from training.tiles import page_grid
+from training.tiles import SIDE, page_grid
 
 TEMPLATE = "internvl2_5"
-TOKENS_PER_TILE = (TILE_PX // PATCH_PX // 2) ** 2
-
-
+TOKENS_PER_TILE = SIDE * SIDE
 MOST_QUESTIONS = 5
 """What a page is asked at once: questions share the work of seeing it."""
 EXTRACTIONS = 2
