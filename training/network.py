@@ -20,12 +20,7 @@ from ivl.model.decoder import Attention
 from ivl.model.internvl import InternVL
 from ivl.model.projector import pixel_shuffle
 from ivl.model.rotary import rotate
-from training.batches import (
-    EMPTY,
-    IGNORE,
-    NUM_CLASSES,
-    Batch,
-)
+from training.batches import EMPTY, IGNORE, NUM_CLASSES, Batch
 from training.prompts import TOKENS_PER_TILE
 from training.tiles import GRID, PARTS_PER_PATCH
 
