@@ -3,12 +3,15 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# Twice quiet: errors only.
-PIP_INSTALL := $(BIN)/python -m pip install -qq --constraint constraints.txt
+LOG := $(VENV)/install.log
+# Twice quiet: nothing but errors, and those say little. What happened is in the log.
+PIP_INSTALL := $(BIN)/python -m pip install -qq --log $(LOG) --constraint constraints.txt
 
-# A stamp is newer than what it was installed from, so that a second run installs nothing.
-PACKAGE_STAMP := $(VENV)/.stamp-package
-DEV_STAMP := $(VENV)/.stamp-dev
+# A stamp is newer than what it was installed from, so that a second run installs nothing. Its name
+# says what was missing for the C++ kernels: when that has come, they are built.
+MISSING := $(shell $(PYTHON) src/ivl/toolchain.py 2>/dev/null)
+PACKAGE_STAMP := $(VENV)/.stamp-package-without-$(MISSING)
+DEV_STAMP := $(VENV)/.stamp-dev-without-$(MISSING)
 # What the C++ extension is built from.
 SOURCES := CMakeLists.txt $(wildcard csrc/*.* csrc/*/*.*)
 
@@ -20,21 +23,22 @@ help: ## list the targets
 
 demo: $(PACKAGE_STAMP) ## read a sample receipt with the bundled model, and ask about it
 	$(BIN)/ivl read samples/receipt.png
-	$(BIN)/ivl ask samples/receipt.png 'Which shop is it?'
-	$(BIN)/ivl ask samples/receipt.png 'How much is the total?'
-	$(BIN)/ivl ask samples/receipt.png 'Extract as JSON: shop, total.'
+	$(BIN)/ivl ask -q samples/receipt.png 'Which shop is it?'
+	$(BIN)/ivl ask -q samples/receipt.png 'How much is the total?'
+	$(BIN)/ivl ask -q samples/receipt.png 'Extract as JSON: shop, total.'
 
 test: lint browser ## lint, then run the tests
 	$(BIN)/python -m pytest
 
-# The page is tested in Chromium, which comes from the system. Where it cannot be installed, those
-# tests are skipped and say so.
-browser: ## install Chromium where that is possible without a question
-	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || { \
+# The page is tested in Chromium, by a driver that needs libatomic; both come from the system. Where
+# they cannot be installed, those tests are skipped and say so.
+browser: $(DEV_STAMP) ## install Chromium where that is possible without a question
+	@{ command -v chromium || command -v chromium-browser; } >/dev/null && \
+		$(BIN)/playwright --version >/dev/null 2>&1 || { \
 		[ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && \
 		apt-get update -qq && \
 		DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
-			chromium fonts-dejavu-core >/dev/null; } || \
+			chromium libatomic1 fonts-dejavu-core >/dev/null 2>&1; } || \
 		echo 'No Chromium: the tests of the page will be skipped.'
 
 lint: $(DEV_STAMP) ## ruff and pyright
@@ -45,6 +49,13 @@ lint: $(DEV_STAMP) ## ruff and pyright
 format: $(DEV_STAMP) ## mend the layout, and what else ruff can mend
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# $(1): what to install. When that fails, the end of the log says why.
+define install
+@rm -f $(LOG); $(PIP_INSTALL) --editable $(1) || { \
+		cut -d' ' -f2- $(LOG) | grep -v '^ *$$' | tail -n 40 >&2; \
+		echo 'The installation failed. All of its log: $(LOG)' >&2; exit 1; }
+endef
 
 clean: ## remove the environment and everything that was built
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis
@@ -57,10 +68,10 @@ $(BIN)/python:
 
 $(PACKAGE_STAMP): pyproject.toml constraints.txt $(SOURCES) | $(BIN)/python
 	@echo 'Installing ivl into $(VENV). PyTorch is large: the first time takes a while.'
-	$(PIP_INSTALL) --editable .
+	$(call install,.)
 	@touch $@
 
 $(DEV_STAMP): pyproject.toml constraints.txt $(SOURCES) | $(BIN)/python
 	@echo 'Installing ivl and the development tools into $(VENV). The first time takes a while.'
-	$(PIP_INSTALL) --editable '.[dev]'
+	$(call install,'.[dev]')
 	@touch $@ $(PACKAGE_STAMP)

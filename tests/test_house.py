@@ -10,16 +10,17 @@ import ast
 import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import tomllib
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "ivl"
 
 FLOORS = {
+    "__main__": 8,
     "cli": 8,
     "server": 7,
     "documents": 7,
@@ -40,6 +41,8 @@ FLOORS = {
     "config_quantization": 1,
     "family": 1,
     "errors": 1,
+    "interrupts": 1,
+    "toolchain": 1,
 }
 """A file imports only from its own floor or from floors below it."""
 
@@ -47,8 +50,8 @@ LAZY_DOOR = PACKAGE / "__init__.py"
 """Exempt from the floors: it opens on the names that users import. Through it one reaches `api`."""
 
 WITHOUT_TORCH = ("prompt", "planner", "quant")
-MAX_FILE_LINES = 400
-MAX_FUNCTION_LINES = 60
+MAX_FILE_LINES = 700
+MAX_FUNCTION_LINES = 80
 NAMES_WITHOUT_A_SUBJECT = {"utils.py", "helpers.py", "common.py"}
 
 IMPORTED_AS = {"pillow": "PIL", "prometheus-client": "prometheus_client"}
@@ -134,7 +137,7 @@ def run_python(program: str) -> str:
 
 def test_everything_has_a_floor() -> None:
     units = {path.relative_to(PACKAGE).parts[0].removesuffix(".py") for path in package_files()}
-    assert units - {"__init__", "__main__"} <= set(FLOORS)
+    assert units - {"__init__"} <= set(FLOORS)
 
 
 def test_nothing_imports_from_a_floor_above() -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -31,11 +31,10 @@ from ivl.model.rotary import Rotary
 from ivl.prompt.template import Message, render, user_message
 from ivl.prompt.tiles import tile_grid
 from tests.model.test_awq import MATRICES, quantize_directory
-from training.pages import Page, make_page
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 DEMO = Path(ivl.__file__).parent / "assets" / "demo"
-NUM_PAGES = 12
+SAMPLES = Path(__file__).parents[2] / "samples"
 
 
 @pytest.fixture(scope="module")
@@ -49,12 +48,16 @@ def demo_awq(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@dataclass(frozen=True)
+class Page:
+    image: Image.Image
+    text: str
+
+
 def held_out_pages() -> list[Page]:
-    """Pages that neither training nor calibration has seen."""
-    return [
-        make_page(np.random.default_rng([987, i]), split="eval", max_lines=9)
-        for i in range(NUM_PAGES)
-    ]
+    """Pages with their true texts that calibration has not seen."""
+    texts = sorted(SAMPLES.glob("*.txt"))
+    return [Page(Image.open(t.with_suffix(".png")), t.read_text("utf-8").strip()) for t in texts]
 
 
 @torch.inference_mode()
@@ -80,6 +83,7 @@ def log_probabilities(directory: Path, pages: list[Page]) -> Tensor:
 
 def test_reads_better_than_plain_rounding(demo_awq: Path, tmp_path: Path) -> None:
     pages = held_out_pages()
+    assert len(pages) >= 8
     quantize_directory(DEMO, tmp_path / "plain", tmp_path / "rounded", "llm_config")
     original = log_probabilities(DEMO, pages)
 

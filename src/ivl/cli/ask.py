@@ -53,7 +53,7 @@ def command(
     names, question = split_question(arguments)
     options = sampling.options()
     images = open_images(names)
-    status = Status(quiet=quiet)
+    status = Status(quiet=quiet, json=json)
     model = load_model(choice, status, drafting)
     sizes_px = [image.size for image in images]
     grids = choose_grids(sizes_px, model.config, max_tiles) if images else []

@@ -47,7 +47,7 @@ def command(
             raise ConfigError(f"{name} must be at least 1, not {value}.", "The default is good.")
     if image is not None:
         load_image(image)  # what is wrong with it is told before minutes of loading
-    status = Status(quiet=quiet)
+    status = Status(quiet=quiet, json=json)
     began = time.perf_counter()
     model = load_model(choice, status)
     load_s = time.perf_counter() - began

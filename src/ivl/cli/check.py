@@ -120,7 +120,8 @@ def command(
     from ivl.kernels.threads import use_threads
 
     use_threads(threads)
-    status = Status(quiet=quiet)
+    status = Status(quiet=quiet, json=json)
+    status.note_missing_kernels()
     if against is not None:
         loading = {"device": device, "dtype": dtype, "revision": revision, "offline": offline}
         asked = Against(model, against, data or (), max_tiles, not no_answers, loading, mmproj, how)

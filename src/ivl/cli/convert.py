@@ -57,7 +57,8 @@ def command(
     mmproj-NAME-TYPE.gguf, vision tower and projector. Memory for a few pieces of tensors is enough
     for any size. What an interruption leaves is gone on with by the same command.
     """
-    status = Status(quiet=quiet)
+    status = Status(quiet=quiet, json=json)
+    status.note_missing_kernels()
     from ivl.cli.conversion import Conversion, convert_directory, require_directory
 
     began = time.monotonic()

@@ -46,7 +46,7 @@ def command(
     importance matrix in llama.cpp's format, for `ivl convert`, `ivl quantize` and llama-quantize;
     it has the vision tower too.
     """
-    status = Status(quiet=quiet)
+    status = Status(quiet=quiet, json=json)
     if out.exists() and not force:
         raise ConfigError(f"{out} exists.", "--force replaces it; or choose another name.")
     if max_tokens < 16:

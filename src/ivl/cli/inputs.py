@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from ivl.cli.options import Drafting, ModelChoice
 from ivl.cli.terminal import Status
 from ivl.errors import RequestError
+from ivl.interrupts import interrupted_at_once
 from ivl.planner.threads import choose_threads
 from ivl.prompt.pixels import load_image
 
@@ -74,7 +75,8 @@ def load_model(choice: ModelChoice, status: Status, drafting: Drafting | None = 
     drafting = drafting or Drafting()
     status.show("starting")
     # Takes a second or two, and everything that can be wrong without it has been told by now.
-    from ivl import api
+    with interrupted_at_once():
+        from ivl import api
 
     status.clear()  # a download draws its own bar
     try:
@@ -98,6 +100,8 @@ def load_model(choice: ModelChoice, status: Status, drafting: Drafting | None = 
         )
     finally:
         status.clear()
+    if model.engine.model.device.type == "cpu":
+        status.note_missing_kernels()
     _note_places(model, status)
     return model
 

@@ -9,6 +9,7 @@ from typing import Any
 from ivl import __version__
 from ivl.planner.devices import available_memory_bytes
 from ivl.planner.threads import usable_cores
+from ivl.toolchain import advice
 
 
 def machine_facts(*, measure: bool = False) -> dict[str, Any]:
@@ -54,7 +55,7 @@ def _kernels() -> dict[str, Any]:
     threads = use_threads()
     module, wanted = cpu.loaded(), os.environ.get(cpu.ISA_VARIABLE)
     if module is None:
-        why = "the C++ extension is not there: install a C++ compiler, and ivl again"
+        why = advice()
     elif wanted:
         why = f"{cpu.ISA_VARIABLE} is {wanted}"
     else:

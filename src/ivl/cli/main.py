@@ -5,14 +5,15 @@ To add a command NAME, add its line to `COMMANDS` and write `ivl/cli/NAME.py` wi
 begins with the same line. That file is imported only when its command is run or its own help is
 asked for, so `ivl --help` stays quick whatever the commands import.
 
-Exit codes: 0 done; 2 something that the person can mend (an `IvlError`, or a wrong command line);
-130 interrupted by Ctrl-C; 1 the reader of our output went away (`ivl ... | head`), or a defect of
-ours, with its traceback.
+Exit codes: 0 done; 2 something that the person can mend (an `IvlError`, a wrong command line, a
+full disk); 130 interrupted by Ctrl-C; 1 the reader of our output went away (`ivl ... | head`), or a
+defect of ours, with its traceback.
 """
 
 from __future__ import annotations
 
 import difflib
+import errno
 import importlib
 import io
 import os
@@ -26,6 +27,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from ivl import __version__
 from ivl.errors import IvlError
+from ivl.interrupts import EXIT_INTERRUPTED, interrupted_at_once
 
 COMMANDS: dict[str, str] = {
     "ask": "Ask a question about images.",
@@ -44,7 +46,16 @@ COMMANDS: dict[str, str] = {
 
 EXIT_READER_GONE = 1
 EXIT_PERSON_CAN_MEND = 2
-EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+
+UNWRITABLE = {
+    errno.ENOSPC: "Free some space there, or write to another disk.",
+    errno.EDQUOT: "The quota of this user is used up there.",
+    errno.EFBIG: "That file system, or `ulimit -f`, takes no file so large.",
+    errno.EIO: "The disk or terminal behind it does not answer.",
+    errno.EROFS: "That file system can only be read.",
+    errno.EBADF: "It was closed before the program was started.",
+}
+"""Failures of writing that no code of ours can foresee, and what to do about them."""
 
 
 class Command(TyperCommand):
@@ -68,7 +79,8 @@ class LazyGroup(TyperGroup):
         if cmd_name not in COMMANDS:
             return None
         if cmd_name not in self.commands:
-            module = importlib.import_module(f"ivl.cli.{cmd_name}")
+            with interrupted_at_once():
+                module = importlib.import_module(f"ivl.cli.{cmd_name}")
             app = typer.Typer(add_completion=False, rich_markup_mode=None)
             app.command(cmd_name, cls=Command)(module.command)
             self.add_command(typer.main.get_command(app), cmd_name)
@@ -138,6 +150,12 @@ def run(args: Sequence[str]) -> int:
     except BrokenPipeError:
         _silence_stdout()
         return EXIT_READER_GONE
+    except OSError as error:
+        if error.errno not in UNWRITABLE:
+            raise
+        _silence_stdout()
+        where = f" to {error.filename}" if error.filename else ""
+        return _complain(f"Writing{where} failed: {error.strerror}.", UNWRITABLE[error.errno])
     if status == EXIT_INTERRUPTED:
         print(file=sys.stderr)  # the shell's prompt starts on a line of its own
     return status or 0
@@ -152,8 +170,12 @@ def _complain(message: str, hint: str) -> int:
 
 def _silence_stdout() -> None:
     """Point stdout at nothing, so that the interpreter's last flush cannot fail aloud."""
+    try:
+        number = sys.stdout.fileno()
+    except (OSError, ValueError):  # it is no file of the system's
+        return
     nothing = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nothing, sys.stdout.fileno())
+    os.dup2(nothing, number)
     os.close(nothing)
 
 
@@ -165,10 +187,18 @@ def main() -> NoReturn:
     """
     if not sys.warnoptions:
         warnings.simplefilter("ignore")
+    _open_what_was_closed()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
     sys.exit(run(sys.argv[1:]))
+
+
+def _open_what_was_closed() -> None:
+    """A program may be started with streams that are closed (`<&-`): Python has None for them."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
 
 
 if __name__ == "__main__":

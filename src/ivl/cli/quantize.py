@@ -61,7 +61,8 @@ def command(
     file. Every tensor gets the type that llama.cpp gives it in a file of that TYPE. With the type
     awq, IN and OUT are directories, and the decoder is quantized to AWQ's 4 bits.
     """
-    status = Status(quiet=quiet)
+    status = Status(quiet=quiet, json=json)
+    status.note_missing_kernels()
     chosen = _one_type(kind, option)
     began = time.monotonic()
     if chosen.lower() == "awq":

@@ -51,7 +51,7 @@ def command(
     cannot be read does not stop the others, and the exit code is 2.
     """
     options = sampling.options()
-    status = Status(quiet=quiet)
+    status = Status(quiet=quiet, json=json)
     opened = [_open(name) for name in files]
     num_pages = sum(len(pages) for pages in opened if not isinstance(pages, IvlError))
     report = Report(status, titled=len(files) > 1 or num_pages > 1, json=json, times=times)

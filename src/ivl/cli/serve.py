@@ -118,6 +118,7 @@ def command(*, serving: Serving, choice: ModelChoice) -> None:
         tls_key=serving.tls_key,
     )
     log_to_stderr(serving.log_level)
+    Status().note_missing_kernels()
     bound_free_memory()
     server.serve_models()
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from ivl.errors import IvlError
 from ivl.prompt.tiles import Grid, num_tiles_with_thumbnail
+from ivl.toolchain import advice
 
 if TYPE_CHECKING:
     from ivl.engine.answer import Answer
@@ -29,10 +30,14 @@ _CONTROLS = {code: None for code in (*range(32), *range(127, 160)) if chr(code) 
 
 
 class Status:
-    """One line on stderr that says what is going on, and disappears when it is done."""
+    """One line on stderr that says what is going on, and disappears when it is done.
 
-    def __init__(self, *, quiet: bool = False) -> None:
-        self.quiet = quiet
+    quiet: neither that nor notes. json: what is printed is for a program, and nobody may be there
+    to read what could be better about this machine.
+    """
+
+    def __init__(self, *, quiet: bool = False, json: bool = False) -> None:
+        self.quiet, self.json = quiet, json
         self.is_seen = not quiet and sys.stderr.isatty()
         self._shown = False
         self._drawn_at = 0.0
@@ -86,6 +91,13 @@ class Status:
         self.clear()
         if not self.quiet:
             print(text, file=sys.stderr)
+
+    def note_missing_kernels(self) -> None:
+        """Says, before a processor computes for long, that it could be done faster, and how."""
+        from ivl.kernels import cpu
+
+        if not self.json and not cpu.is_built():
+            self.note(f"note: {advice()}")
 
 
 def print_answer(generation: Generation, status: Status) -> Answer:

@@ -14,6 +14,7 @@ import torch
 
 from ivl.errors import ConfigError
 from ivl.kernels.threads import join_pool_of_torch
+from ivl.toolchain import advice
 
 try:
     from ivl.kernels import _cpu as _extension
@@ -24,6 +25,11 @@ INTERFACE = 3
 """Of the extension that these sources go with; see `csrc/module.cpp`."""
 ISA_VARIABLE = "IVL_ISA"
 REFERENCE = "reference"
+
+
+def is_built() -> bool:
+    """Whether ivl was installed with the extension."""
+    return _extension is not None
 
 
 @functools.cache
@@ -51,8 +57,7 @@ def extension() -> ModuleType | None:
     if _extension is None:
         if wanted:
             raise ConfigError(
-                f"{ISA_VARIABLE} is {wanted!r}, but ivl was installed without its C++ extension.",
-                "Install a C++ compiler and install ivl again, or set it to reference.",
+                f"{ISA_VARIABLE} is {wanted!r}, but {advice()}", "Or set it to reference."
             )
         return None
     module = loaded()

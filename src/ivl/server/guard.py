@@ -116,7 +116,7 @@ class _BoundedBody:
         left_s = self._until - time.monotonic()
         try:
             message = await asyncio.wait_for(self._receive(), max(left_s, 0.001))
-        except asyncio.TimeoutError:
+        except TimeoutError:
             limit = self._settings.body_timeout_s
             raise ApiError(408, f"The body did not arrive within {limit:g} s.") from None
         if message["type"] == "http.request":
@@ -140,7 +140,7 @@ async def _swallow(receive: Receive, headers: Headers, settings: ServerSettings)
     while most > 0:
         try:
             message = await asyncio.wait_for(receive(), max(until - time.monotonic(), 0.001))
-        except asyncio.TimeoutError:
+        except TimeoutError:
             return
         if message["type"] != "http.request" or not message.get("more_body", False):
             return

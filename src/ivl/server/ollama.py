@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import AsyncIterator
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -242,9 +242,9 @@ def _ns(seconds: float) -> int:
 
 
 def _time(seconds: float | None = None) -> str:
-    moment = datetime.now(timezone.utc)
+    moment = datetime.now(UTC)
     if seconds is not None:
-        moment = datetime.fromtimestamp(seconds, timezone.utc)
+        moment = datetime.fromtimestamp(seconds, UTC)
     return moment.isoformat().replace("+00:00", "Z")
 
 

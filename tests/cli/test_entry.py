@@ -1,0 +1,80 @@
+"""The program from its first moment to its last: Ctrl-C, full disks, closed streams."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+IVL = [sys.executable, "-m", "ivl"]
+FULL = Path("/dev/full")
+
+
+def test_the_package_can_be_run() -> None:
+    done = subprocess.run([*IVL, "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("ivl ")
+
+
+@pytest.mark.parametrize("module", ["ivl.cli.main", "ivl.api"])
+def test_ctrl_c_during_an_import_ends_without_a_traceback(module: str) -> None:
+    """The module is interrupted in its middle, by the place where it is found."""
+    program = f"""
+import importlib.abc, os, signal, sys
+class Interrupting(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name == {module!r}:
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Interrupting())
+sys.argv = ["ivl", "ask", "hello", "--max-tokens", "1"]
+from ivl.__main__ import main
+main()
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 130
+    assert done.stderr.strip() == ""
+    assert done.stdout == ""
+
+
+def test_ctrl_c_while_it_answers(tiny_model_dir: Path) -> None:
+    command = [*IVL, "ask", "hello", "--model", str(tiny_model_dir), "--context", "512"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None
+    os.read(process.stdout.fileno(), 1)  # the first letter of the answer
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert b"Traceback" not in err
+
+
+@pytest.mark.skipif(not FULL.exists(), reason="there is no /dev/full here")
+@pytest.mark.parametrize("command", [["plan", "8b"], ["info", "demo"], ["--help"]])
+def test_a_full_disk_is_said_in_words(command: list[str]) -> None:
+    with FULL.open("w") as full:
+        done = subprocess.run([*IVL, *command], stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 2
+    first, hint = done.stderr.strip().splitlines()
+    assert first == "error: Writing failed: No space left on device."
+    assert hint.startswith("hint: ")
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-"])
+def test_streams_may_be_closed(closed: str) -> None:
+    command = f"exec {sys.executable} -m ivl plan 8b --device cpu {closed}"
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True)
+    assert done.returncode == 0
+    assert "Traceback" not in done.stderr
+
+
+def test_a_reader_that_goes_away_is_no_error() -> None:
+    process = subprocess.Popen([*IVL, "plan", "8b"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None
+    process.stdout.close()
+    time.sleep(0)
+    assert process.stderr is not None
+    assert process.stderr.read() == b""
+    assert process.wait(timeout=60) == 1
