@@ -52,6 +52,8 @@ LAZY_DOOR = PACKAGE / "__init__.py"
 WITHOUT_TORCH = ("prompt", "planner", "quant")
 MAX_FILE_LINES = 700
 MAX_FUNCTION_LINES = 80
+CONTAINMENT = PACKAGE / "engine" / "containment.py"
+"""Catches everything: there a failure of one request is kept from the others, and written down."""
 NAMES_WITHOUT_A_SUBJECT = {"utils.py", "helpers.py", "common.py"}
 
 IMPORTED_AS = {"pillow": "PIL", "prometheus-client": "prometheus_client"}
@@ -278,6 +280,7 @@ def test_no_failure_is_swallowed_unnamed() -> None:
     found = [
         f"{path.relative_to(ROOT)}:{node.lineno}"
         for path in package_files()
+        if path != CONTAINMENT
         for node in ast.walk(ast.parse(path.read_text("utf-8")))
         if isinstance(node, ast.ExceptHandler) and catches_everything(node)
     ]

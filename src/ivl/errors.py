@@ -40,3 +40,11 @@ class RequestError(IvlError):
 
 class BusyError(IvlError):
     """More is asked for at once than the limits allow; the same may be had later."""
+
+
+class UnavailableError(IvlError):
+    """What would answer is stopping, or has failed; another try needs it to be there again."""
+
+
+class NonFiniteError(IvlError):
+    """The model has computed numbers that are not finite, from which nothing can be chosen."""

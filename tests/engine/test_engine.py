@@ -121,6 +121,32 @@ def test_an_interrupted_answer_can_be_followed_by_another_question(model: Any) -
     assert len(follow.tokens) == 8
 
 
+def test_two_answers_of_one_conversation_do_not_mix(model: Any) -> None:
+    """The second is refused, and the conversation goes on as if it had not been asked for."""
+    talk, alone = model.conversation(), model.conversation()
+    first = talk.ask("One", options=options())
+    pieces = iter(first)
+    begun = next(pieces)
+    with pytest.raises(RequestError, match="has begun"):
+        talk.ask("Two", options=options())
+    text = begun + "".join(pieces)
+    assert text == alone.ask("One", options=options()).result().text
+
+    early, late = talk.ask("Two", options=options()), talk.ask("Three", options=options())
+    assert early.result().tokens == alone.ask("Two", options=options()).result().tokens
+    with pytest.raises(RequestError, match="has begun"):
+        late.result()
+    again = talk.ask("Three", options=options()).result()
+    assert again.tokens == alone.ask("Three", options=options()).result().tokens
+
+
+def test_a_history_starts_a_conversation(model: Any) -> None:
+    talk = model.conversation()
+    talk.ask("One", options=options()).result()
+    with pytest.raises(RequestError, match="begun already"):
+        talk.resume([user_message("Two")])
+
+
 def test_streamed_pieces_are_the_answer(model: Any) -> None:
     generation = model.stream("Say something.", max_tokens=12)
     assert "".join(generation) == generation.answer.text

@@ -9,7 +9,7 @@ import torch
 from transformers import generation
 
 from ivl.engine.options import GenerationOptions
-from ivl.engine.sampling import Sampler
+from ivl.engine.sampling import Sampler, are_finite
 from ivl.errors import RequestError
 
 LOGITS = torch.tensor([2.0, 1.0, 0.5, 0.0, -1.0, -3.0])
@@ -36,8 +36,38 @@ def test_temperature_gives_the_softmax_distribution() -> None:
         assert counts[token] / 20000 == pytest.approx(probability, abs=0.015)
 
 
-def test_a_tiny_temperature_is_greedy_and_finite() -> None:
-    assert draw(50, temperature=1e-30) == {0: 50}
+@pytest.mark.parametrize("temperature", [1e-30, 1e-46, 1e-100, 5e-324])
+def test_a_tiny_temperature_is_greedy_and_finite(temperature: float) -> None:
+    """Below 1e-45 it is no number of float32, in which the logits are."""
+    assert draw(50, temperature=temperature) == {0: 50}
+
+
+@pytest.mark.parametrize("temperature", [1e38, 1e300])
+def test_a_huge_temperature_draws_all_alike(temperature: float) -> None:
+    counts = draw(3000, temperature=temperature)
+    assert min(counts[token] for token in range(6)) > 300
+
+
+@pytest.mark.parametrize("penalty", [1e-300, 1e-40, 1e40, 1e300])
+@pytest.mark.parametrize("temperature", [0.0, 1e-46, 1.0])
+def test_penalties_beyond_float32_leave_numbers(penalty: float, temperature: float) -> None:
+    """A token that was seen becomes all but certain, or all but impossible; one that a grammar has
+    forbidden stays so."""
+    options = GenerationOptions(repetition_penalty=penalty, temperature=temperature, seed=1)
+    logits = torch.tensor([2.0, 0.0, -1.0, -torch.inf])
+    sampler = Sampler(options, [0, 1, 2, 3])
+    chosen = {sampler.choose(logits) for _ in range(50)}
+    assert 3 not in chosen
+    assert 0 in chosen if penalty < 1 else chosen <= {0, 1, 2}
+    sampler = Sampler(options, [0])
+    assert sampler.choose(logits) == 0 if penalty < 1 else sampler.choose(logits) in (0, 1, 2)
+
+
+def test_what_is_not_finite_is_seen() -> None:
+    rows = torch.zeros(5, 1000)
+    rows[1, 7], rows[2, 999], rows[3, 0] = torch.nan, torch.inf, -torch.inf
+    rows[4] = 1e30
+    assert are_finite(rows).tolist() == [True, False, False, False, True]
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from ivl.calibrate.samples import Sample
 from ivl.config import ModelConfig
 from ivl.engine.request import TokenizedPrompt, prepare_images, tokenize
 from ivl.errors import RequestError
-from ivl.prompt.template import Text, render
+from ivl.prompt.template import Text, get_template, render
 from ivl.prompt.tokenizer import Tokenizer
 
 DEFAULT_MAX_TOKENS = 2048
@@ -83,7 +83,7 @@ def _of_conversation(
         tiles, tiles_per_image = prepare_images(sample.images, config, budget)
     prompt = render(
         sample.messages,
-        template=config.template,
+        template=get_template(config.template, config.system),
         tiles_per_image=tiles_per_image,
         tokens_per_tile=config.tokens_per_tile if config.vision else 0,
         add_generation_prompt=sample.messages[-1].role == "user",

@@ -84,7 +84,7 @@ def record_reference(
     from ivl.evaluate.record import record, require_transformers, write_reference
     from ivl.planner.devices import available_memory_bytes
     from ivl.planner.memory import check_fits
-    from ivl.prompt.template import IMG_CONTEXT, render, user_message
+    from ivl.prompt.template import IMG_CONTEXT, get_template, render, user_message
 
     require_transformers()
     if out.exists():
@@ -105,7 +105,7 @@ def record_reference(
         tiles = torch.from_numpy(cut)
     prompt = render(
         [user_message(question, 1)],
-        template=config.template,
+        template=get_template(config.template, config.system),
         tiles_per_image=[len(tiles)],
         tokens_per_tile=config.tokens_per_tile,
     )

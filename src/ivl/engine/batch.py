@@ -14,25 +14,33 @@ import logging
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from ivl.engine.batch_request import BatchRequest, Listener
 from ivl.engine.blocks import BlockPool
+from ivl.engine.containment import Failure, attempt, contained
 from ivl.engine.engine import LESS_VISION, Engine
 from ivl.engine.running import RunningRequest
+from ivl.engine.sampling import are_finite, not_finite
 from ivl.engine.scheduler import Chunk, Plan, Scheduler, StepLimits
 from ivl.engine.sequence import Sequence
 from ivl.engine.vision_cache import VisionCache
-from ivl.errors import BusyError, CapacityError, ConfigError, RequestError
+from ivl.errors import BusyError, CapacityError, ConfigError, UnavailableError
 from ivl.model.cache import BLOCK_TOKENS, num_blocks_for
 from ivl.model.out_of_memory import capacity_error
 
 log = logging.getLogger("ivl.engine")
 
 UNBOUNDED = 1 << 60
+
+Work = TypeVar("Work")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,7 +106,11 @@ class Ticket:
 
 
 class BatchEngine:
-    """Answers many requests with one model, whose weights it shares with `engine`."""
+    """Answers many requests with one model, whose weights it shares with `engine`.
+
+    A failure ends the request that it belongs to. One that belongs to none, or that is the device's
+    own, ends the engine: `failure` has it, and every request its ending.
+    """
 
     def __init__(self, engine: Engine, limits: BatchLimits) -> None:
         """ConfigError for limits that cannot be; CapacityError when memory is too small."""
@@ -116,11 +128,13 @@ class BatchEngine:
             self._store = self.model.new_store(num_blocks)
             self._store.reserve()
         self._vision = VisionCache(limits.vision_cache_bytes)
+        # No bound method: in a circle of references a closed engine would keep its memory.
         self._scheduler = Scheduler(
             BlockPool(num_blocks),
             limits.step_limits(self.model.device),
-            lambda digest: digest in self._vision,
+            self._vision.__contains__,
         )
+        self.failure: BaseException | None = None
         self._requests: dict[Sequence, RunningRequest] = {}
         self._changed = threading.Condition()
         self._inbox: deque[RunningRequest] = deque()
@@ -143,8 +157,8 @@ class BatchEngine:
         return min(self.engine.context, self._store.num_blocks * BLOCK_TOKENS)
 
     def submit(self, request: BatchRequest, listener: Listener) -> Ticket:
-        """BusyError when too many wait already, or when the engine is being closed;
-        CapacityError when the request alone is larger than the store."""
+        """BusyError when too many wait already; UnavailableError when the engine is being closed,
+        or has failed; CapacityError when the request alone is larger than the store."""
         return self.submit_all([request], [listener])[0]
 
     def submit_all(self, requests: list[BatchRequest], listeners: list[Listener]) -> list[Ticket]:
@@ -157,6 +171,7 @@ class BatchEngine:
                 self.engine.stop_ids,
                 self._num_shareable(len(request.prompt)),
                 self._num_alike,
+                self._forget,
             )
             for request, listener in zip(requests, listeners, strict=True)
         ]
@@ -168,7 +183,7 @@ class BatchEngine:
             )
         with self._changed:
             if not self.is_alive:
-                raise BusyError("The server is stopping.", "Ask again when it is back.")
+                raise self._unavailable()
             limit = self.limits.max_sequences + self.limits.max_queued
             if self._num_open + len(running) > limit:
                 raise BusyError(
@@ -235,11 +250,17 @@ class BatchEngine:
                 began = time.perf_counter()
                 self._step(self._scheduler.plan())
                 self._busy_s += time.perf_counter() - began
-        except BaseException:
+        except BaseException as error:
+            self.failure = error
             log.exception("the engine has failed, and takes no more requests")
             raise
         finally:
             self._end_all()
+
+    def _unavailable(self) -> UnavailableError:
+        if self.failure is None:
+            return UnavailableError("The server is stopping.", "Ask again when it is back.")
+        return UnavailableError("The engine has failed; the server's log says why.")
 
     def _take(self) -> bool:
         """Waits for work and takes what has come; False when it is time to stop."""
@@ -253,8 +274,7 @@ class BatchEngine:
             self._requests[running.sequence] = running
             self._scheduler.add(running.sequence)
         for running in aborted:
-            running.end("cancelled")
-            self._forget(running)
+            self._cancel(running)
         if self._stopping:
             return False
         return bool(self._requests) or not self._closing
@@ -266,11 +286,14 @@ class BatchEngine:
             left = [*self._requests.values(), *self._inbox]
             self._inbox.clear()
         for running in left:
-            if self._stopping:
-                running.end("cancelled")
+            if self.failure is None:
+                self._cancel(running)
             else:
-                running.fail(None)
-            self._forget(running)
+                running.fail(self._unavailable())
+
+    def _cancel(self, running: RunningRequest) -> None:
+        with contained(running.fail, "it was ended"):
+            running.end("cancelled")
 
     def _forget(self, running: RunningRequest) -> None:
         known = self._requests.pop(running.sequence, None) is not None
@@ -287,21 +310,49 @@ class BatchEngine:
         if not plan:
             return
         self._counts["steps"] += 1
-        try:
-            self._encode(plan.tiles)
-        except CapacityError as error:
-            self._fail([sequence for sequence, _ in plan.tiles], error)
-            return
-        try:
-            logits = self._read(plan.chunks)
-        except CapacityError as error:
-            self._fail(_to_give_up(plan.chunks), error)
-            return
-        self._count(plan.chunks)
-        chosen = self._scheduler.computed(plan)
-        for chunk in plan.chunks:
+        tiles: dict[Sequence, list[tuple[Sequence, int]]] = {}
+        for tile in plan.tiles:
+            tiles.setdefault(tile[0], []).append(tile)
+        self._compute(tiles, self._encode, "encoding an image")
+        # Those whose images failed are gone, and nothing of theirs is read.
+        chunks = {c.sequence: [c] for c in plan.chunks if c.sequence in self._requests}
+        logits = self._compute(chunks, self._read, "reading")
+        done = Plan(
+            [tile for tile in plan.tiles if tile[0] in self._requests],
+            [chunk for chunk in plan.chunks if chunk.sequence in self._requests],
+        )
+        self._count(done.chunks)
+        chosen = self._scheduler.computed(done)
+        for chunk in done.chunks:
             self._requests[chunk.sequence].forget_features()
         self._choose(chosen, logits)
+
+    def _compute(
+        self,
+        work: dict[Sequence, list[Work]],
+        compute: Callable[[list[Work]], Result],
+        doing: str,
+    ) -> list[Result]:
+        """The results of the work of several sequences, computed together, in their order.
+
+        Where that fails each is computed alone, so that the failure ends only those that fail then
+        too. What was computed before the failure is computed again, to the same places.
+        """
+        if not work:
+            return []
+        together = attempt(lambda: compute([item for items in work.values() for item in items]))
+        if not isinstance(together, Failure):
+            return [together.result]
+        if len(work) > 1:
+            log.warning("%s failed for %d requests together: %r", doing, len(work), together.error)
+        results = []
+        for sequence, items in work.items():
+            alone = together if len(work) == 1 else attempt(partial(compute, items))
+            if isinstance(alone, Failure):
+                alone.end(self._requests[sequence].fail, doing)
+            else:
+                results.append(alone.result)
+        return results
 
     def _encode(self, tiles: list[tuple[Sequence, int]]) -> None:
         """Gives the requests the features of their tiles, each encoded once."""
@@ -328,10 +379,8 @@ class BatchEngine:
         self._counts["tiles"] += len(new)
         self._counts["known"] += len(tiles) - len(new)
 
-    def _read(self, chunks: list[Chunk]) -> Tensor | None:
+    def _read(self, chunks: list[Chunk]) -> Tensor:
         """Reads the chunks; float32 logits (chosen, vocab) of those that choose."""
-        if not chunks:
-            return None
         ids, is_image, features, segments = [], [], [], []
         for chunk in chunks:
             sequence, running = chunk.sequence, self._requests[chunk.sequence]
@@ -351,24 +400,18 @@ class BatchEngine:
             num_logits = [int(chunk.chooses) for chunk in chunks]
             return self.model.extend(x[0], segments, num_logits)
 
-    def _choose(self, chosen: list[Sequence], logits: Tensor | None) -> None:
+    def _choose(self, chosen: list[Sequence], logits: list[Tensor]) -> None:
+        """The next token of each of these, whose rows `logits` has in their order."""
         if not chosen:
             return
-        assert logits is not None
-        likeliest = logits.argmax(-1).tolist()
-        for sequence, row, token in zip(chosen, logits, likeliest, strict=True):
+        rows = logits[0] if len(logits) == 1 else torch.cat(logits)
+        likeliest, finite = rows.argmax(-1).tolist(), are_finite(rows).tolist()
+        for index, sequence in enumerate(chosen):
             running = self._requests[sequence]
-            try:
-                running.choose(row, token)
-            except RequestError as error:
-                running.fail(error)
-            if running.has_ended:
-                self._forget(running)
-
-    def _fail(self, sequences: list[Sequence], error: CapacityError) -> None:
-        for running in {self._requests[sequence]: None for sequence in sequences}:
-            running.fail(error)
-            self._forget(running)
+            with contained(running.fail, "its next token was chosen"):
+                if not finite[index]:
+                    raise not_finite(self.model.dtype, running.num_tokens)
+                running.choose(rows[index], likeliest[index])
 
     def _count(self, chunks: list[Chunk]) -> None:
         counts = self._counts
@@ -389,9 +432,3 @@ class BatchEngine:
     def _num_shareable(self, num_prompt_tokens: int) -> int:
         """Keys beyond the trained length depend on the length of the whole prompt there."""
         return self._num_alike if num_prompt_tokens <= self._num_alike else 0
-
-
-def _to_give_up(chunks: list[Chunk]) -> list[Sequence]:
-    """Whom to disappoint when memory runs out: those who read, so that the others go on."""
-    reading = [chunk.sequence for chunk in chunks if not chunk.sequence.is_writing]
-    return reading or [chunk.sequence for chunk in chunks]

@@ -25,10 +25,10 @@ from ivl.engine.request import (
     prepare_images,
     tokenize,
 )
-from ivl.engine.sampling import Sampler
+from ivl.engine.sampling import Sampler, are_finite, not_finite
 from ivl.engine.speculation import Draft, Drafter, Speculation, check_draft, verify
 from ivl.engine.stopping import StopText
-from ivl.errors import ConfigError
+from ivl.errors import ConfigError, RequestError
 from ivl.model.cache import KVCache, Segment
 from ivl.model.internvl import InternVL
 from ivl.model.out_of_memory import capacity_error
@@ -47,6 +47,10 @@ from ivl.prompt.tokenizer import StreamDecoder, Tokenizer, require_image_tokens
 PREFILL_CHUNK = 512
 LESS_VISION = "Load the model with a smaller vision_batch, or give fewer tiles."
 LESS_CONTEXT = "Load the model with a smaller context, or give fewer tiles."
+STILL_WRITING = RequestError(
+    "Another answer of this conversation has begun.",
+    "Take it to its end, or close() it, and ask then; two at once need two conversations.",
+)
 
 
 class Engine:
@@ -123,8 +127,13 @@ class Conversation:
         self._cache: KVCache | None = None
         self._ids: list[int] = []  # what the cache holds
         self._pending: list[int] = []  # shown, but not yet read back: the last token of an answer
+        self._num_begun = 0  # answers; one that was asked for before another began is out of date
+        self._is_writing = False
         speculation = engine.speculation
-        self._drafter: Drafter | None = speculation.new_drafter(engine) if speculation else None
+        self._drafter: Drafter | None = None
+        if speculation is not None:
+            with capacity_error("reserving the cache of the draft model", LESS_CONTEXT):
+                self._drafter = speculation.new_drafter(engine)
 
     @property
     def num_tokens(self) -> int:
@@ -155,8 +164,12 @@ class Conversation:
         max_tiles: MaxTiles = None,
         options: GenerationOptions | None = None,
     ) -> Generation:
-        """Starts from a whole history, whose last message is the user's."""
-        assert not self._cache, "resume() begins a conversation"
+        """Starts from a whole history, whose last message is the user's. RequestError when
+        something has been asked already."""
+        if self._num_begun:
+            raise RequestError(
+                "This conversation has begun already.", "A history starts a new conversation."
+            )
         return self._submit(messages, images, max_tiles, options)
 
     def _submit(
@@ -167,6 +180,8 @@ class Conversation:
         options: GenerationOptions | None,
     ) -> Generation:
         engine = self.engine
+        if self._is_writing:
+            raise STILL_WRITING
         tiles, tiles_per_image = prepare_images(images, engine.config, max_tiles)
         prompt = self._render(messages, tiles_per_image)
         tokens = tokenize(prompt, engine.tokenizer, bos=self._cache is None, after=self._pending)
@@ -222,7 +237,7 @@ class Generation:
         self._tokens: list[int] = []
         self._encode_s = self._prefill_s = self._decode_s = 0.0
         self._num_guessed = self._num_kept = 0
-        self._cached = conversation.num_tokens
+        self._cached, self._turn = conversation.num_tokens, conversation._num_begun
         self._pieces = self._run()
 
     def __iter__(self) -> Iterator[str]:
@@ -241,10 +256,14 @@ class Generation:
 
     def _run(self) -> Generator[str, None, None]:
         engine, talk = self._conversation.engine, self._conversation
+        if talk._num_begun != self._turn:
+            raise STILL_WRITING
         decoder, text = StreamDecoder(engine.tokenizer), StopText(self._options.stop)
         if talk._cache is None:
-            talk._cache = engine.model.new_cache(engine.context)
+            with capacity_error("reserving the key/value cache", LESS_CONTEXT):
+                talk._cache = engine.model.new_cache(engine.context)
         start = self._cached
+        talk._num_begun, talk._is_writing = talk._num_begun + 1, True
         try:
             logits = self._prefill(talk._cache)
             start = talk._cache.length
@@ -254,6 +273,7 @@ class Generation:
             if piece := text.push(decoder.finish()) + text.finish():
                 yield piece
         finally:
+            talk._is_writing = False
             self._settle(talk, start, text)
 
     @torch.inference_mode()
@@ -267,15 +287,16 @@ class Generation:
                 features = engine.model.encode_tiles(tiles, engine.vision_batch)
             self._encode_s, began = _elapsed(engine.model.device, began)
         device = engine.model.device
-        ids = torch.tensor(self._prompt.ids, device=device)
-        is_image = torch.tensor(self._prompt.is_image, device=device)
-        x = engine.model.embed(ids, is_image, features)
         before = cache.length
         try:
             with capacity_error("reading the question", LESS_CONTEXT):
+                ids = torch.tensor(self._prompt.ids, device=device)
+                is_image = torch.tensor(self._prompt.is_image, device=device)
+                x = engine.model.embed(ids, is_image, features)
                 if (drafter := self._conversation._drafter) is not None:
                     drafter.begin(self._conversation._ids, self._prompt, self._tiles)
                 logits = engine.model.prefill(x, cache, chunk_tokens=engine.prefill_chunk)
+            self._check(logits)
         except BaseException:
             cache.truncate(before)
             raise
@@ -308,25 +329,30 @@ class Generation:
         yield sampler.choose(logits)
         while True:
             began, last = time.perf_counter(), self._tokens[-1]
-            draft = self._guess(sampler, cache)
-            if not draft.tokens:
-                with torch.inference_mode():
+            with torch.inference_mode(), capacity_error("writing the answer", LESS_CONTEXT):
+                draft = self._guess(sampler, cache)
+                before, count = cache.length, 1 + len(draft.tokens)
+                if draft.tokens:
+                    ids = torch.tensor([last, *draft.tokens], device=model.device)
+                    segment = Segment(cache, count)
+                    logits = model.extend(model.decoder.embed(ids), [segment], [count])
+                else:
                     logits = model.step(last, cache)
-                token = sampler.choose(logits)
-                self._decode_s += time.perf_counter() - began
-                yield token
-                continue
-            before, count = cache.length, 1 + len(draft.tokens)
-            with torch.inference_mode():
-                ids = torch.tensor([last, *draft.tokens], device=model.device)
-                segment = Segment(cache, count)
-                logits = model.extend(model.decoder.embed(ids), [segment], [count])
-            written = list(verify(sampler, logits, draft))
-            cache.truncate(before + len(written))
-            self._num_guessed += len(draft.tokens)
-            self._num_kept += len(written) - 1
+            self._check(logits)
+            if draft.tokens:
+                written = list(verify(sampler, logits, draft))
+                cache.truncate(before + len(written))
+                self._num_guessed += len(draft.tokens)
+                self._num_kept += len(written) - 1
+            else:
+                written = [sampler.choose(logits)]
             self._decode_s += time.perf_counter() - began
             yield from written
+
+    def _check(self, logits: Tensor) -> None:
+        """NonFiniteError for logits (..., vocab) that are no numbers."""
+        if not bool(are_finite(logits).all()):
+            raise not_finite(self._conversation.engine.model.dtype, len(self._tokens))
 
     def _guess(self, sampler: Sampler, cache: KVCache) -> Draft:
         """What is guessed to follow, as far as there is room for an answer."""

@@ -56,7 +56,7 @@ def _question(
             else "Give it .txt files, or questions without images.",
         )
     tiles, tiles_per_image = prepare_images(images, config, max_tiles)
-    template = get_template(config.template)
+    template = get_template(config.template, config.system)
     prompt = render(
         [user_message(sample.question, len(images))],
         template=template,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from ivl.engine.batch_request import (
     Listener,
     Piece,
 )
+from ivl.engine.containment import contained
 from ivl.engine.sampling import Sampler
 from ivl.engine.sequence import Sequence
 from ivl.engine.stopping import StopText
@@ -36,8 +38,11 @@ class RunningRequest:
         stop_ids: frozenset[int],
         num_shareable: int,
         num_alike: int,
+        release: Callable[[RunningRequest], None],
     ) -> None:
-        """`num_shareable` and `num_alike`: as of `Sequence`."""
+        """`num_shareable` and `num_alike`: as of `Sequence`. `release` is called once, before the
+        listener hears of the ending: who asks again then finds room."""
+        self._release = release
         self.request, self.listener, self.stop_ids = request, listener, stop_ids
         self.sequence = Sequence(
             ids=list(request.prompt.ids),
@@ -55,11 +60,16 @@ class RunningRequest:
         self._text = StopText(request.options.stop)
         self._cache: KVCache | None = None
         self._unsent: list[tuple[ChosenToken, int]] = []
-        """Tokens whose text is held back, and how many characters there were after each."""
+        """Tokens whose text is not decided, and how many characters there were after each."""
         self._num_characters = 0
         self._num_tokens = 0
         self._submitted = self._admitted = self._first_token = time.perf_counter()
         self._seen_admitted = False
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of the answer so far."""
+        return self._num_tokens
 
     @property
     def is_plainly_greedy(self) -> bool:
@@ -128,31 +138,30 @@ class RunningRequest:
         """Sends what was held back, and the ending."""
         if self.has_ended:
             return
-        self.has_ended = True
         rest = self._text.push(self._decoder.finish()) + self._text.finish()
         # What a stop string cut off is not part of the answer, and nor are its tokens.
-        said = len(self._text.text) if self._text.stopped else self._num_characters
-        tokens = tuple(token for token, until in self._unsent if until <= said)
+        tokens = self._take(self._text.num_settled)
         if rest or tokens:
             self.listener(Piece(rest, tokens))
-        self.listener(Ended("stop" if self._text.stopped else reason, self._timings()))
+        self._finish(Ended("stop" if self._text.stopped else reason, self._timings()))
 
     def fail(self, error: IvlError | None) -> None:
         """Ends without an answer; see `Failed`."""
         if not self.has_ended:
-            self.has_ended = True
-            self.listener(Failed(error))
+            self._finish(Failed(error))
+
+    def _finish(self, ending: Ended | Failed) -> None:
+        """The last event. A listener that cannot take it has no other to wait for."""
+        self.has_ended = True
+        self._release(self)
+        with contained(lambda _: None, "its ending was sent"):
+            self.listener(ending)
 
     def _send(self, text: str, token: ChosenToken) -> None:
         self._num_characters += len(text)
         self._unsent.append((token, self._num_characters))
         shown = self._text.push(text)
-        if self._text.stopped:
-            tokens = self._take(len(self._text.text))
-        elif self._text.num_held:
-            tokens = self._take(self._num_characters - self._text.num_held)
-        else:
-            tokens = self._take(self._num_characters)
+        tokens = self._take(self._text.num_settled)
         if shown or tokens:
             self.listener(Piece(shown, tokens))
 

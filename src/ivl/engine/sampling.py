@@ -8,8 +8,28 @@ import torch
 from torch import Tensor
 
 from ivl.engine.options import GenerationOptions
+from ivl.errors import NonFiniteError
 
 LIKELIEST = 256
+LARGEST, SMALLEST = torch.finfo(torch.float32).max, torch.finfo(torch.float32).tiny
+"""What float32 holds: beyond, a division has no number for its result."""
+
+
+def are_finite(logits: Tensor) -> Tensor:
+    """float32 logits (..., vocab) -> bool (...): whether all of them are numbers."""
+    return logits.sum(-1).isfinite()  # a sum keeps what is not, and needs no memory
+
+
+def not_finite(dtype: torch.dtype, num_tokens: int) -> NonFiniteError:
+    """The error of a model of this dtype, after so many tokens of an answer."""
+    after = f" after {num_tokens} tokens of the answer" if num_tokens else ""
+    hint = "`ivl check` says whether its files are damaged."
+    if dtype == torch.float16:
+        hint = f"Numbers of float16 end at 65504: load it with --dtype bfloat16. {hint}"
+    kind = str(dtype).removeprefix("torch.")
+    return NonFiniteError(
+        f"The model has computed, in {kind}, numbers that are not finite{after}.", hint
+    )
 
 
 class Sampler:
@@ -80,8 +100,9 @@ class Sampler:
     def _weights(self, logits: Tensor) -> Tensor:
         """`probabilities` of logits that are penalized, where they are."""
         options = self.options
-        # Divided before the softmax, and shifted so that a tiny temperature cannot overflow.
-        logits = (logits - logits.max()) / options.temperature
+        # Shifted first, so that the likeliest stays 0 whatever it is divided by; to 0 itself a
+        # temperature must not be rounded.
+        logits = (logits - logits.max()) / max(options.temperature, SMALLEST)
         if 0 < options.top_k < len(logits):
             logits[logits < logits.topk(options.top_k).values[-1]] = -torch.inf
         probabilities = logits.softmax(-1)
@@ -104,8 +125,10 @@ class Sampler:
         if repeats:
             ids = torch.tensor(sorted(self.seen), device=logits.device)
             values = logits[ids]
-            factor = options.repetition_penalty
-            logits[ids] = torch.where(values > 0, values / factor, values * factor)
+            factor = min(max(options.repetition_penalty, SMALLEST), LARGEST)
+            weighed = torch.where(values > 0, values / factor, values * factor)
+            # What a grammar has forbidden stays so.
+            logits[ids] = weighed.clamp(-LARGEST, LARGEST).where(values > -torch.inf, values)
         if counts:
             ids = torch.tensor(list(self.counts), device=logits.device)
             count = torch.tensor(list(self.counts.values()), device=logits.device)

@@ -161,7 +161,7 @@ class Decoder(nn.Module):
         if self.num_fused < len(self.layers):
             cos, sin = self.rotations(segments, x.dtype)
             if self.graphs is not None and self.graphs.takes(segments):
-                x = self.graphs.step(x, segments, cos, sin)
+                x = self.graphs.step(self._step, x, segments, cos, sin)
             else:
                 x = self._run(x[None], cos, sin, segments, self.num_fused)[0]
         for segment in segments:
@@ -176,7 +176,7 @@ class Decoder(nn.Module):
         if devices or self.norm.weight.device != device or not dispatch.runs_triton(device):
             return False
         self.graphs = StepGraphs(
-            self._step, hidden_size=self.config.hidden_size, head_dim=self.config.head_dim,
+            hidden_size=self.config.hidden_size, head_dim=self.config.head_dim,
             context=context, device=device, dtype=self.norm.weight.dtype, capture=capture,
         )  # fmt: skip
         return True

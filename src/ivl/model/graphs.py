@@ -30,11 +30,11 @@ class StepGraphs:
     """The graphs of one decoder, over the store that was used last."""
 
     def __init__(
-        self, run: Run, *, hidden_size: int, head_dim: int, context: int, device: torch.device,
+        self, *, hidden_size: int, head_dim: int, context: int, device: torch.device,
         dtype: torch.dtype, capture: Capture | None = None,
     ) -> None:  # fmt: skip
         """`context`: the most tokens of a sequence."""
-        self._run, self._context = run, context
+        self._context = context
         self._capture = capture or CudaCapture(device)
         largest = SIZES[-1]
         self._x = torch.zeros((largest, hidden_size), dtype=dtype, device=device)
@@ -58,9 +58,14 @@ class StepGraphs:
             and max(segment.end for segment in segments) <= self._context
         )
 
-    def step(self, x: Tensor, segments: Sequence[Segment], cos: Tensor, sin: Tensor) -> Tensor:
+    def step(
+        self, run: Run, x: Tensor, segments: Sequence[Segment], cos: Tensor, sin: Tensor
+    ) -> Tensor:
         """x (n, hidden), cos and sin (n, head_dim) -> hidden states (n, hidden) after the norm,
-        valid until the next step. Writes the cache, and does not advance it."""
+        valid until the next step. Writes the cache, and does not advance it.
+
+        `run` is what is recorded, the decoder's own. It is not kept: the two would hold each other.
+        """
         count = len(segments)
         size = next(size for size in SIZES if size >= count)
         batch = PagedBatch(segments, x.device)
@@ -74,17 +79,17 @@ class StepGraphs:
         if batch.store is not self._store:
             self._store, self._replays = batch.store, {}
         if size not in self._replays:
-            self._replays[size] = self._capture(lambda: self._compute(size))
+            self._replays[size] = self._capture(lambda: self._compute(run, size))
         self._replays[size]()
         return self._out[:count]
 
-    def _compute(self, size: int) -> None:
+    def _compute(self, run: Run, size: int) -> None:
         assert self._store is not None
         batch = PagedBatch.over(
             self._store, self._tables[:size], self._places[:size], self._numbers[:size],
             self._lengths[:size], self._context,
         )  # fmt: skip
-        found = self._run(self._x[:size], self._cos[:size], self._sin[:size], batch)
+        found = run(self._x[:size], self._cos[:size], self._sin[:size], batch)
         self._out[:size].copy_(found)
 
 

@@ -1,0 +1,78 @@
+"""Failures end the request that they belong to, and nobody else's answer.
+
+This is the one place where every exception is caught: whatever goes wrong while a request is
+computed, chosen for or written down becomes its ending, with an entry in the log. A fault of the
+device itself is let through, for after it nothing that the device computes can be trusted.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import torch
+
+from ivl.errors import IvlError
+
+log = logging.getLogger("ivl.engine")
+
+T = TypeVar("T")
+Fail = Callable[[IvlError | None], None]
+"""Ends a request without an answer: with an error that a person can mend, or None, a defect."""
+
+DEVICE_FAULTS = ("CUDA error", "CUBLAS_STATUS", "CUDNN_STATUS", "device-side assert", "MPS backend")
+"""What RuntimeErrors of torch's say when the device has failed; some have no class of their own."""
+
+
+def is_device_fault(error: BaseException) -> bool:
+    """Whether the device itself has failed. Memory that has run out is no such fault."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return False
+    accelerator = getattr(torch, "AcceleratorError", None)  # from torch 2.8 on
+    if accelerator is not None and isinstance(error, accelerator):
+        return True
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in DEVICE_FAULTS)
+
+
+@contextmanager
+def contained(fail: Fail, doing: str) -> Iterator[None]:
+    """Whatever is raised within it, but for a fault of the device, is handed to `fail`."""
+    try:
+        yield
+    except IvlError as error:
+        fail(error)
+    except Exception as error:
+        if is_device_fault(error):
+            raise
+        log.exception("a request has failed while %s", doing)
+        fail(None)
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """What an attempt has ended with."""
+
+    error: Exception
+
+    def end(self, fail: Fail, doing: str) -> None:
+        """Ends the request whose attempt it was, as `contained` does."""
+        with contained(fail, doing):
+            raise self.error
+
+
+@dataclass(frozen=True, slots=True)
+class Done(Generic[T]):
+    result: T
+
+
+def attempt(compute: Callable[[], T]) -> Done[T] | Failure:
+    """The result, or what was raised instead, but for a fault of the device."""
+    try:
+        return Done(compute())
+    except Exception as error:
+        if is_device_fault(error):
+            raise
+        return Failure(error)
