@@ -13,6 +13,12 @@ if TYPE_CHECKING:  # torch takes its time, and many tests here do without
     from ivl.api import Model
 
 
+@pytest.fixture(autouse=True)
+def kernels_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What commands say where they are missing is tested apart, in tests/test_toolchain.py."""
+    monkeypatch.setattr("ivl.cli.terminal.Status.note_missing_kernels", lambda self: None)
+
+
 @pytest.fixture
 def tiny(tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Makes the tiny model the one that commands use unless `--model` names another."""
