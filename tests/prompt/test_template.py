@@ -172,7 +172,6 @@ def test_an_unknown_template_names_the_nearest():
     [
         lambda: render([]),
         lambda: render([Message("user", "Hi"), Message("assistant", "Hello")]),
-        lambda: render([Message("user", "Hi"), Message("system", "Be brief.")]),
         lambda: render([Message("system", "a"), Message("user", "Hi")], system="b"),
         lambda: render([Message("system", "Only this.")]),
         lambda: render([user_message("?", 2)], tiles_per_image=[1]),
@@ -190,3 +189,20 @@ def test_conversations_that_do_not_fit_are_refused(call):
     with pytest.raises(RequestError) as caught:
         call()
     assert caught.value.hint
+
+
+def test_system_messages_are_joined_where_they_stand():
+    """Neighbours are one turn, one in the middle stays there, and the last may be one too."""
+    system, user = lambda text: Message("system", text), Message("user", "Hi")
+    answer = Message("assistant", "Hello")
+    shown = prompt_string(render([system("Be short."), system("Be exact."), user]))
+    expected = prompt_string(render([system("Be short.\n\nBe exact."), user]))
+    assert shown == expected
+    between = [user, answer, system("Now"), system("in German."), user]
+    shown = prompt_string(render([system("A"), *between]))
+    turn = "<|im_start|>system\nNow\n\nin German.<|im_end|>\n"
+    before, _, after = shown.partition(turn)
+    assert before == prompt_string(render([system("A"), user, answer], add_generation_prompt=False))
+    assert after == "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
+    shown = prompt_string(render([user, system("Be brief.")]))
+    assert shown.endswith("system\nBe brief.<|im_end|>\n<|im_start|>assistant\n")

@@ -17,7 +17,8 @@ import pytest
 from ivl.cli.main import run
 from ivl.engine.batch import BatchEngine, BatchLimits
 from ivl.errors import CapacityError, ConfigError
-from ivl.server.loading import stored_bytes
+from ivl.server.loading import stored_facts
+from ivl.server.ollama import parameter_size
 from ivl.server.run import make_server
 from ivl.server.settings import ServerSettings
 from tests.cli.test_serve import serving
@@ -114,14 +115,21 @@ def test_sizes_of_models_are_told_before_they_are_loaded(
     tiny: Any, tiny_model_dir: Path, tmp_path: Path
 ) -> None:
     weights = tiny_model_dir / "model.safetensors"
-    assert stored_bytes(str(tiny_model_dir), None, None) == weights.stat().st_size
-    assert stored_bytes(str(tmp_path / "none"), None, None) == 0
+    facts = stored_facts(str(tiny_model_dir), None, None)
+    assert facts is not None
+    assert facts.num_bytes == weights.stat().st_size
+    assert (facts.format, facts.kind) == ("safetensors", "F32")
+    assert facts.num_parameters == sum(p.numel() for p in tiny.engine.model.parameters())
+    assert stored_facts(str(tmp_path / "none"), None, None) is None
     room = Room(tiny)
     loaders = {"a": room.loader("a"), "b": room.loader("b")}
-    sizes = {"b": lambda: stored_bytes(str(tiny_model_dir), None, None)}
-    with served(loaders, sizes=sizes) as client:
+    stored = {"b": lambda: stored_facts(str(tiny_model_dir), None, None)}
+    with served(loaders, stored=stored) as client:
         models = {model["name"]: model for model in client.get("/api/tags").json()["models"]}
         assert models["b:latest"]["size"] == weights.stat().st_size
+        details = models["b:latest"]["details"]
+        assert details["parameter_size"] == parameter_size(facts.num_parameters)
+        assert (details["format"], details["quantization_level"]) == ("safetensors", "F32")
         assert "b" not in room.loads
 
 

@@ -16,6 +16,7 @@ from ivl.planner.threads import choose_threads
 
 if TYPE_CHECKING:
     from ivl.engine.batch import BatchEngine, BatchLimits
+    from ivl.server.hub import StoredFacts
 
 MIB = 1024**2
 LOG_LEVELS = ("debug", "info", "warning", "error")
@@ -68,6 +69,14 @@ class Serving:
         list[str] | None,
         Option(metavar="ORIGIN", help="Web pages of this origin may use it; may be repeated."),
     ] = None
+    allow_host: Annotated[
+        list[str] | None,
+        Option(
+            metavar="NAME",
+            help="Name by which clients call a server without a key; addresses, names without a "
+            "dot and .local need none; may be repeated.",
+        ),
+    ] = None
     tls_cert: Annotated[Path | None, Option(metavar="FILE", help="Certificate for https.")] = None
     tls_key: Annotated[Path | None, Option(metavar="FILE", help="Its private key.")] = None
     drain: Annotated[
@@ -102,6 +111,7 @@ def command(*, serving: Serving, choice: ModelChoice) -> None:
     settings = ServerSettings(
         api_key=serving.api_key,
         cors_origins=tuple(serving.cors or ()),
+        allowed_hosts=(serving.host, *(serving.allow_host or ())),
         remote_images=serving.remote_images,
         max_body_bytes=serving.max_body * MIB,
         max_images=serving.max_images,
@@ -111,7 +121,7 @@ def command(*, serving: Serving, choice: ModelChoice) -> None:
     server = make_server(
         loaders,
         settings,
-        sizes={name: loader.stored_bytes for name, loader in loaders.items()},
+        stored={name: loader.stored_facts for name, loader in loaders.items()},
         host=serving.host,
         port=serving.port,
         tls_cert=serving.tls_cert,
@@ -134,10 +144,10 @@ class _Loader:
 
         return start_engine(load_model(self.choice, Status(quiet=True)), self.limits)
 
-    def stored_bytes(self) -> int:
-        from ivl.server.loading import stored_bytes
+    def stored_facts(self) -> StoredFacts | None:
+        from ivl.server.loading import stored_facts
 
-        return stored_bytes(self.choice.model, self.choice.mmproj, self.choice.revision)
+        return stored_facts(self.choice.model, self.choice.mmproj, self.choice.revision)
 
 
 def _check(serving: Serving) -> None:
@@ -169,7 +179,7 @@ def _models(choice: ModelChoice, name: str | None, also: list[str]) -> dict[str,
             other, model = _name_of(text), text
         if not other or not model or other in models:
             raise ConfigError(f"--also {text} has no name of its own.", "Give NAME=MODEL.")
-        models[other] = replace(choice, model=model, mmproj=None)
+        models[other] = replace(choice, model=model, mmproj=None, revision=None)
     return models
 
 

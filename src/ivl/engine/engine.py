@@ -47,10 +47,6 @@ from ivl.prompt.tokenizer import StreamDecoder, Tokenizer, require_image_tokens
 PREFILL_CHUNK = 512
 LESS_VISION = "Load the model with a smaller vision_batch, or give fewer tiles."
 LESS_CONTEXT = "Load the model with a smaller context, or give fewer tiles."
-STILL_WRITING = RequestError(
-    "Another answer of this conversation has begun.",
-    "Take it to its end, or close() it, and ask then; two at once need two conversations.",
-)
 
 
 class Engine:
@@ -181,7 +177,7 @@ class Conversation:
     ) -> Generation:
         engine = self.engine
         if self._is_writing:
-            raise STILL_WRITING
+            raise _another_has_begun()
         tiles, tiles_per_image = prepare_images(images, engine.config, max_tiles)
         prompt = self._render(messages, tiles_per_image)
         tokens = tokenize(prompt, engine.tokenizer, bos=self._cache is None, after=self._pending)
@@ -257,7 +253,7 @@ class Generation:
     def _run(self) -> Generator[str, None, None]:
         engine, talk = self._conversation.engine, self._conversation
         if talk._num_begun != self._turn:
-            raise STILL_WRITING
+            raise _another_has_begun()
         decoder, text = StreamDecoder(engine.tokenizer), StopText(self._options.stop)
         if talk._cache is None:
             with capacity_error("reserving the key/value cache", LESS_CONTEXT):
@@ -399,6 +395,13 @@ class Generation:
                 num_kept_tokens=self._num_kept,
             ),
         )
+
+
+def _another_has_begun() -> RequestError:
+    return RequestError(
+        "Another answer of this conversation has begun.",
+        "Take it to its end, or close() it, and ask then; two at once need two conversations.",
+    )
 
 
 def _tokens_of(text: str, tokens: list[int], tokenizer: Tokenizer) -> int:

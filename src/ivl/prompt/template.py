@@ -22,6 +22,8 @@ IMG_START: Final = "<img>"
 IMG_END: Final = "</img>"
 IMG_CONTEXT: Final = "<IMG_CONTEXT>"
 
+SYSTEM_SEPARATOR: Final = "\n\n"
+
 Role: TypeAlias = Literal["system", "user", "assistant"]
 
 
@@ -186,12 +188,13 @@ def render(
 ) -> Prompt:
     """The prompt of a whole conversation.
 
-    messages: turns in their order; the first may be a system message.
+    messages: turns in their order, those of the system among them. System messages that follow one
+        another are joined, by an empty line; one at the beginning takes the place of the model's.
     system: the system message, if `messages` has none. None is the template's own, which may be
         none at all. An empty one leaves an empty system turn, as in the official code.
     tiles_per_image: tiles of every image (its thumbnail included), in the order of the slots.
     add_generation_prompt: end with the opening of the assistant's turn. The last message must
-        then be the user's.
+        then not be the assistant's.
 
     The prompt up to the last question, the ids of the answer as they were generated, and
     `render_next` make the same string; use those where ids must stay as they are in a cache.
@@ -200,7 +203,7 @@ def render(
     Raises RequestError for turns that do not fit, or images that do not match the slots.
     """
     template = get_template(template) if isinstance(template, str) else template
-    turns = list(messages)
+    turns = _joined_systems(messages)
     if turns and turns[0].role == "system":
         if system is not None:
             raise RequestError("there are two system messages", "give only one")
@@ -291,15 +294,24 @@ def _check_unicode(text: str) -> None:
         ) from None
 
 
+def _joined_systems(messages: Iterable[Message]) -> list[Message]:
+    """The messages, with one system message in the place of several that are neighbours."""
+    turns: list[Message] = []
+    for message in messages:
+        if turns and message.role == turns[-1].role == "system":
+            texts = (*turns.pop().parts, SYSTEM_SEPARATOR, *message.parts)
+            message = Message("system", texts)
+        turns.append(message)
+    return turns
+
+
 def _check_turns(turns: Sequence[Message], add_generation_prompt: bool) -> None:
-    if not turns:
-        raise RequestError("there is no message to answer", "give at least one user message")
-    if any(turn.role == "system" for turn in turns):
-        raise RequestError("a system message follows other messages", "put it first, and only one")
-    if add_generation_prompt and turns[-1].role != "user":
+    if add_generation_prompt and turns and turns[-1].role == "assistant":
         raise RequestError(
             "the last message is the assistant's", "end with a user message to get an answer"
         )
+    if not any(turn.role == "user" for turn in turns):
+        raise RequestError("there is no message to answer", "give at least one user message")
 
 
 def _images(

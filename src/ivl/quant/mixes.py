@@ -152,6 +152,11 @@ def find_mix(name: str) -> Mix:
     return found
 
 
+def mix_of_file_type(file_type: object) -> str | None:
+    """The name of the mix that a GGUF file says it has; None for numbers of other programs."""
+    return next((mix.name for mix in MIXES.values() if mix.file_type == file_type), None)
+
+
 def tensor_type(mix: str, name: str, shape: tuple[int, ...], context: MixContext) -> str:
     """The format of a decoder's tensor, by its name in GGUF, such as `blk.3.attn_v.weight`.
 

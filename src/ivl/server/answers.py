@@ -22,6 +22,7 @@ from ivl.engine.batch_request import (
     Failed,
     Piece,
 )
+from ivl.errors import IvlError
 from ivl.server.errors import ApiError, api_error
 from ivl.server.hub import ServedModel
 from ivl.server.metrics import Metrics
@@ -95,9 +96,7 @@ class Answers:
         while self._open:
             index, event = await self._events.get()
             if isinstance(event, Failed):
-                if event.error is None:
-                    raise ApiError(500, "The engine has failed; the server's log says why.")
-                raise api_error(event.error)
+                raise shown_error(event.error)
             if isinstance(event, Ended):
                 self._open -= 1
                 self._metrics.observe(self.model.name, event.timings)
@@ -115,6 +114,14 @@ class Answers:
             else:
                 whole[index].reason, whole[index].timings = event.reason, event.timings
         return whole
+
+
+def shown_error(error: IvlError | None) -> ApiError:
+    """What ended a request without an answer, as `Failed` has it."""
+    if error is None:
+        text = "The request has failed by a defect of the server; its log says which."
+        return ApiError(500, text)
+    return api_error(error)
 
 
 def copies(request: BatchRequest, count: int) -> list[BatchRequest]:

@@ -4,28 +4,42 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any, NoReturn, TypeVar
+from typing import Any, ClassVar, NoReturn, TypeVar
 
 from fastapi import FastAPI, Request
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from pydantic.json_schema import models_json_schema
 
-from ivl.server.errors import ApiError, of_validation
+from ivl.server.errors import ApiError
+from ivl.server.foreign import OPENAI, Words, asks_for_nothing, is_idle
+from ivl.server.problems import error_of
 from ivl.server.settings import ServerSettings
-
-MEANS_NOTHING: tuple[Any, ...] = (None, False, [], {}, "", "none", "auto", "default")
-"""What clients send for a feature that they do not use."""
 
 
 class Fields(BaseModel):
-    """A part of a body: a field that it does not have is an error."""
+    """A part of a body: a field that it does not have is an error, unless it asks for nothing."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    words: ClassVar[Words] = OPENAI
+    """What this API calls things, for advice."""
 
     @classmethod
     def unsupported(cls) -> Mapping[str, str]:
         """Fields that the API knows and this server does not do, and why."""
         return {}
+
+    @classmethod
+    def idle(cls, name: str, given: Mapping[str, Any]) -> bool:
+        """Whether an unsupported field asks for nothing, beside the others of the body."""
+        return asks_for_nothing(given[name])
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_what_asks_for_nothing(cls, given: object) -> object:
+        if not isinstance(given, dict):
+            return given
+        own = {field.alias or name for name, field in cls.model_fields.items()}
+        return {k: v for k, v in given.items() if k in own or not is_idle(k, v)}
 
 
 Body = TypeVar("Body", bound=Fields)
@@ -36,15 +50,15 @@ async def read_body(request: Request, kind: type[Body]) -> Body:
     raw = parse_json(await request.body(), settings_of(request))
     if not isinstance(raw, dict):
         raise ApiError(400, "The body must be a JSON object.")
-    for name, reason in kind.unsupported().items():
-        if name not in raw:
-            continue
-        if raw.pop(name) not in MEANS_NOTHING:
+    reasons = kind.unsupported()
+    for name, reason in reasons.items():
+        if name in raw and not kind.idle(name, raw):
             raise ApiError(400, f"{name!r} is not supported: {reason}", param=name)
+    raw = {name: value for name, value in raw.items() if name not in reasons}
     try:
         return kind.model_validate(raw)
     except ValidationError as error:
-        raise of_validation(error, list(kind.model_fields)) from None
+        raise error_of(error, raw, kind, kind.words) from None
     except RecursionError:
         raise ApiError(400, "The body is nested too deeply.") from None
 

@@ -23,7 +23,6 @@ from ivl.server.pictures import (
     check_count,
     check_url,
     decode_base64,
-    decode_data_url,
     is_remote,
     pages_of,
 )
@@ -136,7 +135,9 @@ def _prepare(
 def _bytes_of(source: PictureSource, fetched: dict[str, bytes]) -> bytes:
     if source.base64:
         return decode_base64(source.base64, "An image")
-    return fetched[source.url] if source.url in fetched else decode_data_url(source.url)
+    if source.url in fetched:
+        return fetched[source.url]
+    return decode_base64(source.url, "An image's address")
 
 
 def _limits(asked: Asked, sources: list[PictureSource], model: ServedModel) -> list[int] | None:

@@ -14,11 +14,12 @@ from fastapi import Request
 
 from ivl import __version__
 from ivl.engine.batch_request import BatchRequest, BatchTimings
+from ivl.engine.containment import contained
 from ivl.errors import IvlError
-from ivl.server.answers import Answers, Preparation, WholeAnswer, copies, unless_gone
+from ivl.server.answers import Answers, Preparation, WholeAnswer, copies, shown_error, unless_gone
 from ivl.server.bodies import settings_of
 from ivl.server.chat import Asked, prepare
-from ivl.server.errors import ApiError, api_error, error_body
+from ivl.server.errors import ApiError, error_body
 from ivl.server.hub import ModelHub, ServedModel
 from ivl.server.metrics import Metrics
 from ivl.server.settings import ServerSettings
@@ -98,13 +99,20 @@ class Context:
             return await self.begin(stack, name, asked, num_answers=num_answers)
 
         async def lines(answers: Answers) -> AsyncIterator[str]:
-            try:
-                async for line in write(answers):
-                    yield line
-            except (ApiError, IvlError) as error:
+            failed: list[ApiError] = []
+
+            def fail(error: IvlError | None) -> None:
+                failed.append(shown_error(error))
+
+            with contained(fail, "its answer was sent"):
+                try:
+                    async for line in write(answers):
+                        yield line
+                except ApiError as error:
+                    failed.append(error)
+            for error in failed:
                 # The status has been sent; the stream itself has to say it.
-                shown = error if isinstance(error, ApiError) else api_error(error)
-                yield write_error(shown) if write_error else sse(error_body(shown, path))
+                yield write_error(error) if write_error else sse(error_body(error, path))
 
         try:
             answers = await unless_gone(request, begin())

@@ -9,13 +9,13 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
-from ivl.errors import BusyError, CapacityError, IvlError
+from ivl.errors import BusyError, CapacityError, IvlError, NonFiniteError, UnavailableError
 
 OLLAMA_PREFIX = "/api/"
 RETRY_AFTER_S = 2
+BACK_AFTER_S = 10
 
 
 class ApiError(Exception):
@@ -43,8 +43,12 @@ KINDS = {
 
 
 def api_error(error: IvlError) -> ApiError:
-    """What a person can mend, as an API says it."""
+    """What a person can mend, as an API says it. What only who runs the server can mend is 5xx."""
     text = str(error)
+    if isinstance(error, UnavailableError):
+        return ApiError(503, text, headers={"Retry-After": str(BACK_AFTER_S)})
+    if isinstance(error, NonFiniteError):
+        return ApiError(500, text, code="not_finite")
     if isinstance(error, BusyError):
         retry = {"Retry-After": str(RETRY_AFTER_S)}
         return ApiError(429, text, code="rate_limit_exceeded", headers=retry)
@@ -74,19 +78,41 @@ def response_of(error: ApiError, path: str) -> JSONResponse:
     return JSONResponse(error_body(error, path), error.status, error.headers)
 
 
-def of_validation(error: ValidationError, known: list[str]) -> ApiError:
-    """The first thing that is wrong with a body; a field that does not exist is named first."""
-    problems = error.errors(include_url=False, include_context=False, include_input=False)
-    unknown = [p for p in problems if p["type"] == "extra_forbidden"]
-    first = (unknown or problems)[0]
-    place = ".".join(str(part) for part in first["loc"])
-    if unknown:
-        near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        message = f"There is no field {place!r} here.{hint}"
-    else:
-        message = f"{place or 'The body'}: {first['msg'].removeprefix('Value error, ')}."
-    return ApiError(400, message[:1000], param=place[:200] or None)
+NOT_HERE = {
+    "embeddings": "Embeddings are not computed here.",
+    "embed": "Embeddings are not computed here.",
+    "pull": "Models are named when the server is started: `ivl serve --also MODEL`.",
+    "create": "Models are named when the server is started: `ivl serve --also MODEL`.",
+    "delete": "Models are named when the server is started: `ivl serve --also MODEL`.",
+    "copy": "Models are named when the server is started: `ivl serve --also MODEL`.",
+    "push": "Models are named when the server is started: `ivl serve --also MODEL`.",
+    "generations": "Images are looked at here, not made.",
+    "transcriptions": "This server neither hears nor speaks.",
+    "speech": "This server neither hears nor speaks.",
+    "files": "Nothing is stored here; send files as data URLs.",
+    "assistants": "Nothing is stored here; send the conversation.",
+    "threads": "Nothing is stored here; send the conversation.",
+    "moderations": "Nothing is moderated here.",
+    "messages": "Anthropic's API is not spoken here; ask /v1/chat/completions or /api/chat.",
+    "v1": "This is the base URL of OpenAI's API: ask /v1/models or /v1/chat/completions.",
+    "api": "Ollama's clients take the address without /api: ask /api/tags or /api/chat.",
+}
+"""Ends of paths that other servers have."""
+
+
+def _where_else(path: str, known: list[str]) -> str:
+    """What somebody who asks for a path that is not there may have meant."""
+    plain = "/" + "/".join(part for part in path.split("/") if part)
+    fixed = [other for other in known if other.count("/") > 1 and "{" not in other]
+    for other in fixed:
+        if plain == other or other.endswith(plain) or plain.endswith(other):
+            base = "/v1" if other.startswith("/v1/") else ""
+            return f" Is it {other}? The base URL ends with {base or 'the port'} then."
+    end = plain.rpartition("/")[2]
+    if end in NOT_HERE:
+        return f" {NOT_HERE[end]}"
+    near = difflib.get_close_matches(plain, fixed, n=1, cutoff=0.8)
+    return f" Is it {near[0]}?" if near else ""
 
 
 def install_handlers(app: FastAPI) -> None:
@@ -104,6 +130,11 @@ def install_handlers(app: FastAPI) -> None:
     async def _(request: Request, error: HTTPException) -> JSONResponse:
         path = request.url.path
         message = f"{request.method} {path[:200]}: {error.detail}."
+        if error.status_code == 404:
+            message += _where_else(path, list(app.openapi()["paths"]))
+        elif error.status_code == 405:
+            allowed = (error.headers or {}).get("Allow", "")
+            message += f" It takes {allowed}." if allowed else ""
         shown = ApiError(error.status_code, message, headers=error.headers)
         return response_of(shown, path)
 

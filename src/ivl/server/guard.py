@@ -1,4 +1,4 @@
-"""What stands before every route: request ids, the API key, limits of size and time, the log."""
+"""What stands before every route: request ids, who may ask, limits of size and time, the log."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ivl.server.errors import ApiError, response_of
 from ivl.server.metrics import Metrics
+from ivl.server.origins import refusal
 from ivl.server.settings import ServerSettings
 
 log = logging.getLogger("ivl.server")
@@ -42,12 +43,19 @@ class Guard:
         request_id = given if _REQUEST_ID.fullmatch(given) else f"req-{uuid.uuid4().hex}"
         scope.setdefault("state", {})["request_id"] = request_id
         began, status = time.perf_counter(), 499
+        method: str = scope["method"]
+        if method == "HEAD":  # the same answer as to GET, without what is in it (RFC 9110, 9.3.2)
+            scope = {**scope, "method": "GET"}
+        if len(scope["path"]) > 1 and scope["path"].endswith("/"):
+            scope = {**scope, "path": scope["path"].rstrip("/") or "/"}
 
         async def send_noted(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
                 MutableHeaders(scope=message)["x-request-id"] = request_id
+            elif method == "HEAD":
+                message = {**message, "body": b""}
             await send(message)
 
         try:
@@ -73,7 +81,7 @@ class Guard:
             log_line(
                 "request",
                 id=request_id,
-                method=scope["method"],
+                method=method,
                 path=scope["path"],
                 status=status,
                 seconds=round(elapsed_s, 4),
@@ -83,6 +91,8 @@ class Guard:
 
     def _refusal(self, scope: Scope, headers: Headers) -> ApiError | None:
         settings = self.settings
+        if (foreign := refusal(headers, settings)) is not None:
+            return foreign
         key = settings.api_key
         is_preflight = scope["method"] == "OPTIONS"
         path: str = scope["path"]

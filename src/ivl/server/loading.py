@@ -11,13 +11,17 @@ import torch
 
 from ivl.api import Model
 from ivl.checkpoint.locate import locate_pair
+from ivl.checkpoint.safetensors import SafetensorsDirectory
 from ivl.devices import free_bytes
 from ivl.engine.batch import BatchEngine, BatchLimits
 from ivl.errors import CapacityError, IvlError
+from ivl.family import num_parameters
 from ivl.model.cache import BLOCK_TOKENS
 from ivl.model.source import open_source
 from ivl.planner.kv_cache import kv_bytes_per_token
 from ivl.planner.memory import GIB
+from ivl.quant.mixes import mix_of_file_type
+from ivl.server.hub import StoredFacts
 
 KV_SHARE = 0.5
 """Of the memory that is free once the weights are there; the rest is for activations, images that
@@ -63,14 +67,29 @@ def _tokens_held(
     return int(min(rooms)) if rooms else None
 
 
-def stored_bytes(model: str, mmproj: str | Path | None, revision: str | None) -> int:
-    """Bytes of a model's weights as its files have them, without loading it. 0 for one that is not
-    on this machine yet, or cannot be opened: that is told when it is asked for."""
+def stored_facts(model: str, mmproj: str | Path | None, revision: str | None) -> StoredFacts | None:
+    """What the files of a model say, without loading it. None for one that is not on this machine
+    yet, or cannot be opened: why is told when it is asked for."""
     try:
         found = locate_pair(model, mmproj, revision=revision, offline=True)
         source = open_source(found.path, found.mmproj)
     except IvlError:
-        return 0
+        return None
+    parameters = num_parameters(source.config)
     if source.pair is not None:
-        return source.pair.weights_bytes
-    return sum(file.stat().st_size for file in source.path.glob("*.safetensors"))
+        text = source.pair.text
+        types = Counter(entry.format.name for entry in text.tensors.values())
+        kind = mix_of_file_type(text.metadata.get("general.file_type"))
+        return StoredFacts(
+            num_bytes=source.pair.weights_bytes,
+            num_parameters=parameters,
+            format="gguf",
+            kind=kind or types.most_common(1)[0][0],
+        )
+    kinds = Counter(entry.dtype for entry in SafetensorsDirectory(source.path).tensors.values())
+    return StoredFacts(
+        num_bytes=sum(file.stat().st_size for file in source.path.glob("*.safetensors")),
+        num_parameters=parameters,
+        format="safetensors",
+        kind="AWQ" if source.config.quantization == "awq" else kinds.most_common(1)[0][0],
+    )

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import AsyncIterator
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -22,7 +23,7 @@ from ivl.server.bodies import body_schema, read_body
 from ivl.server.chat import Asked, PictureSource, Turn
 from ivl.server.context import Context
 from ivl.server.errors import ApiError
-from ivl.server.hub import LATEST, ServedModel
+from ivl.server.hub import LATEST, ServedModel, StoredFacts
 from ivl.server.ollama_fields import (
     OllamaChat,
     OllamaGenerate,
@@ -35,7 +36,7 @@ from ivl.server.openai_chat import logprob_of
 
 router = APIRouter(tags=["Ollama"])
 NDJSON = "application/x-ndjson"
-FAR_FUTURE = timedelta(days=3650)
+FAR_FUTURE_S = 3650 * 86400.0
 
 
 @router.post("/api/chat", openapi_extra=body_schema(OllamaChat))
@@ -44,7 +45,7 @@ async def chat(request: Request) -> Response:
     body = await read_body(request, OllamaChat)
     writer = OllamaWriter(body, lambda text: {"message": {"role": "assistant", "content": text}})
     if not body.messages:
-        return await _load_only(request, writer)
+        return await _load_or_unload(request, writer)
     return await _answer(request, body, writer, [_turn(message) for message in body.messages])
 
 
@@ -54,7 +55,7 @@ async def generate(request: Request) -> Response:
     body = await read_body(request, OllamaGenerate)
     writer = OllamaWriter(body, lambda text: {"response": text})
     if not body.prompt and not body.images:
-        return await _load_only(request, writer)
+        return await _load_or_unload(request, writer)
     if body.raw:
         return await _answer(request, body, writer, None)
     turns = [Turn("system", [body.system])] if body.system else []
@@ -77,8 +78,8 @@ async def tags(request: Request) -> dict[str, Any]:
     since = _time(hub.created)
     entries = []
     for name in hub.names:
-        entry = {**_entry(name, loaded.get(name)), "modified_at": since}
-        entry["size"] = entry["size"] or await hub.stored_bytes(name)
+        facts = await hub.stored_facts(name)
+        entry = {**_entry(name, facts, loaded.get(name)), "modified_at": since}
         entries.append(entry)
     return {"models": entries}
 
@@ -86,13 +87,16 @@ async def tags(request: Request) -> dict[str, Any]:
 @router.get("/api/ps")
 async def running(request: Request) -> dict[str, Any]:
     """The models that are loaded."""
-    models = []
-    for model in Context.of(request).hub.loaded:
-        entry = _entry(model.name, model)
+    models, hub = [], Context.of(request).hub
+    for model in hub.loaded:
+        entry = _entry(model.name, await hub.stored_facts(model.name), model)
+        entry["size"] = _bytes_in_memory(model.engine)
         on_gpu = model.engine.model.device.type != "cpu"
         entry["size_vram"] = entry["size"] if on_gpu else 0
         entry["context_length"] = model.engine.context
-        entry["expires_at"] = _time(model.loaded_at + FAR_FUTURE.total_seconds())
+        kept_s = FAR_FUTURE_S if model.keep_alive_s is None else model.keep_alive_s
+        unused_s = 0.0 if model.num_users else time.monotonic() - model.last_used
+        entry["expires_at"] = _time(time.time() + kept_s - unused_s)
         models.append(entry)
     return {"models": models}
 
@@ -122,17 +126,32 @@ async def show(request: Request) -> dict[str, Any]:
             "modelfile": f"FROM {model.name}",
             "parameters": f"num_ctx {engine.context}",
             "template": engine.template.name,
-            "details": _details(model),
+            "details": _details(await context.hub.stored_facts(model.name), model),
             "model_info": facts,
             "capabilities": ["completion", *(["vision"] if vision is not None else [])],
             "modified_at": _time(model.loaded_at),
         }
 
 
-async def _load_only(request: Request, writer: OllamaWriter) -> Response:
-    async with Context.of(request).hub.use(writer.body.model) as model:
-        done = {**writer.head(model), **writer.content(""), "done": True, "done_reason": "load"}
+async def _load_or_unload(request: Request, writer: OllamaWriter) -> Response:
+    """Nothing was asked: the model is to be there, or, with a keep_alive of 0, to go."""
+    hub, body = Context.of(request).hub, writer.body
+    if body.keep_alive_s == 0:
+        hub.find(body.model)
+        await hub.unload(body.model)
+        reason = "unload"
+    else:
+        async with hub.use(body.model) as model:
+            _keep(model, body)
+        reason = "load"
+    done = {**writer.head(), **writer.content(""), "done": True, "done_reason": reason}
     return JSONResponse(done)
+
+
+def _keep(model: ServedModel, body: OllamaRequest) -> None:
+    """How long the model stays unused: what the last request said of it counts."""
+    if (seconds := body.keep_alive_s) is not None:
+        model.keep_alive_s = None if seconds < 0 else seconds
 
 
 async def _answer(
@@ -158,6 +177,7 @@ async def _answer(
 
     async with context.hub.use(body.model) as model:
         limit = model.engine.context
+        _keep(model, body)
     asked = (
         make
         if turns is None
@@ -194,7 +214,7 @@ class OllamaWriter:
     def __init__(self, body: OllamaRequest, content: Any) -> None:
         self.body, self.content = body, content
 
-    def head(self, model: ServedModel) -> dict[str, Any]:
+    def head(self) -> dict[str, Any]:
         # The name as it was asked for: some clients compare it.
         return {"model": self.body.model, "created_at": _time()}
 
@@ -202,7 +222,7 @@ class OllamaWriter:
         assert answer.timings is not None
         logprobs = self._logprobs(answer.tokens, model)
         content = self.content(answer.text)
-        return {**self.head(model), **content, **logprobs, **_end(answer.reason, answer.timings)}
+        return {**self.head(), **content, **logprobs, **_end(answer.reason, answer.timings)}
 
     async def lines(self, answers: Answers) -> AsyncIterator[str]:
         model = answers.model
@@ -212,7 +232,7 @@ class OllamaWriter:
                 rest |= self._logprobs(event.tokens, model)
             else:
                 rest = {**self.content(""), **_end(event.reason, event.timings)}
-            yield _line({**self.head(model), **rest})
+            yield _line({**self.head(), **rest})
 
     def _logprobs(self, tokens: Any, model: ServedModel) -> dict[str, Any]:
         if not self.body.logprobs:
@@ -248,28 +268,34 @@ def _time(seconds: float | None = None) -> str:
     return moment.isoformat().replace("+00:00", "Z")
 
 
-def _entry(name: str, model: ServedModel | None) -> dict[str, Any]:
-    """A model in a list. What only a loaded one knows is empty before."""
+def _entry(name: str, facts: StoredFacts | None, model: ServedModel | None) -> dict[str, Any]:
+    """A model in a list. What only its files or a loaded one know is empty without them."""
     tag = name if ":" in name else name + LATEST
+    size = facts.num_bytes if facts else _bytes_in_memory(model.engine) if model else 0
     return {
         "name": tag,
         "model": tag,
-        "size": _num_bytes(model.engine) if model else 0,
+        "size": size,
         "digest": hashlib.sha256(name.encode()).hexdigest(),
-        "details": _details(model),
+        "details": _details(facts, model),
     }
 
 
-def _details(model: ServedModel | None) -> dict[str, Any]:
-    billions = f"{_num_parameters(model.engine) / 1e9:.1f}B" if model else ""
+def _details(facts: StoredFacts | None, model: ServedModel | None) -> dict[str, Any]:
+    count = facts.num_parameters if facts else _num_parameters(model.engine) if model else 0
     return {
         "parent_model": "",
-        "format": "",
+        "format": facts.format if facts else "",
         "family": "internvl",
         "families": ["internvl"],
-        "parameter_size": billions,
-        "quantization_level": "",
+        "parameter_size": parameter_size(count) if count else "",
+        "quantization_level": facts.kind if facts else "",
     }
+
+
+def parameter_size(count: int) -> str:
+    """As Ollama writes it: 8.1B, 494.0M."""
+    return f"{count / 1e9:.1f}B" if count >= 999_950_000 else f"{count / 1e6:.1f}M"
 
 
 def _num_parameters(engine: Engine) -> int:
@@ -278,6 +304,6 @@ def _num_parameters(engine: Engine) -> int:
     return num_parameters(engine.config)
 
 
-def _num_bytes(engine: Engine) -> int:
+def _bytes_in_memory(engine: Engine) -> int:
     tensors = (*engine.model.parameters(), *engine.model.buffers())
     return sum(tensor.nbytes for tensor in tensors)

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from ivl.engine.grammar import Grammar, GrammarCompiler
 from ivl.engine.options import GenerationOptions
 from ivl.errors import RequestError
 from ivl.server.bodies import Fields
-from ivl.server.sampling_fields import MAX_TOP_LOGPROBS, NO_TOOLS, Seed
+from ivl.server.durations import parse_duration
+from ivl.server.foreign import OLLAMA
+from ivl.server.sampling_fields import MAX_TOP_LOGPROBS, NO_TOOLS, Seed, check_stop
 
 PLACEMENT = (
     *("numa", "num_batch", "num_gpu", "main_gpu", "low_vram", "f16_kv", "vocab_only", "use_mmap"),
@@ -35,6 +37,7 @@ class Options(Fields):
     """Ollama's options. What says how a model is placed is taken and changes nothing, as it changes
     no answer; num_ctx must be within the context that the server has."""
 
+    words = OLLAMA
     num_ctx: Annotated[int, Field(ge=1)] | None = None
     num_predict: Annotated[int, Field(ge=-2)] | None = None
     temperature: Annotated[float, Field(ge=0, le=100)] | None = None
@@ -44,12 +47,18 @@ class Options(Fields):
     seed: Seed | None = None
     stop: str | list[str] | None = None
     repeat_penalty: Annotated[float, Field(gt=0, le=10)] | None = None
-    repeat_last_n: Literal[-1] | None = None
-    """-1: the penalty weighs all tokens of prompt and answer; there is no other window."""
+    repeat_last_n: Annotated[int, Field(ge=-1)] | None = None
+    """The penalty weighs so many of the last tokens of prompt and answer, 0: none, -1: all."""
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     max_tiles: Annotated[int, Field(ge=1, le=1024)] | None = None
     """An addition: tiles that the images share."""
+
+    @field_validator("stop")
+    @classmethod
+    def _stop_is_short(cls, stop: str | list[str] | None) -> str | list[str] | None:
+        check_stop(stop)
+        return stop
 
     @model_validator(mode="before")
     @classmethod
@@ -60,8 +69,8 @@ class Options(Fields):
         for name, off in OTHER_SAMPLERS.items():
             if given.pop(name, off) not in (off, None):
                 raise ValueError(f"{name} is not supported")
-        if given.get("repeat_penalty") in (1, None) and "repeat_last_n" in given:
-            del given["repeat_last_n"]  # there is nothing to weigh
+        if given.get("seed") == -1:
+            del given["seed"]  # Ollama's own default: another one each time
         return given
 
     def generation(self, context: int) -> GenerationOptions:
@@ -89,8 +98,10 @@ class Options(Fields):
 
 
 class OllamaRequest(Fields):
-    """`keep_alive` is taken and changes nothing: a model stays until another needs its memory."""
+    """`keep_alive`: how long the model stays when it is not used; by default until another needs
+    its memory."""
 
+    words = OLLAMA
     model: Annotated[str, Field(min_length=1)]
     stream: bool | None = None
     format: Literal["", "json"] | JsonSchema | None = None
@@ -98,6 +109,18 @@ class OllamaRequest(Fields):
     keep_alive: float | str | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
+
+    @field_validator("keep_alive")
+    @classmethod
+    def _is_a_time(cls, given: float | str | None) -> float | str | None:
+        if given is not None:
+            parse_duration(given)
+        return given
+
+    @property
+    def keep_alive_s(self) -> float | None:
+        """Seconds, negative ones for ever; None: not said."""
+        return None if self.keep_alive is None else parse_duration(self.keep_alive)
 
     @property
     def num_logprobs(self) -> int | None:
@@ -112,6 +135,7 @@ class OllamaRequest(Fields):
 
 
 class OllamaMessage(Fields):
+    words = OLLAMA
     role: Literal["system", "user", "assistant"]
     content: str | None = None
     images: list[str] | None = None
@@ -124,6 +148,8 @@ class OllamaMessage(Fields):
             return given
         if given.get("role") == "tool" or given.get("tool_calls"):
             raise ValueError(NO_TOOLS[:-1])
+        if isinstance(given.get("content"), list):
+            raise ValueError("'content' is a text here; pictures go into 'images', in base64")
         dropped = ("thinking", "tool_calls", "tool_name")
         return {k: v for k, v in given.items() if k not in dropped or v}
 
@@ -156,6 +182,7 @@ class OllamaGenerate(OllamaRequest):
 
 
 class OllamaShow(Fields):
+    words = OLLAMA
     model: str | None = None
     name: str | None = None
     """The older spelling of `model`."""

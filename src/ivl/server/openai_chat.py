@@ -113,7 +113,7 @@ class ChatWriter:
 
     async def lines(self, answers: Answers) -> AsyncIterator[str]:
         model = answers.model
-        ended: list[WholeAnswer] = []
+        ended: dict[int, WholeAnswer] = {}
         for index in range(self.body.n or 1):
             delta = {"role": "assistant", "content": ""}
             yield self._chunk(model, {**self._choice(index, None, model, []), "delta": delta})
@@ -122,11 +122,12 @@ class ChatWriter:
                 choice = self._choice(index, None, model, event.tokens)
                 yield self._chunk(model, {**choice, "delta": {"content": event.text}})
             else:
-                ended.append(WholeAnswer(reason=event.reason, timings=event.timings))
+                ended[index] = WholeAnswer(reason=event.reason, timings=event.timings)
                 choice = self._choice(index, event.reason, model, [])
                 yield self._chunk(model, {**choice, "delta": {}})
         if self.body.include_usage:
-            tail = {"choices": [], "usage": usage_of(ended), "timings": timings_of_all(ended)}
+            whole = in_order(ended)
+            tail = {"choices": [], "usage": usage_of(whole), "timings": timings_of_all(whole)}
             yield sse({**self._head("chat.completion.chunk", model), **tail})
         yield "data: [DONE]\n\n"
 
@@ -165,16 +166,23 @@ def logprob_of(token: ChosenToken, model: ServedModel) -> dict[str, Any]:
     return {**shown(token.id, token.logprob), "top_logprobs": top}
 
 
+def in_order(ended: dict[int, WholeAnswer]) -> list[WholeAnswer]:
+    """The answers of a stream by their numbers, in whatever order they have ended."""
+    return [ended[index] for index in sorted(ended)]
+
+
 def usage_of(answers: list[WholeAnswer]) -> dict[str, Any]:
-    """Tokens of a prompt and of all answers to it."""
+    """Tokens of a prompt and of all answers to it. The prompt is read once: by the answer that
+    found least of it in the cache."""
     timings = [answer.timings for answer in answers if answer.timings is not None]
     prompt = timings[0].num_prompt_tokens if timings else 0
     written = sum(t.num_answer_tokens for t in timings)
+    cached = min((t.num_cached_tokens for t in timings), default=0)
     return {
         "prompt_tokens": prompt,
         "completion_tokens": written,
         "total_tokens": prompt + written,
-        "prompt_tokens_details": {"cached_tokens": timings[0].num_cached_tokens if timings else 0},
+        "prompt_tokens_details": {"cached_tokens": cached},
     }
 
 

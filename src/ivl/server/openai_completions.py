@@ -15,8 +15,8 @@ from ivl.server.bodies import body_schema, read_body
 from ivl.server.context import FINGERPRINT, Context, new_id, now, sse
 from ivl.server.errors import ApiError
 from ivl.server.hub import ServedModel
-from ivl.server.openai_chat import num_choices, usage_of
-from ivl.server.openai_fields import CompletionRequest
+from ivl.server.openai_chat import in_order, num_choices, usage_of
+from ivl.server.openai_fields import CompletionRequest, limit_of
 
 router = APIRouter(tags=["OpenAI"])
 DEFAULT_MAX_TOKENS = 16
@@ -39,7 +39,7 @@ async def completions(request: Request) -> Response:
         return BatchRequest.completion(
             model.engine,
             text,
-            options=body.options(body.max_tokens or DEFAULT_MAX_TOKENS),
+            options=body.options(limit_of(body.max_tokens or DEFAULT_MAX_TOKENS)),
             num_logprobs=body.logprobs,
             grammar=forms.compile(model.grammars()) if forms else None,
         )
@@ -104,16 +104,17 @@ class CompletionWriter:
         return {**self._head(model), "choices": choices, "usage": usage}
 
     async def lines(self, answers: Answers) -> AsyncIterator[str]:
-        model, ended = answers.model, []
+        model = answers.model
+        ended: dict[int, WholeAnswer] = {}
         async for index, event in answers:
             if isinstance(event, Piece):
                 choice = self._choice(index, event.text, None, model, event.tokens)
             else:
-                ended.append(WholeAnswer(reason=event.reason, timings=event.timings))
+                ended[index] = WholeAnswer(reason=event.reason, timings=event.timings)
                 choice = self._choice(index, "", event.reason, model, ())
             yield sse({**self._head(model), "choices": [choice]})
         if self.body.include_usage:
-            yield sse({**self._head(model), "choices": [], "usage": usage_of(ended)})
+            yield sse({**self._head(model), "choices": [], "usage": usage_of(in_order(ended))})
         yield "data: [DONE]\n\n"
 
     def _head(self, model: ServedModel) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -25,9 +25,16 @@ from ivl.server.sampling_fields import (
 )
 
 Count = Annotated[int, Field(ge=1, le=10_000_000)]
+Limit = Count | Literal[-1]
+"""Of tokens; -1, as other servers have it, is none."""
 MaxTiles = Annotated[int, Field(ge=1, le=LARGEST_MAX_TILES)]
 Detail = Literal["auto", "low", "high"]
 NumChoices = Annotated[int, Field(ge=1, le=128)]
+
+
+def limit_of(given: int | None) -> int | None:
+    """Tokens, or None for no limit."""
+    return None if given == -1 else given
 
 
 class TextPart(Fields):
@@ -60,6 +67,13 @@ class FileData(Fields):
     file_data: str
     filename: str | None = None
 
+    @model_validator(mode="before")
+    @classmethod
+    def _nothing_is_stored(cls, given: object) -> object:
+        if isinstance(given, dict) and given.get("file_id"):
+            raise ValueError("'file_id': nothing is stored here; send 'file_data', a data URL")
+        return given
+
 
 class FilePart(Fields):
     type: Literal["file"]
@@ -87,8 +101,14 @@ class ChatMessage(Fields):
     @classmethod
     def _without_empty_fields(cls, given: object) -> object:
         given = cls._drop_empty(given)
-        if isinstance(given, dict) and given.get("role") in ("tool", "function"):
+        if not isinstance(given, dict):
+            return given
+        if given.get("role") in ("tool", "function"):
             raise ValueError(f"a message of the role {given['role']!r}: {NO_TOOLS[:-1]}")
+        if given.get("tool_calls"):
+            raise ValueError(f"a message with 'tool_calls': {NO_TOOLS[:-1]}")
+        if given.get("role") == "assistant" and given.get("content", "") is None:
+            return {**given, "content": ""}  # as answers have it that were nothing but tool calls
         return given
 
 
@@ -105,15 +125,13 @@ class ModelRequest(SamplingFields):
     n: NumChoices | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    max_tokens: Count | None = None
+    max_tokens: Limit | None = None
     logit_bias: LogitBias | None = None
     structured_outputs: StructuredOutputs | None = None
     user: str | None = None
 
     @model_validator(mode="after")
-    def _stream_options_need_a_stream(self) -> ModelRequest:
-        if self.stream_options is not None and not self.stream:
-            raise ValueError("stream_options are for streams only")
+    def _one_form(self) -> ModelRequest:
         forms = self.structured_outputs
         if forms is not None and forms.num_forms != 1:
             raise ValueError("structured_outputs has exactly one of regex, choice and json")
@@ -130,7 +148,7 @@ class ModelRequest(SamplingFields):
 
 class ChatRequest(ModelRequest):
     messages: Annotated[list[ChatMessage], Field(min_length=1)]
-    max_completion_tokens: Count | None = None
+    max_completion_tokens: Limit | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
     response_format: ResponseFormat | None = None
@@ -158,6 +176,13 @@ class ChatRequest(ModelRequest):
             "prompt_cache_retention": "the cache keeps what was used last.",
         }
 
+    @classmethod
+    def idle(cls, name: str, given: Mapping[str, Any]) -> bool:
+        """How tools are called means nothing where there are none, and a default is no wish."""
+        if name == "parallel_tool_calls":
+            return not given.get("tools")
+        return (name, given[name]) == ("verbosity", "medium") or super().idle(name, given)
+
     @model_validator(mode="before")
     @classmethod
     def _text_only(cls, given: object) -> object:
@@ -170,7 +195,7 @@ class ChatRequest(ModelRequest):
 
     @model_validator(mode="after")
     def _fields_go_together(self) -> ChatRequest:
-        if self.top_logprobs is not None and not self.logprobs:
+        if self.top_logprobs and not self.logprobs:
             raise ValueError("top_logprobs needs logprobs to be true")
         formats = self.response_format is not None and self.response_format.type != "text"
         if formats and self.structured_outputs is not None:
@@ -179,7 +204,7 @@ class ChatRequest(ModelRequest):
 
     @property
     def most_tokens(self) -> int | None:
-        return self.max_completion_tokens or self.max_tokens
+        return limit_of(self.max_completion_tokens or self.max_tokens)
 
     @property
     def num_logprobs(self) -> int | None:

@@ -17,6 +17,7 @@ from ivl.server.context import Context, new_id, now, sse
 from ivl.server.errors import ApiError
 from ivl.server.hub import ServedModel
 from ivl.server.openai_chat import logprob_of, picture_of
+from ivl.server.openai_fields import limit_of
 from ivl.server.responses_fields import InputFile as FileInput
 from ivl.server.responses_fields import (
     InputImage,
@@ -37,7 +38,7 @@ async def responses(request: Request) -> Response:
     request.state.facts = {"model": body.model, **({"user": body.user} if body.user else {})}
     asked = Asked(
         turns=turns_of(body),
-        options=body.options(body.max_output_tokens),
+        options=body.options(limit_of(body.max_output_tokens)),
         max_tiles=body.max_tiles,
         num_logprobs=body.top_logprobs,
         grammar=lambda grammars: compile_format(body, grammars),

@@ -13,19 +13,21 @@ router = APIRouter(tags=["Operations"])
 
 @router.get("/health")
 async def health(request: Request) -> JSONResponse:
-    """200 when requests are answered at once; 503 while a model is loading, when the server is
-    stopping, and after a failure that only a restart mends."""
+    """200 when requests are answered, `idle` when a model must be loaded first because clients
+    have let it go; 503 while one is loading, when the server is stopping, and after a failure,
+    which ends the process."""
     hub = Context.of(request).hub
     if hub.is_stopping:
         status = "stopping"
-    elif not hub.is_healthy:
+    elif hub.failure is not None:
         status = "failed"
-    elif hub.is_loading or not hub.loaded:
+    elif hub.is_loading or not hub.has_served:
         status = "loading"
     else:
-        status = "ready"
+        status = "ready" if hub.loaded else "idle"
     models = {"loaded": [model.name for model in hub.loaded], "served": hub.names}
-    return JSONResponse({"status": status, "models": models}, 200 if status == "ready" else 503)
+    code = 200 if status in ("ready", "idle") else 503
+    return JSONResponse({"status": status, "models": models}, code)
 
 
 @router.get("/metrics")

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import base64
 import binascii
+import re
 import threading
 from typing import Any
+from urllib.parse import unquote
 
 import pypdfium2
 from PIL import Image
@@ -23,23 +25,43 @@ _pdfium_lock = threading.Lock()
 
 Picture = bytes | Image.Image
 
+BARE_CHARACTERS = 64
+_BARE = re.compile(r"[A-Za-z0-9+/_\-\s]+")
+_FROM_URL_ALPHABET = str.maketrans("-_", "+/")
+
 
 def decode_base64(text: str, what: str) -> bytes:
-    """RequestError for what is no base64."""
+    """The bytes of base64 as programs make it: with line breaks and blanks, with or without
+    padding, in the alphabet of addresses too, or as a data URL. RequestError for what is none."""
+    if is_data_url(text):
+        return decode_data_url(text)
+    plain = "".join(text.split()).rstrip("=")
+    plain = plain.translate(_FROM_URL_ALPHABET)
     try:
-        return base64.b64decode(text, validate=True)
+        return base64.b64decode(plain + "=" * (-len(plain) % 4), validate=True)
     except (binascii.Error, ValueError):
         raise RequestError(f"{what} is not valid base64.") from None
 
 
 def decode_data_url(url: str) -> bytes:
-    """The bytes of `data:[type];base64,...`."""
-    head, comma, data = url.partition(",")
-    if not comma or not head.endswith(";base64"):
+    """The bytes of `data:[type];base64,...` (RFC 2397)."""
+    head, comma, data = url.strip().partition(",")
+    if not comma or not head.lower().rstrip().endswith(";base64"):
         raise RequestError(
             "A data URL has the form data:image/png;base64,... here.", "Encode the file in base64."
         )
-    return decode_base64(data, "The data URL")
+    return decode_base64(unquote(data) if "%" in data else data, "The data URL")
+
+
+def is_data_url(text: str) -> bool:
+    return text[:64].lstrip()[:5].lower() == "data:"
+
+
+def is_bare_base64(url: str) -> bool:
+    """Whether a file's base64 stands where an address is expected. Paths and names are too short,
+    or have other characters."""
+    beginning = url[:BARE_CHARACTERS]
+    return len(url) >= BARE_CHARACTERS and _BARE.fullmatch(beginning) is not None
 
 
 def is_remote(url: str) -> bool:
@@ -47,9 +69,14 @@ def is_remote(url: str) -> bool:
 
 
 def check_url(url: str, settings: ServerSettings) -> None:
-    """RequestError for an address that is no data URL, nor one that this server may fetch."""
-    if url.startswith("data:"):
+    """RequestError for an address that is neither data nor one that this server may fetch."""
+    if is_data_url(url) or is_bare_base64(url):
         return
+    if url[:5].lower() == "file:":
+        raise RequestError(
+            "This server reads no files of its own machine.",
+            "Send a data URL, data:image/png;base64,..., with the file's bytes.",
+        )
     if not is_remote(url):
         raise RequestError(
             "An image is a data URL here.", "Send data:image/png;base64,... with the file's bytes."

@@ -8,7 +8,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from ivl.server.bodies import Fields
-from ivl.server.openai_fields import Count, Detail, MaxTiles
+from ivl.server.foreign import RESPONSES
+from ivl.server.openai_fields import Detail, Limit, MaxTiles
 from ivl.server.sampling_fields import (
     MAX_TOP_LOGPROBS,
     NO_TOOLS,
@@ -80,10 +81,12 @@ class TextSettings(Fields):
 class ResponsesRequest(SamplingFields):
     """`store` may be false only: nothing is kept between requests."""
 
+    words = RESPONSES
+
     model: str | None = None
     input: str | Annotated[list[InputMessage], Field(min_length=1)]
     instructions: str | None = None
-    max_output_tokens: Count | None = None
+    max_output_tokens: Limit | None = None
     stream: bool | None = None
     text: TextSettings | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
@@ -105,10 +108,26 @@ class ResponsesRequest(SamplingFields):
     @model_validator(mode="before")
     @classmethod
     def _no_logprobs_asked(cls, given: object) -> object:
-        """`include` is a list of additions to the answer, of which there are none."""
-        if isinstance(given, dict) and given.get("include") in (None, []):
-            return {name: value for name, value in given.items() if name != "include"}
+        """`include` is a list of additions to the answer, of which there are none, and a
+        verbosity of `medium` is the default."""
+        if not isinstance(given, dict):
+            return given
+        given = {
+            k: v for k, v in given.items() if (k, v) not in (("include", None), ("include", []))
+        }
+        text = given.get("text")
+        if isinstance(text, dict) and text.get("verbosity") in (None, "medium"):
+            given["text"] = {k: v for k, v in text.items() if k != "verbosity"}
         return given
+
+    @classmethod
+    def idle(cls, name: str, given: Mapping[str, Any]) -> bool:
+        """How tools are called means nothing where there are none, and there is no obfuscation."""
+        if name in ("parallel_tool_calls", "max_tool_calls"):
+            return not given.get("tools")
+        if name == "stream_options" and isinstance(given[name], dict):
+            return not any(given[name].values())
+        return super().idle(name, given)
 
     @classmethod
     def unsupported(cls) -> Mapping[str, str]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import logging
 import socket
 import ssl
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from ivl.errors import ConfigError
 from ivl.server.app import create_app
-from ivl.server.hub import Loader, ModelHub
+from ivl.server.hub import FindFacts, Loader, ModelHub
 from ivl.server.settings import ServerSettings
 
 log = logging.getLogger("ivl.server")
@@ -71,15 +72,15 @@ def make_server(
     loaders: Mapping[str, Loader],
     settings: ServerSettings,
     *,
-    sizes: Mapping[str, Callable[[], int]] | None = None,
+    stored: Mapping[str, FindFacts] | None = None,
     host: str = "127.0.0.1",
     port: int = 8000,
     tls_cert: Path | None = None,
     tls_key: Path | None = None,
 ) -> ModelServer:
     """A server that has its address, and serves when it is `run`. ConfigError for an address or TLS
-    files that cannot be used. `sizes` as of `ModelHub`."""
-    app = create_app(ModelHub(loaders, sizes), settings)
+    files that cannot be used. `stored` as of `ModelHub`."""
+    app = create_app(ModelHub(loaders, stored), settings)
     config = uvicorn.Config(
         app,
         http=patient_protocol(settings.header_timeout_s),
@@ -130,6 +131,13 @@ class ModelServer(uvicorn.Server):
         for a model that cannot be loaded.
         """
         log.info("listening on %s", self.url)
+        host = str(self.sock.getsockname()[0])
+        if self._settings.api_key is None and not ipaddress.ip_address(host).is_loopback:
+            log.warning(
+                "everybody who can reach this machine at %s can use the server: give it an "
+                "--api-key, or leave --host out",
+                host,
+            )
         self.run(sockets=[self.sock])
         if self.failure is not None:
             raise self.failure
@@ -147,6 +155,15 @@ class ModelServer(uvicorn.Server):
         if not loading.cancelled() and (error := loading.exception()) is not None:
             self.failure = error
             self.should_exit = True
+
+    async def on_tick(self, counter: int) -> bool:
+        """Ten times a second: ends the server when an engine has failed, so that whatever watches
+        over the process can start another."""
+        if self.failure is None and (failure := self._hub.failure) is not None:
+            log.error("the engine has failed, so the server ends")
+            self.failure = failure
+            self.should_exit = True
+        return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         closing = asyncio.ensure_future(self._hub.close(self._settings.drain_s))

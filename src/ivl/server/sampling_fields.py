@@ -26,6 +26,16 @@ NO_TOOLS = "this server does not call tools."
 NO_AUDIO = "this server neither hears nor speaks."
 
 
+def check_stop(stop: str | list[str] | None) -> None:
+    """ValueError for more than an answer can be searched for at every token, or for an empty
+    text."""
+    texts = [stop] if isinstance(stop, str) else stop or []
+    if len(texts) > MAX_STOPS or any(len(text) > MAX_STOP_CHARACTERS for text in texts):
+        raise ValueError(f"at most {MAX_STOPS} texts of at most {MAX_STOP_CHARACTERS} characters")
+    if not all(texts):
+        raise ValueError("a stop text must not be empty")
+
+
 class SamplingFields(Fields):
     """What several of the requests have in common.
 
@@ -46,13 +56,7 @@ class SamplingFields(Fields):
     @field_validator("stop")
     @classmethod
     def _stop_is_short(cls, stop: str | list[str] | None) -> str | list[str] | None:
-        texts = [stop] if isinstance(stop, str) else stop or []
-        if len(texts) > MAX_STOPS or any(len(text) > MAX_STOP_CHARACTERS for text in texts):
-            raise ValueError(
-                f"at most {MAX_STOPS} texts of at most {MAX_STOP_CHARACTERS} characters"
-            )
-        if not all(texts):
-            raise ValueError("a stop text must not be empty")
+        check_stop(stop)
         return stop
 
     def options(self, max_tokens: int | None) -> GenerationOptions:

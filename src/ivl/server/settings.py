@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from ivl.errors import ConfigError
 
 MIB = 1024**2
 
@@ -15,6 +18,9 @@ class ServerSettings:
     """What clients must send as `Authorization: Bearer ...`; None: nothing."""
     cors_origins: tuple[str, ...] = ()
     """Web pages of these origins may use the server, `*`: of all."""
+    allowed_hosts: tuple[str, ...] = ()
+    """Names by which a server without a key may be called beside those that nobody on the internet
+    can have; see `ivl.server.origins`."""
     remote_images: bool = False
     """Whether images are fetched from http(s) addresses on the public internet."""
     max_body_bytes: int = 64 * MIB
@@ -34,3 +40,28 @@ class ServerSettings:
     """Requests whose images are decoded at the same time; the others wait."""
     drain_s: float = 30.0
     """When it is to stop, the server gives running answers so long to end."""
+
+    def __post_init__(self) -> None:
+        """ConfigError for an origin that no browser would send."""
+        for origin in self.cors_origins:
+            check_origin(origin)
+
+
+def check_origin(origin: str) -> None:
+    """ConfigError unless it is `*`, `null`, or scheme://host[:port] and nothing else."""
+    if origin in ("*", "null"):
+        return
+    try:
+        parts = urlsplit(origin)
+        plain = f"{parts.scheme}://{parts.netloc}"
+        usable = bool(parts.scheme and parts.hostname) and origin == plain and "@" not in origin
+        _ = parts.port  # a ValueError for what is no port
+    except ValueError:
+        usable, plain = False, ""
+    if usable:
+        return
+    if "://" not in origin:
+        hint = f"An origin has a scheme: http://{origin} or https://{origin}."
+    else:
+        hint = f"It is scheme, host and port without a path{': ' + plain if plain else ''}."
+    raise ConfigError(f"{origin!r} is no origin of web pages.", hint)
