@@ -6,6 +6,7 @@ import shutil
 import ssl
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -94,6 +95,108 @@ def test_a_model_in_use_ends_its_answers_before_it_goes(tiny: Any) -> None:
         assert '"length"' in rest[-2]
         assert other == [200]
         assert room.loads == ["a", "b"]
+
+
+def test_users_that_overlap_do_not_keep_another_model_out(tiny: Any) -> None:
+    """As long as somebody asks for the one, there is always a user of it."""
+    room = Room(tiny)
+    with served({"a": room.loader("a"), "b": room.loader("b")}) as client:
+        url, stop = f"{client.base_url}/v1/chat/completions", threading.Event()
+        statuses: list[int] = []
+
+        def keep_asking() -> None:
+            while not stop.is_set():
+                body = {**BODY, "model": "a", "max_tokens": 60}
+                statuses.append(httpx.post(url, json=body, timeout=TIMEOUT_S).status_code)
+
+        threads = [threading.Thread(target=keep_asking) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        try:
+            answer = client.post("/v1/chat/completions", json={**BODY, "model": "b"})
+        finally:
+            stop.set()
+            for thread in threads:
+                thread.join(TIMEOUT_S)
+        assert answer.status_code == 200
+        assert answer.json()["model"] == "b"
+        assert set(statuses) == {200}
+
+
+def test_a_client_that_leaves_while_its_model_is_loaded_leaves_nothing_behind(tiny: Any) -> None:
+    room, begun, go_on = Room(tiny), threading.Event(), threading.Event()
+
+    def slow() -> BatchEngine:
+        begun.set()
+        assert go_on.wait(TIMEOUT_S)
+        return room.loader("b")()
+
+    with served({"a": room.loader("a"), "b": slow}) as client:
+        client.post("/v1/chat/completions", json={**BODY, "model": "a"})
+        room.inside = None  # there is room for both
+        with pytest.raises(httpx.ReadTimeout):
+            client.post("/v1/chat/completions", json={**BODY, "model": "b"}, timeout=0.3)
+        assert begun.is_set()
+        go_on.set()
+        answer = client.post("/v1/chat/completions", json={**BODY, "model": "b"})
+        assert answer.status_code == 200
+        assert room.loads == ["a", "b"]
+        unload = {"model": "b", "messages": [], "keep_alive": 0}
+        assert client.post("/api/chat", json=unload).json()["done_reason"] == "unload"
+        names = [model["name"] for model in client.get("/api/ps").json()["models"]]
+        assert names == ["a:latest"]
+
+
+def test_keep_alive_lets_a_model_go_and_it_comes_back(tiny: Any) -> None:
+    room = Room(tiny)
+    with served({"a": room.loader("a")}) as client:
+        ask = {"model": "a", "stream": False, "messages": BODY["messages"]}
+        ask["options"] = {"num_predict": 2}
+        for seconds in (0, "100ms"):
+            answer = client.post("/api/chat", json={**ask, "keep_alive": seconds})
+            assert answer.json()["done_reason"] == "length"
+            until = time.monotonic() + TIMEOUT_S
+            while client.get("/api/ps").json()["models"]:
+                assert time.monotonic() < until
+                time.sleep(0.02)
+            health = client.get("/health")
+            assert (health.status_code, health.json()["status"]) == (200, "idle")
+        client.post("/api/chat", json={**ask, "keep_alive": "300ms"})
+        client.post("/api/chat", json={**ask, "keep_alive": -1})
+        time.sleep(0.5)
+        assert client.get("/api/ps").json()["models"]
+        assert room.loads == ["a", "a", "a"]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_an_engine_that_fails_ends_the_server(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever waits is told so with 503, and not to come back to this one."""
+    loaders = {"a": lambda: BatchEngine(tiny.engine, BatchLimits(kv_tokens=2048))}
+    server = make_server(loaders, ServerSettings(drain_s=1.0), port=0)
+    raised: list[BaseException] = []
+
+    def serve() -> None:
+        try:
+            server.serve_models()
+        except RuntimeError as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    with httpx.Client(base_url=server.url, timeout=TIMEOUT_S) as client:
+        assert client.post("/v1/chat/completions", json=BODY).status_code == 200
+
+        def fault(*_: Any) -> Any:
+            raise RuntimeError("CUDA error: device-side assert triggered")
+
+        monkeypatch.setattr(tiny.engine.model, "extend", fault)
+        answer = client.post("/v1/chat/completions", json=BODY)
+        assert answer.status_code == 503
+        assert "failed" in answer.json()["error"]["message"]
+        assert answer.headers["retry-after"]
+    thread.join(TIMEOUT_S)
+    assert not thread.is_alive()
+    assert "device-side" in str(raised[0])
 
 
 def test_what_cannot_be_loaded_is_an_error_and_the_others_stay(tiny: Any) -> None:
