@@ -6,8 +6,10 @@
     python -m bench.serve --beside PATH/llama-server --model FILE [--mmproj FILE --images 1]
 
 Without --decodes, requests arrive at random moments (poisson), with text alone and with images of
-several sizes; one client in ten goes away in the middle. Every request must end in an answer, a
-refusal (429), or its own departure. With --decodes, so many clients at once have answers of one
+several sizes. One in ten is poisoned: numbers that underflow, pictures and bodies that are broken,
+clients that go away in the middle. Those may be refused; every other request must end in an answer,
+or in a 429. Memory is shown beside the caches, whose bytes the server tells. With
+--decodes, so many clients at once have answers of one
 length written, each about a text of its own. --url measures a server that runs already. --beside
 starts llama.cpp's server too, and asks both the same questions by turns.
 """
@@ -27,10 +29,13 @@ from typing import Any
 import httpx
 
 from bench.serve_clients import (
+    POISONS,
     TIMEOUT_S,
     Outcome,
     Question,
     ask,
+    ask_with_poison,
+    cache_bytes,
     data_url,
     first_tokens_s,
     middle,
@@ -42,13 +47,29 @@ from bench.serve_processes import ivl_server, resident_bytes
 from bench.shapes import commit, machine
 
 SIZES_PX = ((300, 200), (640, 480), (1240, 1754), (2000, 800), (448, 448))
-VANISHING = 0.1
+POISONED = 0.1
+FLAT = 0.05
+"""So much may memory beside the caches grow in the second half of a run."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of the server's process after so many seconds, and of its caches by their names."""
+
+    seconds: float
+    resident: int
+    caches: dict[str, int]
+
+    @property
+    def beside(self) -> int:
+        return self.resident - sum(self.caches.values())
 
 
 @dataclass
 class Load:
     outcomes: list[Outcome] = field(default_factory=list)
-    memory: list[tuple[float, int]] = field(default_factory=list)
+    poisoned: list[Outcome] = field(default_factory=list)
+    memory: list[Memory] = field(default_factory=list)
 
 
 def main() -> None:
@@ -79,8 +100,10 @@ def main() -> None:
             return
         load = asyncio.run(arrivals(options, url, process_id))
     report(load, options.seconds)
-    if any(outcome.kind in ("lost", "failed") for outcome in load.outcomes):
+    if any(outcome.kind not in ("answered", "refused") for outcome in load.outcomes):
         raise SystemExit("error: requests were lost")
+    if any(outcome.kind == "lost" for outcome in load.poisoned):
+        raise SystemExit("error: a poisoned request has no answer")
 
 
 def parse_options() -> argparse.Namespace:
@@ -119,19 +142,23 @@ async def arrivals(options: argparse.Namespace, url: str, process_id: int) -> Lo
     tasks: set[asyncio.Task[None]] = set()
     async with httpx.AsyncClient(base_url=url, timeout=TIMEOUT_S, limits=limits) as client:
 
-        async def one(body: dict[str, Any], leaves_after: int | None) -> None:
+        async def one(body: dict[str, Any], poison: str | None) -> None:
             async with seats:
-                load.outcomes.append(await ask(client, body, leaves_after))
+                if poison is None:
+                    load.outcomes.append(await ask(client, body, None))
+                else:
+                    load.poisoned.append(await ask_with_poison(client, body, poison))
 
         while (now := time.perf_counter() - began) < options.seconds:
             await asyncio.sleep(rng.expovariate(options.rate))
             if len(tasks) < 2 * options.clients:
-                leaves = rng.randrange(3) if rng.random() < VANISHING else None
-                task = asyncio.create_task(one(random_body(rng, pictures), leaves))
+                poison = rng.choice(POISONS) if rng.random() < POISONED else None
+                task = asyncio.create_task(one(random_body(rng, pictures), poison))
                 tasks.add(task)
                 task.add_done_callback(tasks.discard)
-            if not load.memory or now - load.memory[-1][0] > 1:
-                load.memory.append((now, resident_bytes(process_id)))
+            if not load.memory or now - load.memory[-1].seconds > 1:
+                resident = resident_bytes(process_id)
+                load.memory.append(Memory(now, resident, await cache_bytes(client)))
         await asyncio.gather(*tasks)
     return load
 
@@ -168,9 +195,8 @@ def run_decodes(options: argparse.Namespace, question: Question, url: str) -> No
 
 
 def report(load: Load, seconds: float) -> None:
-    kinds = [outcome.kind for outcome in load.outcomes]
-    counts = ", ".join(f"{kinds.count(kind)} {kind}" for kind in sorted(set(kinds)))
-    print(f"requests     {len(kinds)}: {counts}")
+    print(f"requests     {len(load.outcomes)}: {kinds_of(load.outcomes)}")
+    print(f"poisoned     {len(load.poisoned)}: {kinds_of(load.poisoned)}")
     answered = [outcome for outcome in load.outcomes if outcome.kind == "answered"]
     firsts = first_tokens_s(answered)
     written = sum(outcome.num_tokens for outcome in load.outcomes)
@@ -179,11 +205,27 @@ def report(load: Load, seconds: float) -> None:
         f"first token  {middle(firsts):.2f} s in the middle, "
         f"{percentile(firsts, 95):.2f} s for 95 of 100"
     )
-    half = [size for when, size in load.memory if when >= seconds / 2]
-    print(
-        f"memory       {load.memory[0][1] / 1e6:.0f} MB at first, {half[0] / 1e6:.0f} MB after "
-        f"half of the time, {half[-1] / 1e6:.0f} MB at the end"
+    last = load.memory[-1]
+    half = next(one for one in load.memory if one.seconds >= seconds / 2)
+    for name in last.caches:
+        sizes = (one.caches[name] for one in (load.memory[0], half, last))
+        print(f"{name:<12} {megabytes(*sizes)}")
+    sizes = (one.beside for one in (load.memory[0], half, last))
+    growth = last.beside / half.beside - 1
+    verdict = "flat" if growth <= FLAT else f"growing: more than {FLAT:.0%} is not flat"
+    print(f"beside them  {megabytes(*sizes)}: {growth:+.1%} in the second half, {verdict}")
+
+
+def megabytes(first: int, half: int, last: int) -> str:
+    return (
+        f"{first / 1e6:.0f} MB at first, {half / 1e6:.0f} MB after half of the time, "
+        f"{last / 1e6:.0f} MB at the end"
     )
+
+
+def kinds_of(outcomes: list[Outcome]) -> str:
+    kinds = [outcome.kind for outcome in outcomes]
+    return ", ".join(f"{kinds.count(kind)} {kind}" for kind in sorted(set(kinds)))
 
 
 if __name__ == "__main__":

@@ -33,6 +33,20 @@ class Outcome:
     num_tokens: int = 0
 
 
+POISONS = (
+    *("temperature", "penalty", "schema", "image", "no image", "body", "stops", "vanishing"),
+    *("vanishing at once", "unknown"),
+)
+"""What may be wrong with a request; see `ask_with_poison`."""
+KINDS = {429: "refused", 400: "rejected"}
+CACHES = {
+    "ivl_kv_bytes": "keys, values",
+    "ivl_vision_cache_bytes": "features",
+    "ivl_tile_bytes": "tiles",
+}
+"""Gauges of the server, and what they count: the cache, kept features, pictures of the queue."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Question:
     """What each client of `together` sends: so many random words, so many pictures of one size;
@@ -52,7 +66,7 @@ async def ask(client: httpx.AsyncClient, body: dict[str, Any], leaves_after: int
     try:
         async with client.stream("POST", "/v1/chat/completions", json=sent) as answer:
             if answer.status_code != 200:
-                outcome.kind = "refused" if answer.status_code == 429 else "failed"
+                outcome.kind = KINDS.get(answer.status_code, "failed")
                 return outcome
             async for line in answer.aiter_lines():
                 if leaves_after is not None and num_pieces >= leaves_after:
@@ -67,6 +81,42 @@ async def ask(client: httpx.AsyncClient, body: dict[str, Any], leaves_after: int
         outcome.kind = "lost"
     outcome.total_s = time.perf_counter() - began
     return outcome
+
+
+async def ask_with_poison(client: httpx.AsyncClient, body: dict[str, Any], poison: str) -> Outcome:
+    """One answer to a request with which something is wrong: what it gets does not count, as long
+    as it gets it."""
+    image = {"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBORw0KGgo="}}
+    raw = {"type": "image_url", "image_url": {"url": "data:image/png;base64,@@@"}}
+    messages = [{"role": "user", "content": [{"type": "text", "text": "What?"}, image]}]
+    plain = {name: value for name, value in body.items() if name != "structured_outputs"}
+    changed: dict[str, dict[str, Any]] = {
+        "temperature": {**plain, "temperature": 1e-46},
+        "penalty": {**plain, "temperature": 1, "repetition_penalty": 1e-300},
+        "schema": {**body, "structured_outputs": {"regex": "(" * 50}},
+        "image": {**body, "messages": messages},
+        "no image": {**body, "messages": [{"role": "user", "content": [raw]}]},
+        "stops": {**body, "stop": ["x"] * 10_000},
+        "unknown": {**body, "no_such_field": 1},
+    }
+    if poison == "vanishing":
+        return await ask(client, body, 2)
+    if poison == "vanishing at once":
+        return await ask(client, body, 0)
+    if poison == "body":
+        answer = await client.post("/v1/chat/completions", content=b'{"messages": [')
+        return Outcome(kind=KINDS.get(answer.status_code, "failed"))
+    return await ask(client, changed[poison], None)
+
+
+async def cache_bytes(client: httpx.AsyncClient) -> dict[str, int]:
+    """What the server's caches hold now, by its own account."""
+    lines = (await client.get("/metrics")).text.splitlines()
+    found = {}
+    for metric, name in CACHES.items():
+        values = [float(line.split()[-1]) for line in lines if line.startswith(metric + "{")]
+        found[name] = int(sum(values))
+    return found
 
 
 def _take(chunk: dict[str, Any], outcome: Outcome, now: float) -> int:

@@ -83,6 +83,8 @@ class BatchState:
     num_findable_blocks: int
     kv_bytes: int
     vision_cache_bytes: int
+    tile_bytes: int
+    """Tiles of all requests that run or wait."""
     num_steps: int
     num_prompt_tokens: int
     num_cached_tokens: int
@@ -212,6 +214,7 @@ class BatchEngine:
             num_findable_blocks=pool.num_findable,
             kv_bytes=self._store.num_bytes,
             vision_cache_bytes=self._vision.num_bytes,
+            tile_bytes=self._tile_bytes,
             num_steps=counts["steps"],
             num_prompt_tokens=counts["prompt"],
             num_cached_tokens=counts["cached"],

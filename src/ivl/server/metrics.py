@@ -22,6 +22,7 @@ GAUGES = {
     "num_used_blocks": ("ivl_kv_blocks_used", "Blocks that sequences refer to."),
     "num_findable_blocks": ("ivl_kv_blocks_findable", "Blocks that can be shared."),
     "kv_bytes": ("ivl_kv_bytes", "Memory of the key/value cache."),
+    "tile_bytes": ("ivl_tile_bytes", "Tiles of requests that run or wait."),
     "vision_cache_bytes": ("ivl_vision_cache_bytes", "Features of tiles that are kept."),
 }
 COUNTERS = {
