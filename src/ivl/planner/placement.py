@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from ivl.planner.backends import Backend
-from ivl.planner.device_table import MIB, Device
+from ivl.planner.device_sheets import MIB, Device
 from ivl.planner.footprint import Footprint
 from ivl.planner.machine import Machine, Slot
 

@@ -15,7 +15,7 @@ from typing import Literal, NamedTuple
 
 from ivl.config import DecoderConfig, ModelConfig, VisionConfig
 from ivl.quant.block_sizes import BLOCK_SIZES, gpu_bytes, packed_bytes, stored_bytes
-from ivl.quant.mixes import MixContext, decoder_tensors, find_mix, tensor_type
+from ivl.quant.mixes import READ_MIXES, MixContext, decoder_tensors, find_mix, tensor_type
 from ivl.quant.vision_mix import vision_tensor_type
 
 Part = Literal["decoder", "vision", "projector"]
@@ -101,7 +101,8 @@ def decoder_plan(config: DecoderConfig, type_name: str) -> list[PlannedTensor]:
     shapes = decoder_tensors(config)
     if type_name == AWQ:
         return [PlannedTensor(n, shape, _awq_type(n, shape)) for n, shape in shapes.items()]
-    mix, context = find_mix(type_name).name, MixContext.of(config)
+    mix = type_name if type_name in READ_MIXES else find_mix(type_name).name
+    context = MixContext.of(config)
     alike: dict[str, str] = {}
     found = []
     for name, shape in shapes.items():

@@ -17,6 +17,11 @@ TYPES = (
     "Q2_K",
 )  # fmt: skip
 """Types by size, the largest and most exact first."""
+NEXT_SMALLER = {
+    "F32": "BF16", "F16": "Q8_0", "Q5_1": "Q5_K_M", "Q5_0": "Q4_K_M", "Q4_1": "Q4_K_M",
+    "Q4_0": "Q3_K_L", "IQ4_NL": "Q3_K_L", "IQ4_XS": "Q3_K_M", "AWQ": "Q4_K_S",
+}  # fmt: skip
+"""Of the types that are not among these, the first that is smaller."""
 SMALLER_VISION = ("Q8_0", "Q5_0", "Q4_0")
 
 
@@ -76,6 +81,14 @@ def _types(plan: Plan) -> Sequence[str]:
     return ("BF16", "AWQ") if plan.setting.backend.name == "vllm" else TYPES
 
 
+def _smaller_types(plan: Plan) -> Sequence[str]:
+    types, chosen = _types(plan), plan.setting.type
+    if chosen in types:
+        return types[types.index(chosen) + 1 :]
+    following = NEXT_SMALLER.get(chosen)
+    return types[types.index(following) :] if following in types else types[1:]
+
+
 def _steps(plan: Plan) -> Iterator[tuple[str, str, dict[str, object]]]:
     """Text, option and fields of every change that is open, the least harmful first."""
     setting, work = plan.setting, plan.setting.work
@@ -103,9 +116,7 @@ def _steps(plan: Plan) -> Iterator[tuple[str, str, dict[str, object]]]:
             else:
                 yield "the vision tower on the processor", "--tower-on-cpu", dict(fields)
     if not plan.subject.is_on_disk:
-        types = _types(plan)
-        at = types.index(setting.type) if setting.type in types else 0
-        for smaller_type in types[at + 1 :]:
+        for smaller_type in _smaller_types(plan):
             yield f"the decoder at {smaller_type}", f"--type {smaller_type}", {"type": smaller_type}
 
 
@@ -224,6 +235,7 @@ def _other_backends(plan: Plan) -> str:
 
 def _warnings(plan: Plan) -> Iterator[str]:
     config, work = plan.subject.config, plan.setting.work
+    yield from (meaning.note for meaning in plan.machine.asked if meaning.note)
     d = config.decoder
     group = d.num_heads // d.num_kv_heads
     if group > 1:
