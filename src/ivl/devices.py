@@ -120,7 +120,8 @@ def spread(
     CapacityError when it does not fit. `machine`: another one than this, for tests.
     """
     mmproj = source.pair.mmproj.path if source.pair and source.pair.mmproj else None
-    config, tensors = stored_model(str(source.path), mmproj)
+    stored = stored_model(str(source.path), mmproj)
+    config = stored.config
     # The largest page that a model is asked about; its tiles' features are what a plan counts.
     work = plan_workload(
         config, context=context, kv="16bit" if kv == "32bit" else kv,
@@ -130,7 +131,7 @@ def spread(
         type="", vision="", work=work, backend=BACKENDS["ivl"],
         tower_on_processor=vision_offload, gpu_layers=gpu_layers,
     )  # fmt: skip
-    subject = Subject(name=str(source.path), config=config, tensors=tensors)
+    subject = Subject(name=str(source.path), config=config, tensors=stored.tensors)
     found = make_plan(subject, setting, machine or _machine_of(devices)).placement
     if not found.fits:
         raise CapacityError(

@@ -154,12 +154,14 @@ def _described_processor(names: Sequence[str]) -> Machine | None:
             f"{asked.other!r} is neither memory nor bandwidth.", 'Write "cpu 64GB:80GB/s".'
         )
     require_amounts(names[0], asked)
-    here = replace(this_machine(), gpus=())
+    here = this_machine()
+    assert here.host is not None
+    device = here.host.device
+    meant = Meaning(text=names[0], device=device, count=1)
+    here = replace(here, gpus=(), asked=(meant,))
     num_bytes = asked.memory_bytes or asked.named_bytes
     if num_bytes is None and asked.bandwidth is None:
         return here
-    assert here.host is not None
-    device = here.host.device
     if asked.bandwidth is not None:
         device = replace(device, bandwidth=asked.bandwidth, source="bandwidth given by hand")
     if num_bytes is None:

@@ -17,11 +17,14 @@ from ivl.planner.workload import Workload
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Subject:
-    """The model that is planned. `tensors`: those of real files; None: computed from the shapes."""
+    """The model that is planned. `tensors`: those of real files; None: computed from the shapes.
+    `text_file`, `projector_file`: of a GGUF pair on disk."""
 
     name: str
     config: ModelConfig
     tensors: tuple[PlannedTensor, ...] | None = None
+    text_file: str | None = None
+    projector_file: str | None = None
 
     @property
     def is_on_disk(self) -> bool:

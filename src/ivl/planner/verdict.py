@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from ivl.planner.backends import BACKENDS, unpacks_on_gpu
 from ivl.planner.command import command_of
 from ivl.planner.plan import Plan, change
+from ivl.planner.tensors import AWQ
 from ivl.planner.workload import Workload, replace_context
 
 GIB = 1024**3
@@ -98,7 +99,7 @@ def _steps(plan: Plan) -> Iterator[tuple[str, str, dict[str, object]]]:
     if work.kv != "8bit":
         yield "8-bit cache", "--kv 8bit", {"kv": "8bit"}
     if not plan.subject.is_on_disk and name != "vllm" and plan.subject.config.vision is not None:
-        if setting.vision in ("BF16", "F16", "F32"):
+        if setting.vision in ("BF16", "F16", "F32") and setting.type != AWQ:
             yield "vision at Q8_0", "--vision Q8_0", {"vision": "Q8_0"}
     fewer = work.max_tiles // 2
     if fewer >= 1 and work.num_tiles > len(work.tiles):
@@ -224,6 +225,8 @@ def _other_backends(plan: Plan) -> str:
     """Whether another program would manage, with the same type."""
     for backend in BACKENDS.values():
         if backend.name == plan.setting.backend.name or backend.name == "vllm":
+            continue
+        if any(tensor.format == AWQ for tensor in plan.tensors) and backend.name == "llama.cpp":
             continue
         other = change(plan, backend=backend)
         if other.fits:
