@@ -37,6 +37,7 @@ def command(
                 "--machine is about this machine, and not about a model.", "Leave one of them out."
             )
         facts = machine_facts(measure=True)
+        facts["bandwidth_kept_in"] = _keep_for_plans(facts)
         print_json(facts) if json else _print_rows(_machine_rows(facts))
     elif model is None:
         family = family_facts()
@@ -44,6 +45,18 @@ def command(
     else:
         facts = model_facts(model, mmproj)
         print_json(facts.record()) if json else _print_rows(_model_rows(facts))
+
+
+def _keep_for_plans(facts: dict[str, Any]) -> str | None:
+    """Where `ivl plan` finds the bandwidth that is shown; None where no file can be written."""
+    from ivl.planner.machine import processor_name
+    from ivl.planner.probe import keep_bandwidth
+
+    threads = facts["kernels"]["threads"]
+    try:
+        return str(keep_bandwidth(processor_name(), facts["read_bytes_per_s"], threads=threads))
+    except OSError:
+        return None
 
 
 def _model_rows(facts: ModelFacts) -> list[tuple[str, str]]:
@@ -158,7 +171,8 @@ def _machine_rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
         ("vision in", ", ".join(kernels["vision_arithmetics"])),
         ("threads", f"{kernels['threads']}, {pool}; {kernels['physical_cores']} cores{quota}"),
     ]
-    rows.append(("memory reads", f"{facts['read_bytes_per_s'] / 1e9:.1f} GB/s, measured"))
+    kept = "" if facts["bandwidth_kept_in"] is None else "; `ivl plan` uses it from now on"
+    rows.append(("memory reads", f"{facts['read_bytes_per_s'] / 1e9:.1f} GB/s, measured{kept}"))
     if facts["int8_operations_per_s"] is not None:
         peak = f"{facts['int8_operations_per_s'] / 1e9:.0f} billion operations a second"
         rows.append(("int8 products", f"{peak} at most, measured"))

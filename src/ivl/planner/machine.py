@@ -69,7 +69,9 @@ def this_machine() -> Machine:
     probe = read_probe(name)
     channels = None if apple else memory_bandwidth()
     speed = probe.bandwidth if probe else channels
-    source = f"measured here on {probe.date}" if probe else "memory modules" if channels else ""
+    source = "memory modules" if channels else ""
+    if probe:
+        source = f"measured here on {probe.date} by `{probe.by}`"
     host = Device(
         name=name,
         vendor="cpu",
@@ -155,8 +157,9 @@ def _described_processor(names: Sequence[str]) -> Machine | None:
         )
     require_amounts(names[0], asked)
     here = this_machine()
-    assert here.host is not None
-    device = here.host.device
+    host = here.host
+    assert host is not None
+    device = host.device
     meant = Meaning(text=names[0], device=device, count=1)
     here = replace(here, gpus=(), asked=(meant,))
     num_bytes = asked.memory_bytes or asked.named_bytes
@@ -165,7 +168,7 @@ def _described_processor(names: Sequence[str]) -> Machine | None:
     if asked.bandwidth is not None:
         device = replace(device, bandwidth=asked.bandwidth, source="bandwidth given by hand")
     if num_bytes is None:
-        return replace(here, is_here=False, host=replace(here.host, device=device))
+        return replace(here, is_here=False, host=replace(host, device=device))
     slot = Slot(
         device=replace(device, memory_bytes=num_bytes),
         note="a processor like the one here, with memory as given",

@@ -167,7 +167,8 @@ def _seconds(
         rate = None if device.ops_16bit is None else device.ops_16bit * reach.peak
         if not device.is_gpu and machine.probe is not None:
             probe = machine.probe
-            rate = (probe.tower_ops if is_tower else probe.quantized_ops) * reach.peak
+            ops_per_s = probe.tower_ops if is_tower else probe.quantized_ops
+            rate = None if ops_per_s is None else ops_per_s * reach.peak
         if rate is None:
             return Estimate(value=None, confidence="unknown", source=_missing(device, "peak"))
         spread = max(spread, WIDE_SPREAD if confidence == "data sheet" else SPREAD)

@@ -63,11 +63,10 @@ class PlannedTensor(NamedTuple):
             return 4 * self.num_weights
         return _packed_bytes(self.format, *self.shape)
 
-    @property
-    def gpu_bytes(self) -> int:
-        """As the kernels for GPUs keep it; what is no matrix is of 16 bits there."""
-        if not self.is_matrix:
-            return 2 * self.num_weights
+    def gpu_bytes(self, itemsize: int) -> int:
+        """As the kernels for GPUs keep it; what is not quantized has `itemsize` bytes a number."""
+        if not self.is_matrix or not BLOCK_SIZES[self.format].bits:
+            return itemsize * self.num_weights
         return _gpu_bytes(self.format, *self.shape)
 
     def dense_bytes(self, itemsize: int) -> int:
