@@ -83,7 +83,6 @@ def plan(
     memory beside it, "64GB" or "64GB:80GB/s". memory: in the place of what the device has, "24GB".
     type: of the decoder, such as `Q4_K_M`; vision: of the tower. kv: `16bit` or `8bit`.
     backend: `ivl`, `llama.cpp` or `vllm`.
-
     Raises an IvlError for whatever means nothing, with what would.
     """
     chosen = find_backend(backend)

@@ -63,6 +63,7 @@ def _model_rows(facts: ModelFacts) -> list[tuple[str, str]]:
     config, size = facts.config, facts.size
     decoder, vision = config.decoder, config.vision
     rows = [("model", f"{facts.name} ({size.hub_id})" if size else facts.name)]
+    rows += [] if size else [("calls itself", _called(facts))]
     if vision is None:
         rows.append(("images", "no, it is a text-only model"))
     else:
@@ -71,19 +72,42 @@ def _model_rows(facts: ModelFacts) -> list[tuple[str, str]]:
         rows += [
             ("images", "yes"),
             ("tiles", f"{config.tile_px} px, {config.tokens_per_tile} tokens each, {limit}"),
-            ("vision tower", size.vision_name if size else tower),
+            ("vision tower", f"{facts.vision_name} ({tower})" if facts.vision_name else tower),
         ]
     shape = f"{decoder.architecture}, {decoder.num_layers} layers of {decoder.hidden_size}"
     rows += [
-        ("decoder", f"{size.decoder_name} ({shape})" if size else shape),
+        ("decoder", f"{facts.decoder_name} ({shape})" if facts.decoder_name else shape),
         ("parameters", _parameters(facts)),
         *_quantization(facts),
         ("context", _context(facts)),
         ("cache", f"{facts.kv_bytes_per_token / 1024:g} KiB a token at 16 bits"),
         ("memory", _memory(facts)),
         ("files", _files(facts)),
-        ("licence", facts.licence or "its files do not state one"),
+        *_licence(facts),
     ]
+    return rows
+
+
+def _called(facts: ModelFacts) -> str:
+    """The name that the files state, and whose shapes the model has where that is another."""
+    stated, alike = facts.identity.name, facts.shapes_of
+    text = f"{stated} ({facts.identity.name_source})" if stated else "its files do not say"
+    if alike is None or facts.member is not None:
+        return text
+    return f"{text}; it has the shapes of {alike.repository}"
+
+
+def _licence(facts: ModelFacts) -> list[tuple[str, str]]:
+    if facts.size is not None:
+        return [("licence", facts.size.licence)]
+    if facts.licence is None:
+        rows = [("licence", "not stated: its files do not state one")]
+    else:
+        link = f", {facts.identity.licence_link}" if facts.identity.licence_link else ""
+        rows = [("licence", f"{facts.licence} ({facts.identity.licence_source}{link})")]
+    if facts.member is not None:
+        # A card of the family says MIT, which leaves out the terms of the decoder's weights.
+        rows.append(("", f"of {facts.member.repository} ivl knows: {facts.member.licence}"))
     return rows
 
 
@@ -143,7 +167,7 @@ def _print_family(family: list[ModelFacts]) -> None:
                 _count(facts.parameters["total"]),
                 _memory_size(facts.needed_bytes),
                 "yes" if fits else "no",
-                facts.size.decoder_name if facts.size else facts.config.decoder.architecture,
+                facts.decoder_name or facts.config.decoder.architecture,
                 facts.licence or "",
             )
         )
