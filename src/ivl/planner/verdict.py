@@ -260,6 +260,17 @@ def _warnings(plan: Plan) -> Iterator[str]:
             "Q8_0, Q5_0 and Q4_0 can."
         )
     backend = plan.setting.backend
+    if work.tiles and work.max_tiles != config.max_tiles and backend.name != "vllm":
+        if backend.name == "llama.cpp":
+            yield (
+                f"llama.cpp takes the number of tiles from the model's file ({config.max_tiles}); "
+                f"{work.max_tiles} cannot be asked for."
+            )
+        elif work.parallel > 1:
+            yield (
+                f"ivl serve takes the number of tiles with each request (max_tiles), not as an "
+                f"option: ask for {work.max_tiles} there."
+            )
     unpacks = any(unpacks_on_gpu(backend, slot.device) for slot in plan.machine.gpus)
     if unpacks and not plan.placement.problem:
         if any(t.format not in ("BF16", "F16", "F32") for t in plan.tensors):
