@@ -126,11 +126,9 @@ def test_float32_on_several_cards_is_planned_as_float32(monkeypatch: pytest.Monk
     for what in ("kv", "weights", "image_features"):
         assert getattr(wide.parts, what) == pytest.approx(2 * getattr(narrow.parts, what)), what
     assert 1.8 < wide.parts.vision_activations / narrow.parts.vision_activations < 2
-    assert any(
-        spread_demo(size, size, kv="16bit", dtype=torch.bfloat16).is_whole
-        is not spread_demo(size, size, kv="32bit", dtype=torch.float32).is_whole
-        for size in (24, 30, 36, 42)
-    )
+    # A card that has room for all in 16 bits has not in 32.
+    assert spread_demo(40, kv="16bit", dtype=torch.bfloat16).is_whole
+    assert not spread_demo(40, kv="32bit", dtype=torch.float32).is_whole
 
 
 def test_what_does_not_fit_says_so_before_anything_is_loaded() -> None:
