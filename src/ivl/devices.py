@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 
 import torch
@@ -138,7 +139,7 @@ def spread(
         raise CapacityError(
             f"{found.missing_bytes / GIB:.1f} GiB are missing for the model on "
             f"{', '.join(map(str, devices))} and in main memory.",
-            f"`ivl plan {source.path}` says what would fit.",
+            f"`ivl plan {shlex.quote(str(source.path))}` says what would fit.",
         )
     return map_of(found, devices, config.decoder.num_layers, vision_offload=vision_offload)
 

@@ -64,7 +64,7 @@ class ModelFacts:
         """The size that this is, as the person or the files say; shapes do not make it one."""
         if self.size is not None:
             return self.size
-        stated = find(self.identity.name) if self.identity.name else None
+        stated = find(self.identity.name.replace(" ", "-")) if self.identity.name else None
         return stated if stated is not None and stated == self.shapes_of else None
 
     @property

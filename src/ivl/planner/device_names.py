@@ -81,19 +81,20 @@ _BARE_BEFORE = re.compile(r"(?P<count>\d+)\s+(?P<rest>\S.*)")
 _BARE_AFTER = re.compile(r"(?P<rest>.*\S)\s+(?P<count>\d+)\s*(?P<fields>:.*)?")
 
 _UNITS = {"m": MIB, "g": GIB, "t": 1024 * GIB}
-_MEMORY = r"(\d+(?:\.\d+)?)\s*(m(?=i?b)|g|t(?=i?b))(?:i?b)?(?![\w/])"
-_SPEED = r"(\d+(?:\.\d+)?)\s*([gt])i?b\s*(?:/|\s+per\s+)\s*s(?:ec(?:ond)?)?\b"
+_MEMORY = r"(\d{1,9}(?:\.\d+)?)\s*(m(?=i?b)|g|t(?=i?b))(?:i?b)?(?![\w/])"
+_SPEED = r"(\d{1,9}(?:\.\d+)?)\s*([gt])i?b\s*(?:/|\s+per\s+)\s*s(?:ec(?:ond)?)?\b"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reading:
     """One meaning of what was written: so many devices (as written, `2` or `-1.5`) of `rest`.
-    `is_bare`: the number stands beside the name without a sign or a word that makes it a count;
-    `is_glued`: it is as long as a model's, as in `9 7950x`."""
+    `is_bare`: the number stands beside the name without a sign or a word that makes it a count,
+    `stands_first` whether before it; `is_glued`: it is as long as a model's, as in `9 7950x`."""
 
     count: str
     rest: str
     is_bare: bool = False
+    stands_first: bool = False
     is_glued: bool = False
 
 
@@ -132,7 +133,8 @@ def readings(text: str) -> Iterator[Reading]:
         if found := pattern.fullmatch(text):
             parts = found.groupdict()
             rest = parts["rest"] + (parts.get("fields") or "")
-            yield Reading(count=parts["count"], rest=rest, is_bare=True)
+            first = pattern is _BARE_BEFORE
+            yield Reading(count=parts["count"], rest=rest, is_bare=True, stands_first=first)
 
 
 def parts_of(text: str) -> list[str]:

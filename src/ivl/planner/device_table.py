@@ -40,6 +40,8 @@ COMMONEST = (
 )  # fmt: skip
 """What is meant by a name that fits several devices, in our judgement of what is met most; where
 none of these fits it is the first in the table, which has the smallest memory first."""
+MOST_BARE = 16
+"""Of a known device so many at most are counted by a number that stands alone, as in `2 3090`."""
 NEAR_SHARE = 0.07
 """Memory as sold and as reported may differ by so much: 192 and 180 GB of a B200."""
 MOST_ADDED = 4
@@ -126,7 +128,7 @@ def _by_numbers(text: str, possible: Sequence[Reading]) -> Meaning:
     where it is small and stands first."""
     if re.fullmatch(r"(?:cuda|mps|gpu|rocm|xpu)(?::\d+)?", text.strip(), re.IGNORECASE):
         raise ConfigError(f"{text!r} does not say which device.", f"{_HERE} {_EXAMPLE}{_BY_HAND}")
-    counted = [r for r in possible if r.count != "1" and _may_count(text, r)]
+    counted = [r for r in possible if r.count != "1" and _may_count(r)]
     reading = (counted or possible)[0]
     device = written(reading.rest)
     if device.other is not None:
@@ -144,12 +146,11 @@ def _by_numbers(text: str, possible: Sequence[Reading]) -> Meaning:
     raise ConfigError(f"There is no device called {name!r} in the table.", _nearest(name))
 
 
-def _may_count(text: str, reading: Reading) -> bool:
+def _may_count(reading: Reading) -> bool:
     """Whether the number is how many there are of an unknown device."""
     if not reading.is_bare:
         return not reading.is_glued
-    stands_first = not text.strip().startswith(reading.rest[:1])
-    return stands_first and int(reading.count) <= MOST_DEVICES
+    return reading.stands_first and int(reading.count) <= MOST_DEVICES
 
 
 def _count(reading: Reading) -> int:
@@ -188,10 +189,14 @@ def _meaning(
     require_amounts(text, asked)
     count, named = reading.count, asked.named_bytes
     sizes = {_nominal_gib(device) for device in fitting}
-    if reading.is_bare and int(count) in sizes and named is None and reading.rest in text:
-        # `m3 max 64`, `4060 ti 16`: memory without its unit.
-        if text.strip().startswith(reading.rest.partition(":")[0]):
-            count, named = "1", int(count) * GIB
+    stands_last = reading.is_bare and not reading.stands_first
+    if stands_last and int(count) in sizes and named is None:
+        count, named = "1", int(count) * GIB  # `m3 max 64`, `4060 ti 16`: memory without its unit
+    elif reading.is_bare and int(count) > MOST_BARE and not (named or asked.memory_bytes):
+        raise ConfigError(
+            f"{count} in {text!r} may be a count, or memory.",
+            f'Write "{count}x {asked.name}", or "{asked.name}:{count}GB".',
+        )
     number = _count(replace(reading, count=count))
     notes, other_bytes = [], None
     if named is not None:

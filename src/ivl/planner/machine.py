@@ -178,7 +178,7 @@ def _described_processor(names: Sequence[str]) -> Machine | None:
 
 def with_memory(machine: Machine, text: str) -> Machine:
     """The same with so much memory free on the first device that a model would run on: `24GB`."""
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(gb|gib|g|mb|mib|m)\s*", text, re.IGNORECASE)
+    found = re.fullmatch(r"\s*(\d{1,9}(?:\.\d+)?)\s*(gb|gib|g|mb|mib|m)\s*", text, re.IGNORECASE)
     if found is None or float(found[1]) <= 0:
         raise ConfigError(f"{text!r} is no amount of memory.", "Write --memory 24GB.")
     num_bytes = int(float(found[1]) * (GIB if found[2].lower().startswith("g") else 1024**2))
