@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -46,9 +47,10 @@ def machine(*megabytes: float) -> Machine:
 
 
 def spread_demo(*megabytes: float, **choices: object) -> DeviceMap:
+    asked = {"kv": "16bit", **choices}
     return spread(
-        open_source(DEMO), GPUS[: len(megabytes)], context=512, vision_batch=1, kv="16bit",
-        machine=machine(*megabytes), **choices,  # type: ignore[arg-type]
+        open_source(DEMO), GPUS[: len(megabytes)], context=512, vision_batch=1,
+        machine=machine(*megabytes), **asked,  # type: ignore[arg-type]
     )  # fmt: skip
 
 
@@ -104,6 +106,31 @@ def test_a_card_without_room_for_all_is_helped_without_being_asked(
     assert HOST in found[1].layers
 
 
+def test_float32_on_several_cards_is_planned_as_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cache, weights and activations of 32 bits: what just fits in 16 does not in 32."""
+    planned = []
+
+    def make_plan(subject: Any, setting: Any, machine: Any) -> Any:
+        planned.append(made := real(subject, setting, machine))
+        return made
+
+    real = devices.make_plan
+    monkeypatch.setattr(devices, "make_plan", make_plan)
+    source = open_source(DEMO)
+    for kv, dtype in (("16bit", torch.bfloat16), ("32bit", torch.float32)):
+        place_on_two = {"gpu_layers": None, "vision_offload": False, "context": 512}
+        monkeypatch.setattr(devices, "_machine_of", lambda cards: machine(60, 60))
+        place_model(source, GPUS, vision_batch=1, kv=kv, dtype=dtype, **place_on_two)  # type: ignore[arg-type]
+    narrow, wide = planned
+    assert wide.setting.work.kv == "32bit"
+    for what in ("kv", "weights", "image_features"):
+        assert getattr(wide.parts, what) == pytest.approx(2 * getattr(narrow.parts, what)), what
+    assert 1.8 < wide.parts.vision_activations / narrow.parts.vision_activations < 2
+    # A card that has room for all in 16 bits has not in 32.
+    assert spread_demo(40, kv="16bit", dtype=torch.bfloat16).is_whole
+    assert not spread_demo(40, kv="32bit", dtype=torch.float32).is_whole
+
+
 def test_what_does_not_fit_says_so_before_anything_is_loaded() -> None:
     tight = machine(1)
     with pytest.raises(CapacityError, match="missing"):
@@ -154,7 +181,7 @@ def test_the_command_line_refuses_offloading_without_a_gpu(
     ("devices", "options"),
     [
         ("RTX A6000", ["--gpu-layers"]),
-        ("2x RTX 3090", ["--device cuda:0,cuda:1", "--gpu-layers"]),
+        ("2x RTX 3090:24GB", ["--device cuda:0,cuda:1", "--gpu-layers"]),
         ("A100 SXM 80GB", []),
     ],
 )

@@ -69,3 +69,14 @@ def test_sizes_are_found_by_every_name_they_go_by() -> None:
         assert found.hub_id == "OpenGVLab/InternVL2_5-78B"
     assert find("77b") is None
     assert find("somebody/InternVL2_5-78B-finetuned") is None
+
+
+def test_the_26b_turns_as_its_base_does() -> None:
+    """internlm2_5-20b-chat's config.json: rope_theta 50000000, dynamic with factor 2.5; the smaller
+    ones have 1000000 and 2.0."""
+    turning = {
+        size.name: (size.decoder.rope_theta, size.decoder.rope_factor)
+        for size in FAMILY
+        if size.decoder.architecture == "internlm2"
+    }
+    assert turning == {"2b": (1e6, 2.0), "8b": (1e6, 2.0), "26b": (5e7, 2.5)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 
 import torch
@@ -94,12 +95,11 @@ def place_model(
     is streamed to a GPU.
     """
     is_plain = len(devices) == 1 and gpu_layers is None and not vision_offload
-    # Plans are of weights in 16 bits or as they are stored.
-    if is_plain and (devices[0].type != "cuda" or dtype.itemsize != 2):
+    if is_plain and devices[0].type != "cuda":
         return devices[0]
     found = spread(
-        source, devices, context=context, vision_batch=vision_batch, kv=kv, gpu_layers=gpu_layers,
-        vision_offload=vision_offload,
+        source, devices, context=context, vision_batch=vision_batch, kv=kv, dtype=dtype,
+        gpu_layers=gpu_layers, vision_offload=vision_offload,
     )  # fmt: skip
     return found.vision if found.is_whole else found
 
@@ -111,32 +111,35 @@ def spread(
     context: int,
     vision_batch: int,
     kv: KVType,
+    dtype: torch.dtype = torch.bfloat16,
     gpu_layers: int | None = None,
     vision_offload: bool = False,
     machine: Machine | None = None,
 ) -> DeviceMap:
     """What goes where, as the planner places it in the memory that is free now.
 
+    `dtype`: what is computed in, which weights that are not quantized are kept in.
     CapacityError when it does not fit. `machine`: another one than this, for tests.
     """
     mmproj = source.pair.mmproj.path if source.pair and source.pair.mmproj else None
-    config, tensors = stored_model(str(source.path), mmproj)
+    stored = stored_model(str(source.path), mmproj)
+    config = stored.config
     # The largest page that a model is asked about; its tiles' features are what a plan counts.
     work = plan_workload(
-        config, context=context, kv="16bit" if kv == "32bit" else kv,
+        config, context=context, kv=kv,
         images=0 if config.vision is None else 1, vision_batch=vision_batch,
     )  # fmt: skip
     setting = Setting(
         type="", vision="", work=work, backend=BACKENDS["ivl"],
-        tower_on_processor=vision_offload, gpu_layers=gpu_layers,
+        tower_on_processor=vision_offload, gpu_layers=gpu_layers, gpu_itemsize=dtype.itemsize,
     )  # fmt: skip
-    subject = Subject(name=str(source.path), config=config, tensors=tensors)
+    subject = Subject(name=str(source.path), config=config, tensors=stored.tensors)
     found = make_plan(subject, setting, machine or _machine_of(devices)).placement
     if not found.fits:
         raise CapacityError(
             f"{found.missing_bytes / GIB:.1f} GiB are missing for the model on "
             f"{', '.join(map(str, devices))} and in main memory.",
-            f"`ivl plan {source.path}` says what would fit.",
+            f"`ivl plan {shlex.quote(str(source.path))}` says what would fit.",
         )
     return map_of(found, devices, config.decoder.num_layers, vision_offload=vision_offload)
 

@@ -1,6 +1,7 @@
 """The seven sizes of InternVL 2.5, and parameter counts computed from shapes.
 
-Source: the `config.json` files and model cards of OpenGVLab's repositories.
+Source: the `config.json` files and model cards of OpenGVLab's repositories; of the 26B's rotary
+embeddings that of its base, internlm/internlm2_5-20b-chat.
 """
 
 from __future__ import annotations
@@ -48,7 +49,11 @@ class Size:
 
     @property
     def hub_id(self) -> str:
-        return f"OpenGVLab/InternVL2_5-{self.name.upper()}"
+        return f"OpenGVLab/{self.repository}"
+
+    @property
+    def repository(self) -> str:
+        return f"InternVL2_5-{self.name.upper()}"
 
     @property
     def config(self) -> ModelConfig:
@@ -78,13 +83,17 @@ def _qwen2(layers: int, hidden: int, ffn: int, heads: int, kv_heads: int) -> Dec
     )
 
 
-def _internlm2(layers: int, hidden: int, ffn: int, heads: int, kv_heads: int) -> DecoderConfig:
+def _internlm2(
+    layers: int, hidden: int, ffn: int, heads: int, kv_heads: int, *,
+    rope_theta: float = 1e6, rope_factor: float = 2.0,
+) -> DecoderConfig:  # fmt: skip
     return replace(
         _qwen2(layers, hidden, ffn, heads, kv_heads),
         architecture="internlm2",
         vocab_size=92553,
         norm_eps=1e-5,
-        rope_factor=2.0,
+        rope_theta=rope_theta,
+        rope_factor=rope_factor,
         qkv_bias=False,
     )
 
@@ -113,7 +122,8 @@ FAMILY: tuple[Size, ...] = (
         decoder_name="internlm2_5-7b-chat", licence=_INTERNLM,
     ),
     Size(
-        name="26b", **_LARGE, decoder=_internlm2(48, 6144, 16384, 48, 8),
+        name="26b", **_LARGE,
+        decoder=_internlm2(48, 6144, 16384, 48, 8, rope_theta=5e7, rope_factor=2.5),
         decoder_name="internlm2_5-20b-chat", licence=_INTERNLM,
     ),
     Size(
@@ -134,7 +144,8 @@ def find(name: str) -> Size | None:
 
 
 def recognise(config: ModelConfig) -> Size | None:
-    """The size whose shapes a configuration has, whatever it calls itself."""
+    """The size whose shapes a configuration has. That is no name: InternVL2 and InternVL3 have
+    sizes of the same shapes, and so has every model that was trained further."""
     for size in FAMILY:
         ours, theirs = size.decoder, config.decoder
         if size.vision == config.vision and (

@@ -83,7 +83,6 @@ def plan(
     memory beside it, "64GB" or "64GB:80GB/s". memory: in the place of what the device has, "24GB".
     type: of the decoder, such as `Q4_K_M`; vision: of the tower. kv: `16bit` or `8bit`.
     backend: `ivl`, `llama.cpp` or `vllm`.
-
     Raises an IvlError for whatever means nothing, with what would.
     """
     chosen = find_backend(backend)
@@ -93,6 +92,7 @@ def plan(
             f"The types of {subject.name} are those of its files.",
             "Leave --type and --vision out, or plan the size that it is.",
         )
+    _require_loadable(subject, chosen, type, vision, kv)
     pages = _pages(files)
     if pages and images is not None:
         raise ConfigError("Files and a number of images were given.", "Leave one of them out.")
@@ -169,8 +169,35 @@ def find_subject(name: str, mmproj: Path | None = None) -> Subject:
         )
     from ivl.checkpoint.stored import stored_model
 
-    config, tensors = stored_model(name, mmproj)
-    return Subject(name=name, config=config, tensors=tensors)
+    stored = stored_model(name, mmproj)
+    return Subject(
+        name=name,
+        config=stored.config,
+        tensors=stored.tensors,
+        text_file=None if stored.text_file is None else str(stored.text_file),
+        projector_file=None if stored.projector_file is None else str(stored.projector_file),
+    )
+
+
+def _require_loadable(
+    subject: Subject, backend: Backend, type_name: str | None, vision: str | None, kv: str
+) -> None:
+    """UnsupportedError for files, or for choices, that the program cannot be given."""
+    formats = {t.format for t in subject.tensors or ()} - {"F32", "F16", "BF16"}
+    if subject.is_on_disk and formats == {AWQ}:
+        backend.require_type(AWQ)
+    elif backend.name == "vllm" and (formats or subject.text_file is not None):
+        raise UnsupportedError(
+            "vLLM does not load InternVL from GGUF files.",
+            "Plan the size, or the directory that the files were made from.",
+        )
+    if backend.name == "vllm" and kv.removesuffix("bit") == "32":
+        raise UnsupportedError("vLLM has no cache of 32 bits.", "It has 16bit and 8bit.")
+    if type_name is not None and type_name.upper() == AWQ and vision is not None:
+        if find_vision_type(vision) not in ("BF16", "F16"):
+            raise UnsupportedError(
+                "AWQ leaves the vision tower in 16 bits.", "Leave --vision out, or choose Q4_K_M."
+            )
 
 
 def _vision_type(vision: str | None, backend: Backend, type_name: str | None) -> str:

@@ -8,10 +8,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from safetensors import safe_open
+from safetensors.numpy import save_file
 
 from ivl.cli.main import run
+from ivl.family import find
 from ivl.kernels import cpu
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -144,6 +147,116 @@ def test_the_machine(capsys: Output) -> None:
     assert run(["info", "--machine"]) == 0
     assert facts["processor"] in capsys.readouterr().out
     assert run(["info", "--machine", "1b"]) == 2
+
+
+def test_plan_uses_at_once_the_bandwidth_that_info_shows(
+    tmp_path: Path, capsys: Output, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert run(["info", "--machine", "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)["read_bytes_per_s"]
+    for device in ([], ["--device", "cpu"], ["--device", "cpu 512GB"]):
+        assert run(["plan", "1b", "--json", "--memory", "64GB", *device]) == 0
+        record = json.loads(capsys.readouterr().out)
+        hosts = [d for d in record["devices"] if "info --machine" in d["source"]]
+        assert [host["bandwidth_bytes_per_s"] for host in hosts] == [shown] or not device
+    assert record["speed"]["tokens_per_s"]["confidence"] == "measured here"
+    assert "ivl info --machine" in record["speed"]["tokens_per_s"]["source"]
+
+
+def copy_of_shapes(size_name: str, directory: Path, **top: object) -> Path:
+    """A directory with the config.json of a size, and one small tensor: enough to be told of."""
+    size = find(size_name)
+    assert size is not None
+    vision, decoder = size.vision, size.decoder
+    raw = {
+        "architectures": ["InternVLChatModel"], "model_type": "internvl_chat",
+        "downsample_ratio": 0.5, "dynamic_image_size": True, "force_image_size": 448,
+        "max_dynamic_patch": 12, "min_dynamic_patch": 1, "ps_version": "v2", "select_layer": -1,
+        "template": "internvl2_5", "torch_dtype": "bfloat16", "use_thumbnail": True,
+        "llm_config": {
+            "architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2",
+            "hidden_size": decoder.hidden_size, "intermediate_size": decoder.intermediate_size,
+            "num_hidden_layers": decoder.num_layers, "num_attention_heads": decoder.num_heads,
+            "num_key_value_heads": decoder.num_kv_heads, "vocab_size": decoder.vocab_size,
+            "rms_norm_eps": 1e-6, "rope_theta": 1e6, "max_position_embeddings": 32768,
+            "hidden_act": "silu", "_name_or_path": "Qwen/Qwen2.5-0.5B",
+        },
+        "vision_config": {
+            "architectures": ["InternVisionModel"], "model_type": "intern_vit_6b",
+            "hidden_size": vision.hidden_size, "intermediate_size": vision.intermediate_size,
+            "num_hidden_layers": vision.num_layers, "num_attention_heads": vision.num_heads,
+            "image_size": 448, "patch_size": 14, "norm_type": "layer_norm", "qkv_bias": True,
+            "qk_normalization": False, "layer_norm_eps": 1e-6, "hidden_act": "gelu",
+        },
+        **top,
+    }  # fmt: skip
+    directory.mkdir()
+    (directory / "config.json").write_text(json.dumps(raw))
+    save_file({"mlp1.0.weight": np.zeros(4, np.float32)}, directory / "model.safetensors")
+    return directory
+
+
+@pytest.mark.parametrize(
+    ("top", "card", "name", "licence"),
+    [
+        ({}, None, None, None),
+        ({"_name_or_path": "OpenGVLab/InternVL3-1B"}, None, "OpenGVLab/InternVL3-1B", None),
+        ({"_name_or_path": "/mnt/work_dirs/exp/checkpoint-9"}, None, None, None),
+        (
+            {"_name_or_path": "OpenGVLab/InternVL2_5-1B"},
+            "---\nlicense: cc-by-nc-4.0\n---\n# Invoices-1B\n",
+            "Invoices-1B", "cc-by-nc-4.0",
+        ),
+        (
+            {},
+            "---\r\nlicense: other # see below\r\nlicense_name: \"qwen\"\r\n---\r\n"
+            "## Introduction\r\n",
+            None, "qwen",
+        ),
+        ({}, "---\nlicense:\n- mit\n- apache-2.0\n---\n", None, "mit, apache-2.0"),
+    ],
+)  # fmt: skip
+def test_equal_shapes_are_no_name_and_no_licence(
+    top: dict, card: str | None, name: str | None, licence: str | None, tmp_path: Path,
+    capsys: Output,
+) -> None:  # fmt: skip
+    """InternVL2-1B, InternVL3-1B and all that was trained from them have the shapes of 2.5's 1B."""
+    directory = copy_of_shapes("1b", tmp_path / "model", **top)
+    if card is not None:
+        (directory / "README.md").write_bytes(card.encode())
+    facts = facts_of(str(directory), capsys)
+    assert (facts["size"], facts["hub_id"]) == (None, None)
+    assert (facts["stated_name"], facts["licence"]) == (name, licence)
+    assert facts["shapes_of"] == "InternVL2_5-1B"
+    assert facts["decoder"] == "Qwen/Qwen2.5-0.5B"
+    assert run(["info", str(directory)]) == 0
+    out = capsys.readouterr().out
+    assert "the shapes of InternVL2_5-1B" in out
+    assert out.count("InternVL2_5") == 1
+    assert (licence or "not stated") in out
+    assert "Apache" not in out
+
+
+def test_a_member_of_the_family_says_that_it_is_one(tmp_path: Path, capsys: Output) -> None:
+    directory = copy_of_shapes("1b", tmp_path / "x", _name_or_path="OpenGVLab/InternVL2_5-1B")
+    (directory / "LICENSE").write_text("MIT License\n\nCopyright (c) 2024 OpenGVLab\n")
+    facts = facts_of(str(directory), capsys)
+    assert (facts["size"], facts["hub_id"]) == ("1b", "OpenGVLab/InternVL2_5-1B")
+    assert (facts["licence"], facts["licence_source"]) == ("MIT License", "LICENSE")
+
+
+def test_a_conversion_goes_on_saying_what_its_source_says(
+    tiny_model_dir: Path, tmp_path: Path, capsys: Output
+) -> None:
+    source = shutil.copytree(tiny_model_dir, tmp_path / "folder")
+    (source / "README.md").write_text("---\nlicense: cc-by-sa-4.0\n---\n# Tiny Reader\n")
+    assert run(["convert", str(source), str(tmp_path / "pair"), "--type", "Q8_0", "--quiet"]) == 0
+    [text] = (f for f in (tmp_path / "pair").glob("*.gguf") if not f.name.startswith("mmproj"))
+    capsys.readouterr()
+    facts = facts_of(str(text), capsys)
+    assert (facts["stated_name"], facts["stated_name_source"]) == ("Tiny Reader", "general.name")
+    assert (facts["licence"], facts["licence_source"]) == ("cc-by-sa-4.0", "general.license")
 
 
 def test_info_does_not_wait_for_torch() -> None:

@@ -23,6 +23,10 @@ def test_makes_a_model_that_answers(tmp_path: Path, capsys: pytest.CaptureFixtur
     asked = ["ask", "--model", str(out), "Hello", "--device", "cpu", "--max-tokens", "3"]
     assert run(asked) == 0
     assert run(["check", str(out), "--device", "cpu"]) == 0
+    capsys.readouterr()
+    assert run(["info", str(out), "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["stated_name"], facts["licence"]) == ("demo AWQ", "apache-2.0")
 
 
 @pytest.mark.parametrize(

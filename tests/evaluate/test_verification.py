@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,9 +10,11 @@ import pytest
 import torch
 
 import ivl
+from ivl.api import choose_dtype
 from ivl.errors import CapacityError, ConfigError, UnsupportedError
-from ivl.evaluate.verification import shortened, verify_plan
+from ivl.evaluate.verification import measure_built, shortened, usual_dtype, verify_plan
 from ivl.model.build_random import random_planned_model
+from ivl.model.decoder import Decoder
 from ivl.planner.machine import with_memory
 from ivl.planner.plan import Plan, make_plan
 from ivl.planner.tensors import decoder_plan, vision_plan
@@ -70,3 +73,49 @@ def test_random_models_have_the_planned_types(type_name: str) -> None:
         planned = {t.name: t.format for t in tensors}
         head = model.decoder.lm_head
         assert head.matrix.format == planned.get("output.weight", planned["token_embd.weight"])
+
+
+@pytest.mark.parametrize("type_name", ["Q4_K_M", "BF16"])
+def test_what_is_measured_is_what_ask_runs(type_name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Graphs for single steps, the tower's usual arithmetic, the usual type."""
+    config = find_subject("demo").config
+    tensors = [*decoder_plan(config.decoder, type_name), *vision_plan(config, "F16")]
+    plan = ivl.plan("demo", device="cpu", max_tiles=1, context=1024, kv="8bit").plan
+    plan = replace(plan, subject=replace(plan.subject, tensors=tuple(tensors)))
+    asked: list[object] = []
+    monkeypatch.setattr(
+        Decoder, "use_graphs", lambda self, context, capture=None: asked.append(context)
+    )
+    monkeypatch.setattr(
+        "ivl.model.cpu_vision.use_arithmetic", lambda model, choice: asked.append((model, choice))
+    )
+    found = measure_built(plan)
+    assert found["step_s"] > 0
+    context, (model, choice) = asked  # type: ignore[misc]
+    assert context == 1024
+    assert choice == "auto"
+    assert model.kv == "8bit"
+    quantized = type_name != "BF16"
+    assert model.dtype == choose_dtype(None, torch.device("cpu"), is_quantized=quantized)
+
+
+@pytest.mark.parametrize("has_bfloat16", [True, False])
+def test_the_usual_type_is_that_of_the_api(
+    has_bfloat16: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: has_bfloat16)
+    for device, is_quantized in itertools.product(("cpu", "cuda"), (True, False)):
+        place = torch.device(device)
+        expected = choose_dtype(None, place, is_quantized=is_quantized)
+        assert usual_dtype(place, is_quantized=is_quantized) == expected
+
+
+@pytest.mark.parametrize("type_name", ["IQ4_XS", "IQ4_NL"])
+def test_types_that_are_read_only_can_be_measured(type_name: str) -> None:
+    config = find_subject("demo").config
+    tensors = [*decoder_plan(config.decoder, type_name), *vision_plan(config, "F16")]
+    model = random_planned_model(config, tensors)
+    assert model.decoder.layers[0].attn.o.matrix.format == type_name  # type: ignore[union-attr]
+    with torch.inference_mode():
+        logits = model.logits(torch.arange(5), torch.zeros(5, dtype=torch.bool), None)
+    assert torch.isfinite(logits).all()

@@ -5,13 +5,12 @@ from __future__ import annotations
 import pytest
 
 from ivl.errors import ConfigError
+from ivl.planner.device_sheets import GIB, clouds, table
 from ivl.planner.device_table import (
-    GIB,
-    clouds,
     find_devices,
+    find_meaning,
     match_reported,
     parse_custom,
-    table,
 )
 
 
@@ -44,26 +43,170 @@ def test_names_as_people_type_them(typed: str, name: str, count: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("typed", "candidates"),
+    ("typed", "name", "count"),
     [
-        ("a100", ["A100 PCIe 40GB", "A100 SXM 80GB"]),
-        ("h100", ["H100 PCIe", "H100 SXM", "H100 NVL"]),
-        ("rtx 6000", ["Quadro RTX 6000", "RTX 6000 Ada", "RTX PRO 6000"]),
-        ("m3 max", ["M3 Max 30-core 36GB", "M3 Max 40-core 128GB"]),
-        ("3080", ["RTX 3080 10GB", "RTX 3080 12GB"]),
+        # A count in every form, of known devices and of described ones.
+        ("2x A6000:48GB", "RTX A6000", 2),
+        ("4x BIG:48GB:900GB/s", "BIG", 4),
+        ("4 BIG:48GB", "BIG", 4),
+        ("BIG:48GB x 4", "BIG", 4),
+        ("BIG x4:48GB", "BIG", 4),
+        ("dual BIG:48GB", "BIG", 2),
+        ("4 x 4090", "RTX 4090", 4),
+        ("4090 x 2", "RTX 4090", 2),
+        ("4090x2", "RTX 4090", 2),
+        ("4090 ×2", "RTX 4090", 2),
+        ("2×4090", "RTX 4090", 2),
+        ("2*4090", "RTX 4090", 2),
+        ("x2 4090", "RTX 4090", 2),
+        ("4090 (x2)", "RTX 4090", 2),
+        ("(2) 4090", "RTX 4090", 2),
+        ("dual 3090", "RTX 3090", 2),
+        ("Dual-3090", "RTX 3090", 2),
+        ("two 3090s", "RTX 3090", 2),
+        ("a pair of 3090s", "RTX 3090", 2),
+        ("quad a6000", "RTX A6000", 4),
+        ("2 3090", "RTX 3090", 2),
+        ("3090 2", "RTX 3090", 2),
+        ("8xH100", "H100 SXM", 8),
+        ("8 h100", "H100 SXM", 8),
+        ("2x 7900xtx", "Radeon RX 7900 XTX", 2),
+        ("6800 xt x2", "Radeon RX 6800 XT", 2),
+        ("2xT4", "T4", 2),
+        ("two l40s", "L40S", 2),
+        ("3090 24gb x2", "RTX 3090", 2),
+        # Makers' words, and what a chip is built into.
+        ("NVIDIA GeForce RTX™ 4090 24 GB GPU", "RTX 4090", 1),
+        ("asus rog strix rtx 3090", "RTX 3090", 1),
+        ("macbook pro m4 pro 48gb", "M4 Pro 48GB", 1),
+        ("MacBook Pro 16-inch M1 Max 64GB", "M1 Max 64GB", 1),
+        ("macbook pro 14 m3 pro 18gb", "M3 Pro 18GB", 1),
+        ("macbook pro m1 16gb", "M1 16GB", 1),
+        ("mac studio m2 ultra 192gb", "M2 Ultra 192GB", 1),
+        ("mac mini m4 pro 64 gb", "M4 Pro 64GB", 1),
+        ("m2 max 96gb unified memory", "M2 Max 96GB", 1),
+        ("m2 ultra 76-core 192gb", "M2 Ultra 192GB", 1),
+        ("m3 max 64", "M3 Max 40-core 64GB", 1),
+        ("strix halo 128gb", "Ryzen AI Max+ 395 128GB", 1),
+        ("framework desktop 64gb", "Ryzen AI Max+ 395 64GB", 1),
+        ("ryzen ai max 395 96gb", "Ryzen AI Max+ 395 96GB", 1),
+        ("dgx spark", "GB10 DGX Spark", 1),
+        ("mi300", "Instinct MI300X", 1),
+        ("4060 ti 16", "RTX 4060 Ti 16GB", 1),
+        ("4080s", "RTX 4080 Super", 1),
+        ("two 4080s", "RTX 4080", 2),
+        ("a6000 ada", "RTX 6000 Ada", 1),
+        ("rtx 6000 24gb", "Quadro RTX 6000", 1),
+        ("h100 94gb", "H100 NVL", 1),
+        ("b200 192gb", "B200", 1),
     ],
 )
-def test_an_ambiguous_name_lists_the_candidates(typed: str, candidates: list[str]) -> None:
-    with pytest.raises(ConfigError) as caught:
-        find_devices(typed)
-    assert all(name in caught.value.hint for name in candidates)
+def test_how_many_of_what(typed: str, name: str, count: int) -> None:
+    assert [device.name for device in find_devices(typed)] == [name] * count
 
 
-@pytest.mark.parametrize("typed", ["GTX Potato", "", "0x 3090", "-1x 3090", "a6000 7gb", "laptop"])
-def test_nonsense_has_a_hint(typed: str) -> None:
+@pytest.mark.parametrize(
+    ("typed", "meant", "other"),
+    [
+        ("a100", "A100 SXM 80GB", "A100 PCIe 40GB"),
+        ("a100 80gb", "A100 SXM 80GB", "A100 PCIe 80GB"),
+        ("h100", "H100 SXM", "H100 NVL"),
+        ("8xH100", "H100 SXM", "H100 PCIe"),
+        ("v100 32gb", "Tesla V100 SXM2 32GB", "Tesla V100 PCIe 32GB"),
+        ("rtx 6000", "RTX 6000 Ada", "Quadro RTX 6000"),
+        ("m3 max", "M3 Max 30-core 36GB", "M3 Max 40-core 128GB"),
+        ("m2", "M2 8GB", "M2 24GB"),
+        ("3080", "RTX 3080 10GB", "RTX 3080 12GB"),
+        ("strix halo", "Ryzen AI Max+ 395 128GB", "Ryzen AI Max+ 395 64GB"),
+    ],
+)
+def test_an_ambiguous_name_means_the_commonest_and_says_so(
+    typed: str, meant: str, other: str
+) -> None:
+    meaning = find_meaning(typed)
+    assert meaning.device.name == meant
+    said, _, others = meaning.note.partition("Others of that name differ in")
+    assert meant in said
+    assert other in others
+    devices = [find_devices(name)[0] for name in (meant, other)]
+    speeds = {(device.bandwidth, device.ops_16bit) for device in devices}
+    assert ("speed" in others.partition(":")[0]) == (len(speeds) > 1)
+
+
+@pytest.mark.parametrize("typed", ["rtx 4090", "a100 sxm 80gb", "2x 3090", "m3 max 64gb"])
+def test_a_name_that_is_clear_has_no_note(typed: str) -> None:
+    assert find_meaning(typed).note == ""
+
+
+@pytest.mark.parametrize("typed", ["4090:24GB", "4090 24gb", "4090:24 GiB", "4090:24576MB"])
+def test_memory_of_a_known_card_leaves_it_what_it_is(typed: str) -> None:
+    assert find_devices(typed) == find_devices("RTX 4090")
+
+
+@pytest.mark.parametrize("typed", ["4090:48GB", "4090 48gb"])
+def test_memory_that_a_card_is_not_sold_with_is_planned_and_said(typed: str) -> None:
+    meaning, known = find_meaning(typed), find_devices("RTX 4090")[0]
+    assert meaning.device.memory_bytes == 48 * GIB
+    assert (meaning.device.bandwidth, meaning.device.architecture, meaning.device.ops_16bit) == (
+        known.bandwidth, known.architecture, known.ops_16bit,
+    )  # fmt: skip
+    assert "is sold with 24 GB" in meaning.note
+    assert "M4 Pro 48GB" in find_meaning("macbook pro m4 48gb").note
+
+
+def test_memory_of_all_cards_together_is_shared_among_them() -> None:
+    meaning = find_meaning("dual 3090 48gb")
+    assert meaning.device == find_devices("RTX 3090")[0]
+    assert "24 GB each" in meaning.note
+
+
+def test_a_bandwidth_by_hand_replaces_that_of_the_table() -> None:
+    for typed in ("5090:32GB:2TB/s", "5090 2000 GB/s", "5090:2000GB/s"):
+        [device] = find_devices(typed)
+        assert device.bandwidth == 2e12
+        assert device.ops_16bit == find_devices("5090")[0].ops_16bit
+        assert "by hand" in device.source
+
+
+@pytest.mark.parametrize(
+    ("typed", "told"),
+    [
+        ("GTX Potato", "NAME:24GB"),
+        ("", "2x RTX 3090"),
+        ("gpu", "Leave --device out"),
+        ("cuda:0", "Leave --device out"),
+        ("nvidia", "2x RTX 3090"),
+        ("macbook", "m3 max 64gb"),
+        ("2x", "2x RTX 3090"),
+        ("0x 3090", "1 to 64"),
+        ("-1x 3090", "1 to 64"),
+        ("1.5x 3090", "1 to 64"),
+        ("3090 x0", "1 to 64"),
+        ("100 3090", '"100x 3090"'),
+        ("24 3090", '"24x 3090"'),
+        ("3090  64", '"3090:64GB"'),
+        ("m3 max 80", '"m3 max:80GB"'),
+        ("100000x h100", "1 to 64"),
+        ("100x BIG:48GB", "1 to 64"),
+        ("0x BIG:48GB", "1 to 64"),
+        ("a6000 7gb", "RTX A6000 (48 GB)"),
+        ("4090 64gb ram", "--host 64GB"),
+        ("4090:0GB", "NAME:24GB"),
+        ("BIG:0GB", "NAME:24GB"),
+        ("a6000:48", "NAME:24GB"),
+        ("H100:8", "2x NAME:24GB"),
+        ("2x BIG:48GB:fast", "NAME:24GB:900GB/s"),
+        ("laptop", "RTX 4090 Laptop"),
+        ("titan", "Titan V"),
+        ("max", "M1 Max 32GB"),
+        ("ryzen 9 7950x", "cpu 64GB"),
+        ("2x FOO", "NAME:24GB"),
+    ],
+)
+def test_nonsense_has_a_hint(typed: str, told: str) -> None:
     with pytest.raises(ConfigError) as caught:
         find_devices(typed)
-    assert caught.value.hint
+    assert told in caught.value.hint
 
 
 def test_a_typing_error_is_answered_with_the_nearest() -> None:

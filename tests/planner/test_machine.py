@@ -165,3 +165,40 @@ def test_several_different_cards_and_main_memory() -> None:
     assert rented.host is not None
     assert rented.host.device.memory_bytes == 16 * GIB
     assert rented.usd_per_hour
+
+
+@pytest.mark.parametrize(
+    "typed", ["3090, 4090", "3090 + 4090", "3090 and 4090", "1x 3090 & 1x 4090"]
+)
+def test_a_list_of_devices_in_one_text(typed: str) -> None:
+    assert [slot.device.name for slot in described([typed]).gpus] == ["RTX 3090", "RTX 4090"]
+
+
+@pytest.mark.parametrize(
+    ("typed", "gib", "bandwidth"),
+    [
+        ("cpu 64gb", 64, None),
+        ("64 GB CPU", 64, None),
+        ("CPU with 64GB RAM", 64, None),
+        ("cpu:64GB:80GB/s", 64, 80e9),
+        ("processor 32 GiB", 32, None),
+    ],
+)
+def test_a_processor_like_this_one_with_other_memory(
+    typed: str, gib: int, bandwidth: float | None
+) -> None:
+    here, machine = this_machine(), described([typed])
+    assert here.host is not None
+    assert machine.host is not None
+    assert machine.gpus == ()
+    assert not machine.is_here
+    assert machine.host.device.name == here.host.device.name
+    assert (machine.host.device.memory_bytes, machine.host.used_bytes) == (gib * GIB, 0)
+    assert machine.host.device.bandwidth == (bandwidth or here.host.device.bandwidth)
+
+
+@pytest.mark.parametrize("names", [["2x cpu"], ["cpu", "3090"], ["dual cpu 64gb"], ["cpu 0GB"]])
+def test_a_processor_is_planned_by_itself(names: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        described(names)
+    assert "cpu 64GB" in caught.value.hint

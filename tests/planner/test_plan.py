@@ -8,6 +8,8 @@ import ivl
 from ivl.errors import IvlError
 from ivl.planner.device_table import GIB
 from ivl.planner.verdict import change
+from ivl.quant.formats import FORMATS
+from ivl.quant.mixes import MIXES
 
 
 def items(report: object) -> dict[str, int]:
@@ -146,7 +148,10 @@ def test_more_of_anything_takes_more() -> None:
         ("8b", {"backend": "llama.cpp", "type": "AWQ"}),
         ("8b", {"memory": "lots"}),
         ("8b", {"host": "64GB"}),
-        ("8b", {"device": "a100"}),
+        ("8b", {"device": "100000x h100"}),
+        ("8b", {"device": "cpu", "host": "64GB"}),
+        ("8b", {"backend": "vllm", "kv": "32bit"}),
+        ("8b", {"type": "AWQ", "vision": "Q8_0"}),
         ("demo", {"type": "Q8_0"}),
         ("no/such/model", {}),
     ],
@@ -155,3 +160,49 @@ def test_nonsense_has_a_hint(model: str, options: dict) -> None:
     with pytest.raises(IvlError) as caught:
         ivl.plan(model, **options)
     assert caught.value.hint
+
+
+def test_what_a_name_was_taken_for_is_in_the_report() -> None:
+    report = ivl.plan("8b", device=["8xH100"])
+    [asked] = report.record()["asked"]
+    assert (asked["text"], asked["device"], asked["count"]) == ("8xH100", "H100 SXM", 8)
+    assert "differ in memory and speed" in asked["note"]
+    assert asked["note"] in str(report)
+    assert len(report.plan.machine.gpus) == 8
+
+
+@pytest.mark.parametrize("type_name", [*FORMATS, *MIXES, "AWQ", "iq4_xs"])
+def test_every_type_that_is_read_can_be_planned(type_name: str) -> None:
+    report = ivl.plan("8b", device="2x RTX 3090", type=type_name)
+    bits = 8 * report.record()["model"]["decoder_file_bytes"] / 7.74e9
+    assert 2.5 < bits < 33
+    assert report.verdict.commands
+
+
+def test_iq4_xs_is_as_llama_cpp_mixes_it() -> None:
+    """llama-quant.cpp at 007dbbf3: Q5_K in shared values and in the first eighth of ffn_down;
+    blocks of 32 where rows are no multiple of 256."""
+    formats = {t.name: t.format for t in ivl.plan("8b", device="3090", type="IQ4_XS").plan.tensors}
+    assert formats["blk.9.attn_q.weight"] == formats["token_embd.weight"] == "IQ4_XS"
+    assert formats["blk.9.attn_v.weight"] == formats["blk.3.ffn_down.weight"] == "Q5_K"
+    assert formats["blk.4.ffn_down.weight"] == "IQ4_XS"
+    assert formats["output.weight"] == "Q6_K"
+    small = {t.name: t.format for t in ivl.plan("1b", device="3090", type="IQ4_XS").plan.tensors}
+    assert small["blk.9.attn_q.weight"] == "IQ4_NL"
+
+
+def test_macs_are_not_shared() -> None:
+    report = ivl.plan("8b", device="2x m3 max 64gb")
+    assert report.verdict.answer == "does not fit"
+    assert "several machines" in report.verdict.text
+
+
+def test_float32_takes_twice_what_16_bits_do_on_gpus() -> None:
+    """But for what is quantized, and for the run time."""
+    plain = ivl.plan("8b", device="A100 SXM 80GB", type="BF16").plan
+    wide = change(plain, gpu_itemsize=4)
+    for what in ("decoder", "vision tower", "projector"):
+        ratio = wide.placement.shares[0].items[what] / plain.placement.shares[0].items[what]
+        assert ratio == pytest.approx(2), what
+    quantized = ivl.plan("8b", device="A100 SXM 80GB", type="Q4_K_M").plan
+    assert change(quantized, gpu_itemsize=4).parts.weights < 2 * quantized.parts.weights

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 
 import ivl
 from ivl.planner.machine import processor_name
-from ivl.planner.probe import Probe, probe_path, read_probe, write_probe
+from ivl.planner.probe import Probe, keep_bandwidth, probe_path, read_probe, write_probe
 
 PROBE = Probe(
     processor="Some processor",
@@ -52,3 +53,35 @@ def test_speeds_come_from_it(monkeypatch: pytest.MonkeyPatch) -> None:
         assert speed.first_token_s.value is not None
         likely.append(speed.tokens_per_s.value.likely)
     assert 1.5 < likely[1] / likely[0] < 2
+
+
+def test_a_new_bandwidth_leaves_the_rest_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ivl.planner.machine.memory_bandwidth", lambda: None)
+    keep_bandwidth(processor_name(), 40e9, threads=2)
+    first = ivl.plan("4b", device="cpu").plan
+    assert first.machine.host is not None
+    assert first.machine.host.device.bandwidth == 40e9
+    assert "ivl info --machine" in first.speed.tokens_per_s.source
+    assert first.speed.tokens_per_s.confidence == "measured here"
+    assert first.speed.first_token_s.value is None  # nobody measured what that takes
+    write_probe(replace(PROBE, processor=processor_name()))
+    keep_bandwidth(processor_name(), 60e9, threads=2)
+    second = ivl.plan("4b", device="cpu").plan.speed
+    assert second.first_token_s.value is not None
+    probe = read_probe(processor_name())
+    assert probe is not None
+    assert (probe.bandwidth, probe.tower_ops) == (60e9, PROBE.tower_ops)
+
+
+def test_a_record_of_before_is_still_read() -> None:
+    """As versions without `by` wrote it; and one that says nonsense is not."""
+    probe_path().parent.mkdir(parents=True, exist_ok=True)
+    record = {
+        "processor": "Some processor", "date": "2026-01-01", "threads": 8, "bandwidth": 5e10,
+        "quantized_ops": 1e12, "float_ops": 1e12, "tower_ops": 1e12,
+    }  # fmt: skip
+    probe_path().write_text(json.dumps(record))
+    assert read_probe("Some processor") == replace(PROBE, bandwidth=5e10)
+    for broken in ({**record, "bandwidth": "fast"}, {**record, "bandwidth": 0}, [], {}):
+        probe_path().write_text(json.dumps(broken))
+        assert read_probe("Some processor") is None

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ivl.checkpoint.awq import from_blocks, stored_shapes
+from ivl.checkpoint.identity import CARD, identity_of_directory
 from ivl.checkpoint.names import AWQ_TENSORS, Source, is_awq_matrix
 from ivl.checkpoint.safetensors import INDEX_NAME, SafetensorsDirectory
 from ivl.checkpoint.safetensors_writer import DTYPES, PlannedTensor, SafetensorsWriter
@@ -99,12 +100,16 @@ class AwqFiles:
     def copy_rest(self, source: Path, directory: Path) -> None:
         """Copies tokenizer, templates and licences, and writes config.json.
 
-        The model card is left out: it is about other weights.
+        The model card is left out, for it is about other weights, but for the licence and the name
+        that it states.
         """
         for file in sorted(source.iterdir()):
             unwanted = file.name.startswith(".") or file.name.endswith((*_NOT_COPIED, INDEX_NAME))
             if file.is_file() and not unwanted:
                 shutil.copyfile(file, directory / file.name)
+        card = _card_of(source)
+        if card is not None:
+            (directory / CARD).write_text(card, encoding="utf-8")
         raw = awq_config(read_json(source / "config.json"), self._config)
         text = json.dumps(raw, indent=2, ensure_ascii=False) + "\n"
         (directory / "config.json").write_text(text, encoding="utf-8")
@@ -155,3 +160,17 @@ def _joined(blocks: list[Bytes], config: ModelConfig) -> Bytes:
         for part in blocks
     ]
     return torch.cat(heads, dim=1).flatten(0, 2).numpy()
+
+
+def _card_of(source: Path) -> str | None:
+    """A card that says what the source's files say of name and licence; None where they say
+    neither."""
+    stated = identity_of_directory(source)
+    if stated.licence is None and stated.name is None:
+        return None
+    lines = ["---"]
+    if stated.licence is not None and stated.licence_source == CARD:
+        lines.append(f"license: {stated.licence}")
+    if stated.licence_link is not None:
+        lines.append(f"license_link: {stated.licence_link}")
+    return "\n".join([*lines, "---", "", *([f"# {stated.name} AWQ"] if stated.name else []), ""])

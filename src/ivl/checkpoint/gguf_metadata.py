@@ -17,6 +17,7 @@ import numpy as np
 
 from ivl.checkpoint.gguf_projector import IMAGENET_MEAN, IMAGENET_STD
 from ivl.checkpoint.gguf_writer import Written
+from ivl.checkpoint.identity import Identity
 from ivl.config import ModelConfig
 from ivl.errors import UnsupportedError
 
@@ -29,12 +30,13 @@ def text_metadata(
     tokenizer: Mapping[str, Any],
     *,
     name: str,
+    licence: Identity | None = None,
     num_weights: int,
     file_type: int,
     chat_template: str,
 ) -> dict[str, Written]:
     """Of the decoder's file. `tokenizer`: the entries of `prompt.gguf_vocabulary`; `file_type`: of
-    the mix."""
+    the mix; `licence`: as the source states it."""
     decoder = config.decoder
     kind = decoder.architecture
     values: dict[str, Written] = {
@@ -54,7 +56,7 @@ def text_metadata(
             "attention.key_length": decoder.head_dim,
             "attention.value_length": decoder.head_dim,
         }
-    metadata = _general(kind, "model", name, num_weights)
+    metadata = _general(kind, "model", name, num_weights, licence)
     metadata |= {f"{kind}.{key}": value for key, value in values.items()}
     metadata["ivl.template"] = config.template
     if decoder.rope_factor is not None:
@@ -69,13 +71,14 @@ def text_metadata(
 
 
 def mmproj_metadata(
-    config: ModelConfig, *, name: str, num_weights: int, file_type: int
-) -> dict[str, Written]:
+    config: ModelConfig, *, name: str, num_weights: int, file_type: int,
+    licence: Identity | None = None,
+) -> dict[str, Written]:  # fmt: skip
     """Of the file of the vision tower and the projector."""
     vision = config.vision
     if vision is None:
         raise UnsupportedError("This is a text-only model: it has no projector to write.")
-    metadata = _general("clip", "mmproj", name, num_weights)
+    metadata = _general("clip", "mmproj", name, num_weights, licence)
     metadata |= _storage(file_type)
     metadata |= {
         "clip.has_vision_encoder": True,
@@ -111,13 +114,20 @@ def count_weights(shapes: Mapping[str, tuple[int, ...]]) -> int:
     return sum(math.prod(shape) for shape in shapes.values())
 
 
-def _general(architecture: str, kind: str, name: str, num_weights: int) -> dict[str, Written]:
-    return {
+def _general(
+    architecture: str, kind: str, name: str, num_weights: int, licence: Identity | None
+) -> dict[str, Written]:
+    metadata: dict[str, Written] = {
         "general.architecture": architecture,
         "general.type": kind,
         "general.name": name,
         "general.size_label": size_label(num_weights),
     }
+    if licence is not None and licence.licence:
+        metadata["general.license"] = licence.licence
+        if licence.licence_link:
+            metadata["general.license.link"] = licence.licence_link
+    return metadata
 
 
 def _storage(file_type: int) -> dict[str, Written]:

@@ -17,6 +17,7 @@ from ivl.checkpoint.convert import (
 )
 from ivl.checkpoint.gguf_metadata import count_weights, mmproj_metadata, text_metadata
 from ivl.checkpoint.gguf_pieces import TensorRows
+from ivl.checkpoint.identity import Identity
 from ivl.checkpoint.imatrix import ImportanceMatrix
 from ivl.prompt.chat_template import find_chat_template
 from ivl.prompt.gguf_vocabulary import tokenizer_metadata
@@ -30,12 +31,19 @@ _INPUTS = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PairOptions:
-    """What the files hold. `name`: the model's, for people; `vision_type` None: no projector."""
+    """What the files hold. `name`: the model's, for people, and in the files' names; `identity`:
+    what the source says of itself, which the files go on saying; `vision_type` None: no projector.
+    """
 
     mix: str
     vision_type: str | None
     name: str
+    identity: Identity | None = None
     imatrix: ImportanceMatrix | None = None
+
+    @property
+    def stated_name(self) -> str:
+        return (self.identity.name if self.identity else None) or self.name
 
 
 def text_file_name(name: str, mix: str) -> str:
@@ -54,7 +62,8 @@ def plan_text(model: OwnTensors, directory: Path, path: Path, options: PairOptio
     metadata = text_metadata(
         config,
         tokenizer_metadata(directory, config.decoder.vocab_size),
-        name=options.name,
+        name=options.stated_name,
+        licence=options.identity,
         num_weights=count_weights({t.planned.name: t.planned.shape for t in tensors}),
         file_type=mix.file_type,
         chat_template=find_chat_template(directory, get_template(config.template)),
@@ -68,7 +77,8 @@ def plan_mmproj(model: OwnTensors, path: Path, options: PairOptions) -> PlannedF
     tensors = plan_vision_tensors(model, options.vision_type)
     metadata = mmproj_metadata(
         model.config,
-        name=options.name,
+        name=options.stated_name,
+        licence=options.identity,
         num_weights=count_weights({t.planned.name: t.planned.shape for t in tensors}),
         file_type=vision_file_type(options.vision_type),
     )

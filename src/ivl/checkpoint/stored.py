@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from ivl.checkpoint.gguf_config import read_gguf_config
@@ -15,9 +16,17 @@ from ivl.planner.tensors import AWQ, PlannedTensor, decoder_plan, vision_plan
 TYPES = {"BF16": "BF16", "F16": "F16", "F32": "F32"}
 
 
-def stored_model(
-    name: str, mmproj: Path | None = None
-) -> tuple[ModelConfig, tuple[PlannedTensor, ...]]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredModel:
+    """What files hold. `text_file` and `projector_file`: of a GGUF pair, else None."""
+
+    config: ModelConfig
+    tensors: tuple[PlannedTensor, ...]
+    text_file: Path | None = None
+    projector_file: Path | None = None
+
+
+def stored_model(name: str, mmproj: Path | None = None) -> StoredModel:
     """A directory, a GGUF file, `demo` or a model that has been downloaded; nothing is fetched.
 
     Tensors of GGUF files are as they are there; those of safetensors are listed by the names of
@@ -28,10 +37,15 @@ def stored_model(
         pair = open_pair(path, mmproj)
         config = read_gguf_config(pair.text, pair.mmproj)
         files = [pair.text, *([pair.mmproj] if pair.mmproj else [])]
-        return config, tuple(
-            PlannedTensor(called, tuple(entry.shape), entry.format.name)
-            for file in files
-            for called, entry in file.tensors.items()
+        return StoredModel(
+            config=config,
+            tensors=tuple(
+                PlannedTensor(called, tuple(entry.shape), entry.format.name)
+                for file in files
+                for called, entry in file.tensors.items()
+            ),
+            text_file=pair.text.path,
+            projector_file=pair.mmproj.path if pair.mmproj else None,
         )
     config = read_config(path)
     stored = SafetensorsDirectory(path).tensors.values()
@@ -41,7 +55,8 @@ def stored_model(
     # The files' commonest type; a few norms in another one change nothing that counts.
     kind = max(kinds, key=lambda dtype: sum(info.dtype == dtype for info in stored))
     decoder = decoder_plan(config.decoder, AWQ if config.quantization == "awq" else TYPES[kind])
-    return config, (*decoder, *(_plain(t, TYPES[kind]) for t in vision_plan(config, TYPES[kind])))
+    seeing = (_plain(tensor, TYPES[kind]) for tensor in vision_plan(config, TYPES[kind]))
+    return StoredModel(config=config, tensors=(*decoder, *seeing))
 
 
 def _plain(tensor: PlannedTensor, kind: str) -> PlannedTensor:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ivl.checkpoint.convert import PlannedFile, write_files
+from ivl.checkpoint.identity import identity_of_directory
 from ivl.checkpoint.imatrix import ImportanceMatrix, read_imatrix
 from ivl.checkpoint.locate import locate
 from ivl.checkpoint.pair import (
@@ -86,10 +87,12 @@ def convert_directory(asked: Conversion, status: Status) -> WrittenFiles:
     vision = vision or (
         exact_vision_type(model.stored_type("projector.fc1.weight")) if config.vision else None
     )
+    identity = identity_of_directory(asked.directory)
     options = PairOptions(
         mix=mix,
         vision_type=vision,
         name=asked.name or name_of(asked.model, asked.directory),
+        identity=identity if asked.name is None else replace(identity, name=asked.name),
         imatrix=imatrix,
     )
     text_path, mmproj_path = _paths(asked, options)

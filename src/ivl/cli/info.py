@@ -37,6 +37,7 @@ def command(
                 "--machine is about this machine, and not about a model.", "Leave one of them out."
             )
         facts = machine_facts(measure=True)
+        facts["bandwidth_kept_in"] = _keep_for_plans(facts)
         print_json(facts) if json else _print_rows(_machine_rows(facts))
     elif model is None:
         family = family_facts()
@@ -46,10 +47,23 @@ def command(
         print_json(facts.record()) if json else _print_rows(_model_rows(facts))
 
 
+def _keep_for_plans(facts: dict[str, Any]) -> str | None:
+    """Where `ivl plan` finds the bandwidth that is shown; None where no file can be written."""
+    from ivl.planner.machine import processor_name
+    from ivl.planner.probe import keep_bandwidth
+
+    threads = facts["kernels"]["threads"]
+    try:
+        return str(keep_bandwidth(processor_name(), facts["read_bytes_per_s"], threads=threads))
+    except OSError:
+        return None
+
+
 def _model_rows(facts: ModelFacts) -> list[tuple[str, str]]:
     config, size = facts.config, facts.size
     decoder, vision = config.decoder, config.vision
     rows = [("model", f"{facts.name} ({size.hub_id})" if size else facts.name)]
+    rows += [] if size else [("calls itself", _called(facts))]
     if vision is None:
         rows.append(("images", "no, it is a text-only model"))
     else:
@@ -58,19 +72,42 @@ def _model_rows(facts: ModelFacts) -> list[tuple[str, str]]:
         rows += [
             ("images", "yes"),
             ("tiles", f"{config.tile_px} px, {config.tokens_per_tile} tokens each, {limit}"),
-            ("vision tower", size.vision_name if size else tower),
+            ("vision tower", f"{facts.vision_name} ({tower})" if facts.vision_name else tower),
         ]
     shape = f"{decoder.architecture}, {decoder.num_layers} layers of {decoder.hidden_size}"
     rows += [
-        ("decoder", f"{size.decoder_name} ({shape})" if size else shape),
+        ("decoder", f"{facts.decoder_name} ({shape})" if facts.decoder_name else shape),
         ("parameters", _parameters(facts)),
         *_quantization(facts),
         ("context", _context(facts)),
         ("cache", f"{facts.kv_bytes_per_token / 1024:g} KiB a token at 16 bits"),
         ("memory", _memory(facts)),
         ("files", _files(facts)),
-        ("licence", facts.licence or "its files do not state one"),
+        *_licence(facts),
     ]
+    return rows
+
+
+def _called(facts: ModelFacts) -> str:
+    """The name that the files state, and whose shapes the model has where that is another."""
+    stated, alike = facts.identity.name, facts.shapes_of
+    text = f"{stated} ({facts.identity.name_source})" if stated else "its files do not say"
+    if alike is None or facts.member is not None:
+        return text
+    return f"{text}; it has the shapes of {alike.repository}"
+
+
+def _licence(facts: ModelFacts) -> list[tuple[str, str]]:
+    if facts.size is not None:
+        return [("licence", facts.size.licence)]
+    if facts.licence is None:
+        rows = [("licence", "not stated: its files do not state one")]
+    else:
+        link = f", {facts.identity.licence_link}" if facts.identity.licence_link else ""
+        rows = [("licence", f"{facts.licence} ({facts.identity.licence_source}{link})")]
+    if facts.member is not None:
+        # A card of the family says MIT, which leaves out the terms of the decoder's weights.
+        rows.append(("", f"of {facts.member.repository} ivl knows: {facts.member.licence}"))
     return rows
 
 
@@ -130,7 +167,7 @@ def _print_family(family: list[ModelFacts]) -> None:
                 _count(facts.parameters["total"]),
                 _memory_size(facts.needed_bytes),
                 "yes" if fits else "no",
-                facts.size.decoder_name if facts.size else facts.config.decoder.architecture,
+                facts.decoder_name or facts.config.decoder.architecture,
                 facts.licence or "",
             )
         )
@@ -158,7 +195,8 @@ def _machine_rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
         ("vision in", ", ".join(kernels["vision_arithmetics"])),
         ("threads", f"{kernels['threads']}, {pool}; {kernels['physical_cores']} cores{quota}"),
     ]
-    rows.append(("memory reads", f"{facts['read_bytes_per_s'] / 1e9:.1f} GB/s, measured"))
+    kept = "" if facts["bandwidth_kept_in"] is None else "; `ivl plan` uses it from now on"
+    rows.append(("memory reads", f"{facts['read_bytes_per_s'] / 1e9:.1f} GB/s, measured{kept}"))
     if facts["int8_operations_per_s"] is not None:
         peak = f"{facts['int8_operations_per_s'] / 1e9:.0f} billion operations a second"
         rows.append(("int8 products", f"{peak} at most, measured"))

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ivl.checkpoint.gguf_config import read_gguf_config
 from ivl.checkpoint.gguf_pair import GGUFPair, is_gguf, open_pair
+from ivl.checkpoint.identity import Identity, identity_of_directory, identity_of_gguf
 from ivl.checkpoint.locate import DEMO, locate_pair
 from ivl.checkpoint.safetensors import DTYPE_BYTES, SafetensorsDirectory
 from ivl.config import ModelConfig, read_config
@@ -46,16 +47,43 @@ class WeightFiles:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelFacts:
-    """`size` is the one of the family whose shapes the model has; `files` is None for a size that
-    has not been downloaded; `licence` is None when nothing states one."""
+    """`size` is the one of the family that was asked for and is not here, of which the table tells;
+    `identity` what the files of one that is here say of it. `files` is None where there are none.
+    """
 
     name: str
     config: ModelConfig
-    size: Size | None
-    files: WeightFiles | None
-    licence: str | None
+    size: Size | None = None
+    identity: Identity = field(default_factory=Identity)
+    files: WeightFiles | None = None
     stored_bytes: int | None = None
     """Of weights that stay quantized in memory; None for those that take 16 bits each."""
+
+    @property
+    def member(self) -> Size | None:
+        """The size that this is, as the person or the files say; shapes do not make it one."""
+        if self.size is not None:
+            return self.size
+        stated = find(self.identity.name.replace(" ", "-")) if self.identity.name else None
+        return stated if stated is not None and stated == self.shapes_of else None
+
+    @property
+    def shapes_of(self) -> Size | None:
+        """The size whose shapes the model has; other generations of InternVL have them too."""
+        return recognise(self.config)
+
+    @property
+    def licence(self) -> str | None:
+        """What the files state, or the table of a size that is not here; None: nothing does."""
+        return self.size.licence if self.size else self.identity.licence
+
+    @property
+    def vision_name(self) -> str | None:
+        return self.size.vision_name if self.size else self.identity.vision_name
+
+    @property
+    def decoder_name(self) -> str | None:
+        return self.size.decoder_name if self.size else self.identity.decoder_name
 
     @property
     def parameters(self) -> dict[str, int]:
@@ -102,11 +130,14 @@ class ModelFacts:
             files = {**asdict(self.files), "directory": str(self.files.directory)}
         return {
             "model": self.name,
-            "size": self.size.name if self.size else None,
-            "hub_id": self.size.hub_id if self.size else None,
+            "size": self.member.name if self.member else None,
+            "hub_id": self.member.hub_id if self.member else None,
+            "stated_name": self.identity.name,
+            "stated_name_source": self.identity.name_source or None,
+            "shapes_of": self.shapes_of.repository if self.shapes_of else None,
             "images": has_vision,
-            "vision_tower": self.size.vision_name if self.size else None,
-            "decoder": self.size.decoder_name if self.size else None,
+            "vision_tower": self.vision_name,
+            "decoder": self.decoder_name,
             "architecture": config.decoder.architecture,
             "quantization": config.quantization,
             "parameters": self.parameters,
@@ -120,6 +151,8 @@ class ModelFacts:
             "memory_context": self.usual_context,
             "files": files,
             "licence": self.licence,
+            "licence_source": "ivl's table" if self.size else self.identity.licence_source or None,
+            "licence_link": self.identity.licence_link,
         }
 
 
@@ -150,43 +183,35 @@ def family_facts() -> list[ModelFacts]:
 
 
 def size_facts(size: Size) -> ModelFacts:
-    return ModelFacts(
-        name=size.name, config=size.config, size=size, files=None, licence=size.licence
-    )
+    return ModelFacts(name=size.name, config=size.config, size=size)
 
 
 def directory_facts(name: str, directory: Path) -> ModelFacts:
-    config = read_config(directory)
-    size = recognise(config)
     return ModelFacts(
         name=name,
-        config=config,
-        size=size,
+        config=read_config(directory),
+        identity=identity_of_directory(directory),
         files=_weight_files(directory),
-        # A card of the family says MIT, which leaves out the terms of the decoder's weights.
-        licence=size.licence if size else _licence(directory),
     )
 
 
 def pair_facts(name: str, pair: GGUFPair) -> ModelFacts:
-    config = read_gguf_config(pair.text, pair.mmproj)
-    size = recognise(config)
-    stated = pair.text.metadata.get("general.license")
     stored: Counter[str] = Counter()
     for part in (pair.text, *([pair.mmproj] if pair.mmproj else [])):
         for entry in part.tensors.values():
             stored[entry.format.name] += entry.num_bytes
     return ModelFacts(
         name=name,
-        config=config,
-        size=size,
+        config=read_gguf_config(pair.text, pair.mmproj),
+        identity=identity_of_gguf(
+            pair.text.metadata, pair.mmproj.metadata if pair.mmproj else None
+        ),
         files=WeightFiles(
             directory=pair.text.path.parent,
             num_files=len(pair.files),
             size_bytes=sum(file.stat().st_size for file in pair.files),
             stored_bytes=dict(stored.most_common()),
         ),
-        licence=size.licence if size else str(stated) if stated else None,
         stored_bytes=pair.weights_bytes,
     )
 
@@ -203,18 +228,3 @@ def _weight_files(directory: Path) -> WeightFiles:
         size_bytes=sum(file.stat().st_size for file in files),
         stored_bytes=dict(stored.most_common()),
     )
-
-
-def _licence(directory: Path) -> str | None:
-    """What the bundled model's is, or the `license:` line at the head of a model card."""
-    if directory == DEMO:
-        return "Apache-2.0, as ivl itself"
-    try:
-        card = (directory / "README.md").read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
-        return None
-    if not card.startswith("---\n"):
-        return None
-    head = card.removeprefix("---\n").partition("\n---")[0]
-    found = [line for line in head.splitlines() if line.startswith("license:")]
-    return found[0].partition(":")[2].strip() or None if found else None

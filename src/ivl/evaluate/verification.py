@@ -26,6 +26,8 @@ from ivl.planner.speed import Estimate
 from ivl.planner.tensors import PlannedTensor
 
 if TYPE_CHECKING:  # torch is imported in the process that measures
+    import torch
+
     from ivl.model.devices import DeviceMap
 
 TOKENS = 12
@@ -126,7 +128,6 @@ def measure_built(plan: Plan) -> dict[str, float]:
     os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # as NVML counts cards
     import torch
 
-    from ivl.kernels.dense import arithmetics
     from ivl.kernels.threads import use_threads
     from ivl.model.build_random import PLAIN, random_planned_model
     from ivl.model.cpu_vision import use_arithmetic
@@ -136,13 +137,13 @@ def measure_built(plan: Plan) -> dict[str, float]:
     on_gpu = where.vision.type == "cuda"
     device = torch.device("cuda" if on_gpu else "cpu")
     config, work = plan.subject.config, plan.setting.work
-    is_plain = all(tensor.format in PLAIN for tensor in plan.tensors)
-    plain = torch.bfloat16 if on_gpu or is_plain else torch.float32
-    model = random_planned_model(config, plan.tensors, device=where, dtype=plain)
-    if not on_gpu and plan.machine.float16_tower and "float16" in arithmetics():
-        dense = all(t.format in PLAIN for t in plan.tensors if t.part == "vision" and t.is_matrix)
-        use_arithmetic(model, "float16" if dense else "torch")
+    is_quantized = any(tensor.format not in PLAIN for tensor in plan.tensors)
+    dtype = usual_dtype(device, is_quantized=is_quantized)
+    model = random_planned_model(config, plan.tensors, device=where, dtype=dtype)
     model.kv = work.kv
+    # From here on as `ivl.api.load` does it, so that what is measured is what `ivl ask` runs.
+    model.decoder.use_graphs(work.context)
+    use_arithmetic(model, "auto")
     ids = torch.arange(plan.prompt_tokens, device=model.device) % config.decoder.vocab_size
     encode_s, features, tiles = 0.0, None, 0
     with torch.inference_mode():
@@ -168,6 +169,17 @@ def measure_built(plan: Plan) -> dict[str, float]:
         "step_s": statistics.median(steps) if steps else float("nan"),
         "is_gpu": device.type == "cuda",
     }
+
+
+def usual_dtype(device: torch.device, *, is_quantized: bool) -> torch.dtype:
+    """What a model is computed in when nobody asks for another type: `ivl.api.choose_dtype`."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    if is_quantized or not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return torch.float32
+    return torch.bfloat16
 
 
 def _where(plan: Plan) -> DeviceMap:

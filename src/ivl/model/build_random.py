@@ -14,6 +14,7 @@ from torch import nn
 
 from ivl.checkpoint.gguf_names import text_sources, vision_sources
 from ivl.config import ModelConfig
+from ivl.errors import UnsupportedError
 from ivl.kernels.dispatch import keeps_blocks, pack
 from ivl.kernels.linear import QuantizedEmbedding, QuantizedLinear
 from ivl.kernels.matrix import Matrix, StackedMatrix
@@ -94,10 +95,21 @@ class _Filler:
         key = tensor.format, columns
         if key not in self._rows:
             weights = self._rng.standard_normal((NUM_ROWS, columns), np.float32)
-            found = find_format(tensor.format)
-            self._rows[key] = found.quantize(weights * np.float32(columns**-0.5))
+            self._rows[key] = self._quantized(tensor.format, weights * np.float32(columns**-0.5))
         blocks = self._rows[key][self._rng.integers(0, NUM_ROWS, rows)]
         return pack(blocks, tensor.format, device)
+
+    def _quantized(self, format_name: str, weights: np.ndarray) -> np.ndarray:
+        """Rows of a format; of one that is read and not written, random levels of a small scale."""
+        found = find_format(format_name)
+        try:
+            return found.quantize(weights)
+        except UnsupportedError:
+            rows = self._rng.integers(0, 256, (len(weights), found.row_bytes(weights.shape[1])))
+            blocks = rows.astype(np.uint8).reshape(-1, found.block_bytes)
+            scale = np.array([1e-5], np.float16)  # the first two bytes of IQ4_NL and IQ4_XS
+            blocks[:, :2] = scale.view(np.uint8)
+            return blocks.reshape(len(weights), -1)
 
     def dense(
         self,

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ivl.errors import UnsupportedError
-from ivl.planner.device_table import MIB, Device
+from ivl.planner.device_sheets import MIB, Device
 from ivl.planner.tensors import AWQ
-from ivl.quant.mixes import find_mix
+from ivl.quant.mixes import READ_MIXES, find_mix
 
 Splitting = Literal["layers", "tensor"]
 
@@ -96,14 +96,18 @@ def find_backend(name: str) -> Backend:
 
 
 def find_type(name: str) -> str:
-    """The name of a decoder's type in its usual spelling. UnsupportedError for an unknown one."""
-    if name.upper() == AWQ:
-        return AWQ
+    """The name of a decoder's type in its usual spelling: of any that a file may have which ivl
+    reads, `Q4_K` being Q4_K_M as with llama.cpp. UnsupportedError for an unknown one."""
+    upper = name.upper()
+    if upper == AWQ or upper in READ_MIXES:
+        return upper
     try:
-        return find_mix(name).name
+        return find_mix(f"{upper}_M" if upper in ("Q3_K", "Q4_K", "Q5_K") else upper).name
     except UnsupportedError as error:
+        known = ", ".join([*READ_MIXES, AWQ])
         raise UnsupportedError(
-            error.message, error.hint.replace("ivl has", "Known:").rstrip(".") + f", {AWQ}."
+            f"There is no quantization called {name!r}.",
+            error.hint.replace("ivl has", "Known:").rstrip(".") + f", {known}.",
         ) from None
 
 

@@ -1,115 +1,197 @@
-"""The exact commands that run a plan."""
+"""The exact commands that run a plan, each option as the program that it is for reads it.
+
+Everything that was planned and that the program would not choose by itself is in the line. Words
+are quoted for a shell (`shlex`); a test runs the options of every line of ours through the parser
+of the command that it names.
+"""
 
 from __future__ import annotations
 
+import json
+import os
+import shlex
+from pathlib import Path
+
 from ivl.family import find
+from ivl.planner.memory import DEFAULT_VISION_BATCH
 from ivl.planner.placement import Share
 from ivl.planner.plan import Plan
+from ivl.quant.mixes import READ_MIXES
 
-PLAIN = ("F32", "F16", "BF16")
-LLAMA_KV = {"16bit": "f16", "8bit": "q8_0", "32bit": "f32"}
+LLAMA_KV = {"8bit": "q8_0", "32bit": "f32"}
+"""llama.cpp's names of a cache that is not its default, f16."""
+MOST_IMAGES_SERVED = 32
+"""`ivl serve --max-images` unless another number is given."""
+QUESTION = "What does it say?"
+Words = list[str]
 
 
 def command_of(plan: Plan) -> tuple[str, ...]:
     """Command lines, in the order in which they are to be typed."""
+    return tuple(shlex.join(words) for words in words_of_commands(plan))
+
+
+def words_of_commands(plan: Plan) -> list[Words]:
+    """The same as lists of words, not quoted."""
     name = plan.setting.backend.name
     if name == "vllm":
-        return (_vllm(plan),)
+        return [_vllm(plan)]
     prepare, model, mmproj = _files(plan)
     run = _llama_cpp(plan, model, mmproj) if name == "llama.cpp" else _ivl(plan, model, mmproj)
-    return (*prepare, run)
+    return [*prepare, run]
 
 
-def _files(plan: Plan) -> tuple[tuple[str, ...], str, str | None]:
-    """What makes the files, the model's name, and the projector's file."""
+def _files(plan: Plan) -> tuple[list[Words], str, str | None]:
+    """What makes the files, the model's name, and the file of its projector."""
     setting, subject = plan.setting, plan.subject
+    for_llama_cpp = setting.backend.name == "llama.cpp"
     if subject.is_on_disk:
-        return (), subject.name, None
-    if setting.backend.name == "ivl" and setting.type in PLAIN:
-        return (), subject.name, None
-    folder = f"{subject.name}-{setting.type}"
+        name = _as_argument(subject.name)
+        if not for_llama_cpp:
+            return [], name, subject.projector_file
+        if subject.text_file is None:
+            return _converted(plan, name)
+        return [], subject.text_file, subject.projector_file
     has_vision = subject.config.vision is not None
-    vision = f" --vision {setting.vision}" if has_vision else ""
-    convert = f"ivl convert {subject.name} {folder} --type {setting.type}{vision}"
+    as_published = setting.type == "BF16" and (not has_vision or setting.vision == "BF16")
+    if as_published and not for_llama_cpp:
+        return [], subject.name, None
     if setting.type == "AWQ":
-        convert = f"ivl quantize {subject.name} {folder} --type awq"
-        return (convert,), folder, None
+        folder = f"{subject.name}-AWQ"
+        return [["ivl", "quantize", subject.name, folder, "--type", "awq"]], folder, None
+    return _of_a_size(plan)
+
+
+def _of_a_size(plan: Plan) -> tuple[list[Words], str, str | None]:
+    """A size, fetched and converted. What ivl does not write, llama.cpp's quantizer does."""
+    setting, subject = plan.setting, plan.subject
+    written = "BF16" if setting.type in READ_MIXES else setting.type
+    folder = f"{subject.name}-{written}"
+    convert = ["ivl", "convert", subject.name, folder, "--type", written]
     size = find(subject.name)
     called = size.hub_id.partition("/")[2] if size else subject.name
-    model = f"{folder}/{called}-{setting.type}.gguf"
-    return (
-        (convert,),
-        model,
-        f"{folder}/mmproj-{called}-{setting.vision}.gguf" if has_vision else None,
-    )
+    model, mmproj = f"{folder}/{called}-{written}.gguf", None
+    if subject.config.vision is not None:
+        convert += ["--vision", setting.vision]
+        mmproj = f"{folder}/mmproj-{called}-{setting.vision}.gguf"
+    prepare = [convert]
+    if written != setting.type:
+        source, model = model, f"{folder}/{called}-{setting.type}.gguf"
+        prepare.append(["llama-quantize", source, model, setting.type])
+    return prepare, model, mmproj
 
 
-def _ivl(plan: Plan, model: str, mmproj: str | None) -> str:
+def _converted(plan: Plan, name: str) -> tuple[list[Words], str, str | None]:
+    """A directory of safetensors as a GGUF pair, in the type of its files."""
+    kinds = [t.format for t in plan.tensors if t.part == "decoder" and t.is_matrix]
+    kind = max(set(kinds), key=kinds.count)
+    model = f"{Path(name).name}-{kind}.gguf"
+    convert = ["ivl", "convert", name, model, "--type", kind]
+    if plan.subject.config.vision is None:
+        return [convert], model, None
+    return [[*convert, "--vision", kind]], model, f"mmproj-{model}"
+
+
+def _ivl(plan: Plan, model: str, mmproj: str | None) -> Words:
+    """One question, or a server where several are answered at once."""
     work = plan.setting.work
-    words = ["ivl ask --model", model, f"--context {work.context}"]
-    if work.kv == "8bit":
-        words.append("--kv 8bit")
-    if work.tiles and work.max_tiles != plan.subject.config.max_tiles:
-        words.append(f"--max-tiles {work.max_tiles}")
-    if work.vision_batch == 1:
-        words.append("--vision-batch 1")
+    serves = work.parallel > 1
+    words = ["ivl", "serve" if serves else "ask", "--model", model]
+    if mmproj is not None:
+        words += ["--mmproj", mmproj]
+    words += ["--context", str(work.context), "--kv", work.kv]
+    if work.vision_batch != DEFAULT_VISION_BATCH:
+        words += ["--vision-batch", str(work.vision_batch)]
     words += _places(plan)
-    words += ["page.png"] * len(work.tiles) + ['"What does it say?"']
-    return " ".join(words)
+    if serves:
+        words += ["--max-sequences", str(work.parallel)]
+        words += ["--kv-tokens", str(work.parallel * work.context)]
+        if len(work.tiles) > MOST_IMAGES_SERVED:
+            words += ["--max-images", str(len(work.tiles))]
+        return words
+    if work.tiles and work.max_tiles != plan.subject.config.max_tiles:
+        words += ["--max-tiles", str(work.max_tiles)]
+    return [*words, *["page.png"] * len(work.tiles), QUESTION]
 
 
-def _places(plan: Plan) -> list[str]:
-    """Options of ivl for a model that is not all on one device."""
+def _places(plan: Plan) -> Words:
+    """Options of ivl for where the model is: which GPUs, how much of it, the tower."""
     gpus = [share for share in plan.placement.shares if share.device.is_gpu and share.items]
+    if not gpus:
+        return ["--device", "cpu"] if plan.machine.asked or plan.machine.gpus else []
     words = []
-    if len(gpus) > 1:
-        words.append(f"--device {','.join(f'cuda:{index}' for index in range(len(gpus)))}")
+    numbers = _numbers(plan, gpus)
+    if gpus[0].device.vendor != "apple" and numbers != [0]:
+        words += ["--device", ",".join(f"cuda:{number}" for number in numbers)]
     if plan.placement.num_offloaded:
-        words.append(f"--gpu-layers {sum(share.num_layers for share in gpus)}")
-    if plan.setting.tower_on_processor and gpus:
+        words += ["--gpu-layers", str(sum(share.num_layers for share in gpus))]
+    if plan.setting.tower_on_processor:
         words.append("--vision-offload")
     return words
 
 
-def _llama_cpp(plan: Plan, model: str, mmproj: str | None) -> str:
+def _numbers(plan: Plan, gpus: list[Share]) -> list[int]:
+    """Which of the machine's GPUs these are, counted from 0, in the order of both."""
+    left = list(enumerate(plan.machine.gpus))
+    numbers = []
+    for share in gpus:
+        at = next(i for i, (_, slot) in enumerate(left) if slot.device is share.device)
+        numbers.append(left[at][0])
+        left = left[:at] + left[at + 1 :]
+    return numbers
+
+
+def _llama_cpp(plan: Plan, model: str, mmproj: str | None) -> Words:
     setting, work = plan.setting, plan.setting.work
-    words = ["llama-server -m", model]
+    words = ["llama-server", "-m", model]
     if mmproj is not None:
         words += ["--mmproj", mmproj]
-    words.append(f"-c {work.context * work.parallel}")
+    words += ["-c", str(work.context * work.parallel)]
     if work.parallel > 1:
-        words.append(f"-np {work.parallel}")
+        words += ["-np", str(work.parallel)]
     gpus = [share for share in plan.placement.shares if share.device.is_gpu]
     if gpus:
         on_gpus = sum(share.num_layers for share in gpus)
         everything = on_gpus == len(plan.parts.layers)
-        words.append(f"-ngl {99 if everything else on_gpus}")
+        words += ["-ngl", "99" if everything else str(on_gpus)]
+    elif plan.machine.asked or plan.machine.gpus:
+        words += ["-ngl", "0"]
     if len(gpus) > 1:
-        words.append(f"--tensor-split {','.join(str(share.num_layers) for share in gpus)}")
-    if work.kv == "8bit":
+        words += ["--tensor-split", ",".join(str(share.num_layers) for share in gpus)]
+    if work.kv in LLAMA_KV:
         kind = LLAMA_KV[work.kv]
-        words.append(f"-fa on --cache-type-k {kind} --cache-type-v {kind}")
-    if setting.tower_on_processor:
+        words += ["-fa", "on"] if work.kv == "8bit" else []
+        words += ["--cache-type-k", kind, "--cache-type-v", kind]
+    on_processor = setting.tower_on_processor or (not gpus and "-ngl" in words)
+    if mmproj is not None and on_processor:
         words.append("--no-mmproj-offload")
-    return " ".join(words)
+    return words
 
 
-def _vllm(plan: Plan) -> str:
+def _vllm(plan: Plan) -> Words:
     work, subject = plan.setting.work, plan.subject
     size = find(subject.name)
-    name = size.hub_id if size else subject.name
-    if plan.setting.type == "AWQ" and size:
+    name = size.hub_id if size and not subject.is_on_disk else _as_argument(subject.name)
+    if plan.setting.type == "AWQ" and size and not subject.is_on_disk:
         name += "-AWQ"
-    words = [f"vllm serve {name} --trust-remote-code --max-model-len {work.context}"]
+    words = ["vllm", "serve", name, "--trust-remote-code", "--max-model-len", str(work.context)]
     if len(plan.placement.shares) > 1:
-        words.append(f"--tensor-parallel-size {len(plan.placement.shares)}")
-        words.append("--mm-encoder-tp-mode data")
-    words.append(f"--max-num-seqs {work.parallel}")
+        words += ["--tensor-parallel-size", str(len(plan.placement.shares))]
+        words += ["--mm-encoder-tp-mode", "data"]
+    words += ["--max-num-seqs", str(work.parallel)]
     if work.kv == "8bit":
-        words.append("--kv-cache-dtype fp8")
+        words += ["--kv-cache-dtype", "fp8"]
     if work.tiles:
-        words.append(f"--limit-mm-per-prompt '{{\"image\": {len(work.tiles)}}}'")
-    return " ".join(words)
+        words += ["--limit-mm-per-prompt", json.dumps({"image": len(work.tiles)})]
+        if work.max_tiles != subject.config.max_tiles:
+            words += ["--mm-processor-kwargs", json.dumps({"max_dynamic_patch": work.max_tiles})]
+    return words
+
+
+def _as_argument(name: str) -> str:
+    """A path as it is typed: with the home directory in it, and never taken for an option."""
+    name = os.path.expanduser(name) if name.startswith("~") else name
+    return f"./{name}" if name.startswith("-") else name
 
 
 def describe_layers(share: Share) -> str:

@@ -1,91 +1,91 @@
-"""Devices by the names that people type: a table of data sheets, and how names are matched.
+"""Devices by the names that people type: what is meant, of the table or by its numbers.
 
-`devices.csv` and `clouds.csv` hold the numbers, each with its source. An empty field is a number
-that the maker does not publish (or that depends on the machine, as a laptop's power limit): it is
-never filled with a guess. Peaks are dense, with sums in float32.
+`ivl.planner.device_names` has the grammar, `ivl.planner.device_sheets` the table.
 """
 
 from __future__ import annotations
 
-import csv
 import difflib
 import functools
 import re
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal, get_args
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 from ivl.errors import ConfigError
-
-GIB, MIB = 1024**3, 1024**2
-HERE = Path(__file__).parent
-Vendor = Literal["nvidia", "amd", "intel", "apple", "cpu", "unknown"]
-Form = Literal["server", "workstation", "desktop", "laptop", "unified", "host"]
-
-# Words that people leave out as often as not.
-_BRANDS = frozenset(
-    "nvidia geforce rtx gtx tesla amd radeon rx instinct intel arc apple gpu graphics card "
-    "generation edition with ryzen ai chip data center pcie5".split()
+from ivl.planner.device_names import (
+    MOST_DEVICES,
+    Reading,
+    Written,
+    readings,
+    relaxed,
+    says_which,
+    words_of,
+    written,
 )
-_WORDS = {
-    "mobile": "laptop",
-    "notebook": "laptop",
-    "max-q": "laptop",
-    "sxm4": "sxm",
-    "sxm5": "sxm",
-    "hbm3": "sxm",
-}
-_SEVERAL = r"(?:(?P<before>-?\d+)\s*[x*×]\s+|(?P<glued>\d{1,2})[x*×](?=[a-z\d]))"
-_SEVERAL_AFTER = r"\s+(?:[x*×]\s*(?P<after>\d+)|(?P<last>\d+)[x*×])$"
+from ivl.planner.device_sheets import GIB, Cloud, Device, clouds, table
+from ivl.planner.device_sheets import MIB as MIB
+
+_EXAMPLE = 'Write it as in "2x RTX 3090". '
+_HERE = "Leave --device out for the devices of this machine."
+_BY_HAND = (
+    "For a device that is not there, give its numbers: "
+    '--device "NAME:24GB:900GB/s", or its memory alone: "NAME:24GB". A processor is "cpu 64GB".'
+)
+
+COMMONEST = (
+    "A100 SXM 80GB", "A100 SXM 40GB", "A100 PCIe 80GB", "H100 SXM", "H200 SXM",
+    "Tesla V100 SXM2 16GB", "Tesla V100 SXM2 32GB", "Tesla P100 PCIe 16GB", "RTX A2000 12GB",
+    "RTX 4000 Ada", "RTX 5000 Ada", "RTX 6000 Ada", "RTX 5060 Ti 16GB", "GTX 1060 6GB",
+    "Radeon RX 7900 XTX", "Radeon RX 9060 XT 16GB", "Arc A770 16GB", "Ryzen AI Max+ 395 128GB",
+)  # fmt: skip
+"""What is meant by a name that fits several devices, in our judgement of what is met most; where
+none of these fits it is the first in the table, which has the smallest memory first."""
+MOST_BARE = 16
+"""Of a known device so many at most are counted by a number that stands alone, as in `2 3090`."""
+NEAR_SHARE = 0.07
+"""Memory as sold and as reported may differ by so much: 192 and 180 GB of a B200."""
+MOST_ADDED = 4
+"""Cards are rebuilt with up to so many times the memory, written without a colon."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Device:
-    """One device. Bandwidth in bytes a second, peaks in operations a second; None: not known."""
+class Meaning:
+    """The devices that a person's words were taken for, all alike. `note`: what was decided for
+    them, in sentences; empty: nothing had to be."""
 
-    name: str
-    vendor: Vendor
-    architecture: str
-    form: Form
-    memory_bytes: int
-    """What a program is told that there is, the driver's own use not taken off."""
-    bandwidth: float | None
-    ops_16bit: float | None
-    ops_8bit: float | None
-    source: str
-
-    @property
-    def is_gpu(self) -> bool:
-        return self.form != "host"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Cloud:
-    """An instance that can be rented, with its price on a date."""
-
-    name: str
-    device: str
+    text: str
+    device: Device
     count: int
-    host_memory_bytes: int
-    usd_per_hour: float
-    date: str
-    source: str
+    note: str = ""
 
 
 def find_devices(text: str) -> list[Device]:
-    """The devices that a person names: `a6000`, `3090 x2`, `2x RTX 3090`, `m3 max 64gb`,
-    `g5.12xlarge`.
+    """The devices that a person names; see `find_meaning`."""
+    meaning = find_meaning(text)
+    return [meaning.device] * meaning.count
 
-    Raises ConfigError: for a name that fits none, with the nearest; for one that fits several, with
-    all of them; for a count below 1.
+
+def find_meaning(text: str) -> Meaning:
+    """What `a6000`, `3090 x2`, `2x A6000:48GB`, `m3 max 64gb`, `dual BIG:24GB:900GB/s` or
+    `g5.12xlarge` means: devices of the table, or one that is described by its numbers.
+
+    A name that fits several devices means the commonest, and the note says so. Raises ConfigError:
+    for a name that fits none, with the nearest; for one that says too little; for a count that is
+    none; for memory that no such device has.
     """
-    for cloud in clouds():
-        if text.strip().lower() == cloud.name.lower():
-            return [find_device(cloud.device)] * cloud.count
-    name, count = _split_count(text)
-    if not 1 <= count <= 64:
-        raise ConfigError(f"{count} devices are none to plan for.", 'Write "2x RTX 3090", 1 to 64.')
-    return [find_device(name)] * count
+    cloud = find_cloud(text)
+    if cloud is not None:
+        return Meaning(text=text, device=_called(cloud.device), count=cloud.count)
+    possible = list(readings(text))
+    for relax in (False, True):
+        for reading in possible:
+            device = written(reading.rest)
+            words = words_of(device.name)
+            if relax:
+                words = relaxed(words, 2 if reading.count != "1" else 1)
+            if fitting := _fitting(words):
+                return _meaning(text, reading, device, fitting, words)
+    return _by_numbers(text, possible)
 
 
 def find_cloud(text: str) -> Cloud | None:
@@ -93,163 +93,270 @@ def find_cloud(text: str) -> Cloud | None:
     return next((c for c in clouds() if c.name.lower() == text.strip().lower()), None)
 
 
-def find_device(text: str) -> Device:
-    """The one device that the name means. Errors as in `find_devices`."""
-    wanted, memory_gib = _words(text)
-    if not wanted:
-        raise ConfigError(f"{text!r} names no device.", 'Write the name as in "RTX 3090".')
-    fitting = [device for device in table() if wanted <= _words(device.name)[0]]
-    exact = [device for device in fitting if wanted == _words(device.name)[0]]
-    if exact:
-        fitting = exact
-    elif all(device.form == "laptop" for device in fitting):
-        fitting = fitting if "laptop" in wanted else []
-    else:  # a laptop's card is meant only where one is named
-        fitting = [d for d in fitting if d.form != "laptop" or "laptop" in wanted]
-    if not fitting:
-        raise ConfigError(f"There is no device called {text!r} in the table.", _nearest(text))
-    if memory_gib is not None:
-        found = [device for device in fitting if _nominal_gib(device) == memory_gib]
-        if not found:
-            sizes = ", ".join(_label(device) for device in fitting)
-            raise ConfigError(f"No {text!r} has {memory_gib} GB.", f"There are: {sizes}.")
-        fitting = found
-    if len(fitting) > 1:
-        names = "; ".join(_label(device) for device in fitting)
-        raise ConfigError(f"{text!r} may be several devices.", f"Name one of: {names}.")
-    return fitting[0]
-
-
-@functools.cache
-def table() -> tuple[Device, ...]:
-    """Every device of `devices.csv`; one that is sold with several memories is there for each."""
-    with (HERE / "devices.csv").open(encoding="utf-8", newline="") as file:
-        return tuple(device for row in csv.DictReader(file) for device in _devices_of(row))
-
-
-@functools.cache
-def clouds() -> tuple[Cloud, ...]:
-    with (HERE / "clouds.csv").open(encoding="utf-8", newline="") as file:
-        return tuple(
-            Cloud(
-                name=row["name"],
-                device=row["device"],
-                count=int(row["count"]),
-                host_memory_bytes=int(row["host_memory_gib"]) * GIB,
-                usd_per_hour=float(row["usd_per_hour"]),
-                date=row["date"],
-                source=row["source"],
-            )
-            for row in csv.DictReader(file)
-        )
-
-
 def match_reported(name: str, memory_bytes: int) -> Device | None:
     """The table's entry for a device that a driver reports, such as `NVIDIA GeForce RTX 3090`;
     None where there is no single one."""
-    wanted, _ = _words(name)
-    fitting = [device for device in table() if wanted == _words(device.name)[0]]
-    fitting = fitting or [
-        device for device in table() if wanted and wanted <= _words(device.name)[0]
-    ]
+    wanted = words_of(written(name).name)
+    fitting = [device for device in table() if wanted == _words(device)]
+    fitting = fitting or [device for device in table() if wanted and wanted <= _words(device)]
     near = [d for d in fitting if abs(d.memory_bytes - memory_bytes) < 0.1 * d.memory_bytes]
     return near[0] if len(near) == 1 else None
 
 
-def _devices_of(row: dict[str, str]) -> list[Device]:
-    found = []
-    vendor, form = row["vendor"], row["form"]
-    assert vendor in get_args(Vendor), row["name"]
-    assert form in get_args(Form), row["name"]
-    for gib in row["memory_gib"].split("|"):
-        reported = int(row["reported_mib"]) * MIB if row["reported_mib"] else int(gib) * GIB
-        several = "|" in row["memory_gib"]
-        found.append(
-            Device(
-                name=f"{row['name']} {gib}GB" if several else row["name"],
-                vendor=vendor,  # type: ignore[arg-type]
-                architecture=row["architecture"],
-                form=form,  # type: ignore[arg-type]
-                memory_bytes=reported,
-                bandwidth=_scaled(row["bandwidth_gb_s"], 1e9),
-                ops_16bit=_scaled(row["bits16_tflops"], 1e12),
-                ops_8bit=_scaled(row["int8_tops"], 1e12),
-                source=row["source"],
-            )
+def parse_custom(text: str) -> Device | None:
+    """A device by its numbers alone, `NAME:24GB` or `NAME:24GB:900GB/s`, whatever the table has of
+    that name; None for anything else."""
+    device = written(text)
+    if device.memory_bytes is None or not device.name or device.other is not None:
+        return None
+    require_amounts(text, device)
+    return Device(
+        name=device.name,
+        vendor="unknown",
+        architecture="unknown",
+        form="desktop",
+        memory_bytes=device.memory_bytes,
+        bandwidth=device.bandwidth,
+        ops_16bit=None,
+        ops_8bit=None,
+        source="given by hand",
+    )
+
+
+def _by_numbers(text: str, possible: Sequence[Reading]) -> Meaning:
+    """A device that is in no table. A number is its count where a sign or a word makes it one, or
+    where it is small and stands first."""
+    if re.fullmatch(r"(?:cuda|mps|gpu|rocm|xpu)(?::\d+)?", text.strip(), re.IGNORECASE):
+        raise ConfigError(f"{text!r} does not say which device.", f"{_HERE} {_EXAMPLE}{_BY_HAND}")
+    counted = [r for r in possible if r.count != "1" and _may_count(r)]
+    reading = (counted or possible)[0]
+    device = written(reading.rest)
+    if device.other is not None:
+        raise ConfigError(
+            f"{device.other!r} in {text!r} is neither memory nor bandwidth.",
+            'Write memory as in "NAME:24GB", bandwidth as in "NAME:24GB:900GB/s", and how many as '
+            'in "2x NAME:24GB".',
         )
-    return found
+    custom = parse_custom(reading.rest)
+    if custom is not None:
+        return Meaning(text=text, device=custom, count=_count(reading))
+    name = device.name
+    if re.fullmatch(r"[-+.\d\s]*[x×*]?", name) or not words_of(name):
+        raise ConfigError(f"{text!r} names no device.", _nearest(name))
+    raise ConfigError(f"There is no device called {name!r} in the table.", _nearest(name))
 
 
-def _scaled(text: str, unit: float) -> float | None:
-    return float(text) * unit if text else None
+def _may_count(reading: Reading) -> bool:
+    """Whether the number is how many there are of an unknown device."""
+    if not reading.is_bare:
+        return not reading.is_glued
+    return reading.stands_first and int(reading.count) <= MOST_DEVICES
 
 
-def _split_count(text: str) -> tuple[str, int]:
-    lowered = text.strip().lower()
-    if found := re.match(_SEVERAL, lowered):
-        return lowered[found.end() :], int(found["before"] or found["glued"])
-    if found := re.search(_SEVERAL_AFTER, lowered):
-        return lowered[: found.start()], int(found["after"] or found["last"])
-    return lowered, 1
+def _count(reading: Reading) -> int:
+    try:
+        count = int(reading.count)
+    except ValueError:
+        count = 0
+    if not 1 <= count <= MOST_DEVICES:
+        raise ConfigError(
+            f"{reading.count} devices are none to plan for.",
+            f'Write "2x RTX 3090", 1 to {MOST_DEVICES}.',
+        )
+    return count
 
 
-def _words(text: str) -> tuple[frozenset[str], int | None]:
-    """The words that tell devices apart, and a number of gigabytes."""
-    lowered = text.lower().replace("(tm)", " ").replace("(r)", " ")
-    memory = re.search(r"\b(\d+)\s*(?:gb|gib|g)\b", lowered)
-    if memory:
-        lowered = lowered[: memory.start()] + " " + lowered[memory.end() :]
-    lowered = re.sub(r"-(?!core\b|q\b)", " ", lowered)  # A100-SXM4-80GB, but 40-core and max-q
-    lowered = re.sub(r"\b(rtx|gtx|rx)[_ ]?(?=[\da])", r"\1 ", lowered)
-    lowered = re.sub(r"\b(\d{3,4})(ti|super|xtx|xt|gre|d|m)\b", r"\1 \2", lowered)
-    lowered = re.sub(r"\b(m[1-9])(pro|max|ultra)\b", r"\1 \2", lowered)
-    lowered = re.sub(r"\bti(super)\b", r"ti \1", lowered)
-    words = re.findall(r"[a-z0-9+-]+", lowered)
-    kept = {_WORDS.get(str(word), str(word)) for word in words if word not in _BRANDS}
-    return frozenset(kept), int(memory[1]) if memory else None
+def _fitting(wanted: frozenset[str]) -> list[Device]:
+    """The devices that words may mean; none where they say too little to be a name."""
+    if not any(len(word) > 2 or says_which(frozenset({word})) for word in wanted):
+        return []
+    fitting = [device for device in table() if wanted <= _words(device)]
+    exact = [device for device in fitting if wanted == _words(device)]
+    if exact:
+        return exact
+    if all(device.form == "laptop" for device in fitting):
+        return fitting if "laptop" in wanted else []
+    # A laptop's card is meant only where one is named.
+    return [d for d in fitting if d.form != "laptop" or "laptop" in wanted]
+
+
+def _meaning(
+    text: str, reading: Reading, asked: Written, fitting: list[Device], words: frozenset[str]
+) -> Meaning:
+    """Of the devices that fit, the one that is meant, with what was said of it by hand."""
+    if asked.other is not None:
+        return _by_numbers(text, [reading])
+    require_amounts(text, asked)
+    count, named = reading.count, asked.named_bytes
+    sizes = {_nominal_gib(device) for device in fitting}
+    stands_last = reading.is_bare and not reading.stands_first
+    if stands_last and int(count) in sizes and named is None:
+        count, named = "1", int(count) * GIB  # `m3 max 64`, `4060 ti 16`: memory without its unit
+    elif reading.is_bare and int(count) > MOST_BARE and not (named or asked.memory_bytes):
+        raise ConfigError(
+            f"{count} in {text!r} may be a count, or memory.",
+            f'Write "{count}x {asked.name}", or "{asked.name}:{count}GB".',
+        )
+    number = _count(replace(reading, count=count))
+    notes, other_bytes = [], None
+    if named is not None:
+        found, note = _of_memory(asked, fitting, named, number)
+        notes += [note] if note else []
+        fitting, other_bytes = found or fitting, None if found else named
+    if asked.memory_bytes is not None:
+        found = _nearest_memory(fitting, asked.memory_bytes)
+        fitting, other_bytes = found or fitting, None if found else asked.memory_bytes
+    if len(fitting) > 1:
+        exact = all(words == _words(device) for device in fitting)
+        if not exact and not says_which(words):
+            names = "; ".join(_label(device) for device in fitting)
+            raise ConfigError(f"{text!r} may be several devices.", f"Name one of: {names}.")
+        chosen = _commonest(fitting)
+        if other_bytes is None or len({device.bandwidth for device in fitting}) > 1:
+            notes.append(_chosen_note(text, chosen, fitting))
+        fitting = [chosen]
+    device = fitting[0]
+    if other_bytes is not None:
+        notes.append(_other_memory_note(device, other_bytes))
+        device = replace(device, name=written(device.name).name, memory_bytes=other_bytes)
+    if asked.bandwidth is not None:
+        source = f"bandwidth given by hand; all else: {device.source}"
+        device = replace(device, bandwidth=asked.bandwidth, source=source)
+    return Meaning(text=text, device=device, count=number, note=" ".join(notes))
+
+
+def require_amounts(text: str, asked: Written) -> None:
+    """ConfigError for an amount of nothing."""
+    if 0 in (asked.memory_bytes, asked.named_bytes, asked.bandwidth):
+        raise ConfigError(f"{text!r} has no memory, or none that can be read.", _EXAMPLE + _BY_HAND)
+
+
+def _of_memory(
+    asked: Written, fitting: list[Device], named: int, count: int
+) -> tuple[list[Device], str]:
+    """Those that have the memory in a name, or a share of it each; none where it may be that of a
+    card that was rebuilt, else ConfigError."""
+    found = _nearest_memory(fitting, named)
+    if found:
+        return found, ""
+    amount = _gib(named)
+    short = amount.replace(" ", "")
+    if asked.says_ram and all(device.form != "unified" for device in fitting):
+        raise ConfigError(
+            f"{amount} of RAM are not memory of {asked.name!r}.",
+            f"Main memory beside a card is given with --host {short}.",
+        )
+    together = _nearest_memory(fitting, named // count) if count > 1 else []
+    if together:
+        return together, (
+            f"{amount} are taken for what {count} x {asked.name} have together, "
+            f"{_gib(named // count)} each; for so much on each, write {asked.name}:{short}."
+        )
+    sizes = [_nominal_gib(device) for device in fitting]
+    if not min(sizes) / 2 <= named / GIB <= max(sizes) * MOST_ADDED:
+        names = ", ".join(_label(device) for device in fitting)
+        raise ConfigError(
+            f"No {asked.name!r} has {amount}.",
+            f'There are: {names}. "{asked.name}:{short}" plans one all the same.',
+        )
+    return [], ""
+
+
+def _nearest_memory(fitting: Iterable[Device], num_bytes: int) -> list[Device]:
+    """Those that are sold with so much memory, exactly or nearly."""
+    gib = num_bytes / GIB
+    found = [device for device in fitting if _nominal_gib(device) == gib]
+    return found or [
+        device
+        for device in fitting
+        if abs(_nominal_gib(device) - gib) <= NEAR_SHARE * _nominal_gib(device)
+    ]
+
+
+def _commonest(fitting: Sequence[Device]) -> Device:
+    by_name = {device.name: device for device in fitting}
+    return next((by_name[name] for name in COMMONEST if name in by_name), fitting[0])
+
+
+def _chosen_note(text: str, chosen: Device, fitting: Sequence[Device]) -> str:
+    others = [device for device in fitting if device is not chosen]
+    differing = {
+        "memory": {_nominal_gib(device) for device in fitting},
+        "speed": {(device.bandwidth, device.ops_16bit) for device in fitting},
+    }
+    differ = " and ".join(what for what, values in differing.items() if len(values) > 1)
+    return (
+        f"{text!r} is taken for the commonest, {_label(chosen)}. Others of that name differ in "
+        f"{differ or 'form'}: {', '.join(_label(device) for device in others)}."
+    )
+
+
+def _other_memory_note(device: Device, num_bytes: int) -> str:
+    words = _words(device)
+    alike = [d for d in table() if _words(d) == words]
+    sizes = sorted({_nominal_gib(d) for d in alike})
+    note = (
+        f"{written(device.name).name} is sold with {_listed(sizes)} GB; it is planned with "
+        f"{_gib(num_bytes)}, as given."
+    )
+    related = [d for d in _nearest_memory(_related(words), num_bytes) if d.architecture == "apple"]
+    if related:
+        note += f" There is {', '.join(d.name for d in related)}."
+    return note
+
+
+def _related(words: frozenset[str]) -> Iterator[Device]:
+    """Other devices whose name has all these words."""
+    return (device for device in table() if words < _words(device))
+
+
+def _listed(sizes: Sequence[int]) -> str:
+    texts = [str(size) for size in sizes]
+    return texts[0] if len(texts) == 1 else f"{', '.join(texts[:-1])} or {texts[-1]}"
+
+
+@functools.cache
+def _words_of_name(name: str) -> frozenset[str]:
+    return words_of(written(name).name)
+
+
+def _words(device: Device) -> frozenset[str]:
+    return _words_of_name(device.name)
+
+
+def _called(name: str) -> Device:
+    return next(device for device in table() if device.name == name)
 
 
 def _nominal_gib(device: Device) -> int:
-    named = _words(device.name)[1]
+    named = written(device.name).named_bytes
     if named is not None:
-        return named
+        return named // GIB
     # Memory with error correction reports a sixteenth less than is sold.
     gib = device.memory_bytes / GIB
     return next((n for n in (16, 24, 48, 80, 141) if 0.93 * n <= gib <= n), round(gib))
 
 
 def _label(device: Device) -> str:
-    named = _words(device.name)[1]
+    named = written(device.name).named_bytes
     return device.name if named is not None else f"{device.name} ({_nominal_gib(device)} GB)"
 
 
-def _nearest(text: str) -> str:
-    names = {device.name.lower(): device.name for device in table()}
-    near = difflib.get_close_matches(text.strip().lower(), names, n=3, cutoff=0.6)
-    hint = f"Did you mean {', '.join(names[n] for n in near)}? " if near else ""
-    return (
-        f"{hint}For a device that is not there, give its numbers: "
-        '--device "NAME:24GB:900GB/s", or its memory alone: "NAME:24GB".'
-    )
+def _gib(num_bytes: int) -> str:
+    return f"{num_bytes / GIB:g} GB"
 
 
-def parse_custom(text: str) -> Device | None:
-    """A device by its numbers, `NAME:24GB` or `NAME:24GB:900GB/s`; None for anything else."""
-    found = re.fullmatch(
-        r"(?P<name>[^:]+):(?P<memory>\d+(?:\.\d+)?)\s*gi?b?(?::(?P<speed>\d+(?:\.\d+)?)\s*gb/s)?",
-        text.strip(),
-        re.IGNORECASE,
-    )
-    if found is None:
-        return None
-    return Device(
-        name=found["name"].strip(),
-        vendor="unknown",
-        architecture="unknown",
-        form="desktop",
-        memory_bytes=int(float(found["memory"]) * GIB),
-        bandwidth=_scaled(found["speed"] or "", 1e9),
-        ops_16bit=None,
-        ops_8bit=None,
-        source="given by hand",
-    )
+def _nearest(name: str) -> str:
+    """The hint for a name that is not known: what is called nearly so, and how to do without."""
+    if re.search(r"\b(?:i?mac\w*|apple|mbp|mba)\b", name, re.IGNORECASE):
+        return f'Name its chip, as in "m3 max 64gb". {_BY_HAND}'
+    wanted = " ".join(sorted(words_of(name)))
+    keys: dict[str, str] = {}
+    for device in table():
+        keys.setdefault(" ".join(sorted(_words(device))), device.name)
+        keys.setdefault(device.name.lower(), device.name)
+    near = difflib.get_close_matches(wanted, keys, n=3, cutoff=0.6) if wanted else []
+    if wanted:
+        near += difflib.get_close_matches(name.strip().lower(), keys, n=3, cutoff=0.6)
+    names = list(dict.fromkeys(keys[key] for key in near))[:3]
+    return (f"Did you mean {', '.join(names)}? " if names else _EXAMPLE) + _BY_HAND

@@ -90,8 +90,11 @@ def keeping_of(
     return "panels" if float16_tower and tower_is_dense else "packed"
 
 
-def weigh(tensors: Iterable[PlannedTensor], num_layers: int, keeping: Keeping) -> Weights:
-    """Adds up the tensors by where they belong."""
+def weigh(
+    tensors: Iterable[PlannedTensor], num_layers: int, keeping: Keeping, itemsize: int = 2
+) -> Weights:
+    """Adds up the tensors by where they belong. `itemsize`: bytes of a number that is not
+    quantized, on GPUs."""
     layers = [0] * num_layers
     rest = {"embeddings": 0, "head": 0, "vision": 0, "projector": 0}
     for tensor in tensors:
@@ -99,9 +102,9 @@ def weigh(tensors: Iterable[PlannedTensor], num_layers: int, keeping: Keeping) -
         if keeping == "file":
             num_bytes = tensor.file_bytes
         elif keeping == "gpu":
-            num_bytes = tensor.gpu_bytes
+            num_bytes = tensor.gpu_bytes(itemsize)
         elif keeping == "dense":
-            num_bytes = tensor.dense_bytes(2)
+            num_bytes = tensor.dense_bytes(itemsize)
         elif keeping == "panels" and part == "vision":
             num_bytes = _panel_bytes(tensor)
         else:
@@ -117,12 +120,13 @@ def weigh(tensors: Iterable[PlannedTensor], num_layers: int, keeping: Keeping) -
 
 def footprint(
     config: ModelConfig, weights: Weights, work: Workload, backend: Backend, *, keeping: Keeping,
-    on_gpu: bool,
+    on_gpu: bool, gpu_itemsize: int = 2,
 ) -> Footprint:  # fmt: skip
-    """All bytes of a model, of which the weights are known."""
+    """All bytes of a model, of which the weights are known. `gpu_itemsize`: bytes of an activation
+    on GPUs."""
     tokens = -(-work.context // BLOCK_TOKENS) * BLOCK_TOKENS
     panels = keeping == "panels"
-    itemsize = 2 if on_gpu else 4
+    itemsize = gpu_itemsize if on_gpu else 4
     return Footprint(
         layers=weights.layers,
         embeddings=weights.embeddings,
@@ -131,8 +135,8 @@ def footprint(
         vision_streamed=_streamed(config, weights.vision),
         projector=weights.projector,
         kv_layer=work.parallel * tokens * kv_bytes_per_layer_token(config, work.kv),
-        vision_activations=_vision_activations(config, work, backend, on_gpu=on_gpu, panels=panels),
-        prefill_activations=_prefill_activations(config, work, backend, on_gpu=on_gpu),
+        vision_activations=_vision_activations(config, work, backend, itemsize, panels=panels),
+        prefill_activations=_prefill_activations(config, work, backend, itemsize, on_gpu=on_gpu),
         image_features=work.image_tokens(config) * config.decoder.hidden_size * itemsize,
         pixels=_pixels(config, work),
         tokenizer=TOKENIZER_BYTES * config.decoder.vocab_size if backend.name == "ivl" else 0,
@@ -157,7 +161,7 @@ def _panel_bytes(tensor: PlannedTensor) -> int:
 
 
 def _vision_activations(
-    config: ModelConfig, work: Workload, backend: Backend, *, on_gpu: bool, panels: bool
+    config: ModelConfig, work: Workload, backend: Backend, itemsize: int, *, panels: bool
 ) -> int:
     """The most that is alive while `vision_batch` tiles are in a layer, or in the projector."""
     if config.vision is None or not work.tiles:
@@ -173,17 +177,16 @@ def _vision_activations(
         scores = v.num_heads * (1 + v.num_patches) ** 2 * 4
         layer = rows * (2 * ffn + 6 * width) * 4 + scores
     else:
-        itemsize = 2 if on_gpu else 4
         # The residual, the normed input, and the MLP's values before and after GELU.
         layer = rows * itemsize * (2 * width + 2 * max(ffn, 2 * width)) + 4 * rows * width
-    pixels = 3 * tiles * v.num_channels * v.image_px**2 * (2 if on_gpu else 4)
+    pixels = 3 * tiles * v.num_channels * v.image_px**2 * itemsize
     tokens = tiles * config.tokens_per_tile
     wide = tokens * (2 * config.shuffled_size + 3 * config.decoder.hidden_size)
-    return max(layer, wide * (2 if on_gpu else 4)) + pixels
+    return max(layer, wide * itemsize) + pixels
 
 
 def _prefill_activations(
-    config: ModelConfig, work: Workload, backend: Backend, *, on_gpu: bool
+    config: ModelConfig, work: Workload, backend: Backend, itemsize: int, *, on_gpu: bool
 ) -> int:
     """The most that is alive while a chunk of the prompt is in a layer, and the logits."""
     d = config.decoder
@@ -194,7 +197,6 @@ def _prefill_activations(
         return (
             VLLM_CHUNK * 2 * (3 * d.intermediate_size + 4 * d.hidden_size) + 256 * 4 * d.vocab_size
         )
-    itemsize = 2 if on_gpu else 4
     tokens = min(CHUNK, work.context)
     kv_width = d.num_kv_heads * d.head_dim
     widths = 3 * d.intermediate_size + 3 * d.hidden_size

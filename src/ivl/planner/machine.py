@@ -15,13 +15,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ivl.errors import ConfigError
+from ivl.planner.device_names import is_processor, parts_of, readings, tidy, written
+from ivl.planner.device_sheets import GIB, Device
 from ivl.planner.device_table import (
-    GIB,
-    Device,
+    Meaning,
     find_cloud,
-    find_devices,
+    find_meaning,
     match_reported,
     parse_custom,
+    require_amounts,
 )
 from ivl.planner.devices import available_memory_bytes, total_memory_bytes
 from ivl.planner.dmi import memory_bandwidth
@@ -55,6 +57,8 @@ class Machine:
     probe: Probe | None = None
     usd_per_hour: float | None = None
     price_note: str = ""
+    asked: tuple[Meaning, ...] = ()
+    """What the names of a described machine were taken for."""
 
 
 def this_machine() -> Machine:
@@ -65,7 +69,9 @@ def this_machine() -> Machine:
     probe = read_probe(name)
     channels = None if apple else memory_bandwidth()
     speed = probe.bandwidth if probe else channels
-    source = f"measured here on {probe.date}" if probe else "memory modules" if channels else ""
+    source = "memory modules" if channels else ""
+    if probe:
+        source = f"measured here on {probe.date} by `{probe.by}`"
     host = Device(
         name=name,
         vendor="cpu",
@@ -92,47 +98,87 @@ def this_machine() -> Machine:
 
 
 def described(names: Sequence[str], host: str | None = None) -> Machine:
-    """A machine of the devices that are named; `cpu` is this machine's processor alone.
+    """A machine of the devices that are named, one or several in a text; `cpu` is a processor like
+    this machine's alone, with its memory or with as much as is written, `cpu 64GB`.
 
     `host` describes its main memory, `64GB` or `64GB:80GB/s`; a rented instance has its own.
-    ConfigError for a name that fits no device or several.
+    ConfigError for a name that fits no device, or says too little.
     """
-    if [name.strip().lower() for name in names] in (["cpu"], ["processor"]):
-        return replace(this_machine(), gpus=())
-    devices: list[Device] = []
-    cloud = None
-    for name in names:
-        custom = parse_custom(name)
-        devices += [custom] if custom else find_devices(name)
-        cloud = cloud or find_cloud(name)
+    names = [part for name in names for part in parts_of(name)]
+    processor = _described_processor(names)
+    if processor is not None:
+        if host is not None:
+            raise ConfigError(
+                "A processor alone has no other main memory.", 'Write it as "cpu 64GB:80GB/s".'
+            )
+        return processor
+    found = tuple(find_meaning(name) for name in names)
+    cloud = next((c for c in map(find_cloud, names) if c is not None), None)
     main = None
     if host is not None:
         main = parse_custom(f"main memory:{host}")
-        if main is None:
+        if main is None or not main.memory_bytes:
             raise ConfigError(
                 f"{host!r} does not describe main memory.", "Write --host 64GB or 64GB:80GB/s."
             )
         main = replace(main, form="host", vendor="cpu")
     elif cloud is not None:
         main = replace(
-            parse_custom("main memory:1GB") or devices[0],
+            parse_custom("main memory:1GB") or found[0].device,
             form="host",
             vendor="cpu",
             memory_bytes=cloud.host_memory_bytes,
             source=cloud.source,
         )
     return Machine(
-        gpus=tuple(Slot(device=device) for device in devices),
+        gpus=tuple(Slot(device=one.device) for one in found for _ in range(one.count)),
         host=None if main is None else Slot(device=main),
         is_here=False,
         usd_per_hour=cloud.usd_per_hour if cloud else None,
         price_note=f"{cloud.source}, {cloud.date}" if cloud else "",
+        asked=found,
     )
+
+
+def _described_processor(names: Sequence[str]) -> Machine | None:
+    """The machine of `cpu`, `cpu 64GB` or `cpu:64GB:80GB/s`; None where something else is named."""
+    meant = [name for name in names if any(is_processor(r.rest) for r in readings(name))]
+    if not meant:
+        return None
+    if len(names) > 1 or not is_processor(meant[0]):
+        raise ConfigError(
+            "A processor is planned by itself: not beside others, and not several of them.",
+            'Write --device "cpu 64GB"; beside GPUs its memory is given with --host 64GB.',
+        )
+    asked = written(tidy(names[0]))
+    if asked.other is not None:
+        raise ConfigError(
+            f"{asked.other!r} is neither memory nor bandwidth.", 'Write "cpu 64GB:80GB/s".'
+        )
+    require_amounts(names[0], asked)
+    here = this_machine()
+    host = here.host
+    assert host is not None
+    device = host.device
+    meant = Meaning(text=names[0], device=device, count=1)
+    here = replace(here, gpus=(), asked=(meant,))
+    num_bytes = asked.memory_bytes or asked.named_bytes
+    if num_bytes is None and asked.bandwidth is None:
+        return here
+    if asked.bandwidth is not None:
+        device = replace(device, bandwidth=asked.bandwidth, source="bandwidth given by hand")
+    if num_bytes is None:
+        return replace(here, is_here=False, host=replace(host, device=device))
+    slot = Slot(
+        device=replace(device, memory_bytes=num_bytes),
+        note="a processor like the one here, with memory as given",
+    )
+    return replace(here, is_here=False, host=slot)
 
 
 def with_memory(machine: Machine, text: str) -> Machine:
     """The same with so much memory free on the first device that a model would run on: `24GB`."""
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(gb|gib|g|mb|mib|m)\s*", text, re.IGNORECASE)
+    found = re.fullmatch(r"\s*(\d{1,9}(?:\.\d+)?)\s*(gb|gib|g|mb|mib|m)\s*", text, re.IGNORECASE)
     if found is None or float(found[1]) <= 0:
         raise ConfigError(f"{text!r} is no amount of memory.", "Write --memory 24GB.")
     num_bytes = int(float(found[1]) * (GIB if found[2].lower().startswith("g") else 1024**2))

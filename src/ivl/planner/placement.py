@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from ivl.planner.backends import Backend
-from ivl.planner.device_table import MIB, Device
+from ivl.planner.device_sheets import MIB, Device
 from ivl.planner.footprint import Footprint
 from ivl.planner.machine import Machine, Slot
 
@@ -97,6 +97,9 @@ def place(
         return Placement(shares=(), problem=f"{backend.name} does not run on {known}")
     if not gpus:
         return _on_processor(parts, backend, machine)
+    if len(gpus) > 1 and any(slot.device.vendor == "apple" for slot in gpus):
+        problem = f"several {gpus[0].device.name} are several machines, and a plan is of one"
+        return Placement(shares=(), problem=problem)
     if backend.splitting == "tensor":
         return _tensor_parallel(parts, backend, gpus, heads)
     if backend.name == "ivl" and gpu_layers is None and not tower_on_processor:

@@ -17,11 +17,14 @@ from ivl.planner.workload import Workload
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Subject:
-    """The model that is planned. `tensors`: those of real files; None: computed from the shapes."""
+    """The model that is planned. `tensors`: those of real files; None: computed from the shapes.
+    `text_file`, `projector_file`: of a GGUF pair on disk."""
 
     name: str
     config: ModelConfig
     tensors: tuple[PlannedTensor, ...] | None = None
+    text_file: str | None = None
+    projector_file: str | None = None
 
     @property
     def is_on_disk(self) -> bool:
@@ -40,6 +43,8 @@ class Setting:
     tower_on_processor: bool = False
     gpu_layers: int | None = None
     """At most so many layers on GPUs; None: as many as find room."""
+    gpu_itemsize: int = 2
+    """Bytes of a number that is not quantized, on GPUs: 4 for float32."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,7 +78,15 @@ def make_plan(subject: Subject, setting: Setting, machine: Machine) -> Plan:
     on_gpu = any(slot.device.vendor in backend.vendors for slot in machine.gpus)
     keeping = _keeping(subject, setting, machine, on_gpu=on_gpu)
     weights = _weights(subject, setting, keeping)
-    parts = footprint(config, weights, work, backend, keeping=keeping, on_gpu=on_gpu)
+    parts = footprint(
+        config,
+        weights,
+        work,
+        backend,
+        keeping=keeping,
+        on_gpu=on_gpu,
+        gpu_itemsize=setting.gpu_itemsize,
+    )
     placement = place(
         parts,
         backend,
@@ -125,10 +138,14 @@ def _weights(subject: Subject, setting: Setting, keeping: Keeping) -> Weights:
     streamed = setting.backend.name == "ivl" and setting.tower_on_processor and keeping == "gpu"
     of_tower = "dense" if streamed else keeping
     if subject.tensors is not None:
-        weights = weigh(subject.tensors, num_layers, keeping)
-        return replace(weights, vision=weigh(subject.tensors, num_layers, of_tower).vision)
-    decoder = _decoder_weights(subject.config.decoder, setting.type, keeping)
-    seeing = _seeing_weights(subject.config, setting.vision, of_tower)
+        weights, tower = (
+            weigh(subject.tensors, num_layers, kept, setting.gpu_itemsize)
+            for kept in (keeping, of_tower)
+        )
+        return replace(weights, vision=tower.vision)
+    size = setting.gpu_itemsize
+    decoder = _decoder_weights(subject.config.decoder, setting.type, keeping, size)
+    seeing = _seeing_weights(subject.config, setting.vision, of_tower, size)
     return replace(decoder, vision=seeing.vision, projector=seeing.projector)
 
 
@@ -147,10 +164,12 @@ def _seeing(config: ModelConfig, vision: str) -> tuple[PlannedTensor, ...]:
 
 
 @functools.lru_cache(maxsize=256)
-def _decoder_weights(config: DecoderConfig, type_name: str, keeping: Keeping) -> Weights:
-    return weigh(_decoder(config, type_name), config.num_layers, keeping)
+def _decoder_weights(
+    config: DecoderConfig, type_name: str, keeping: Keeping, itemsize: int
+) -> Weights:
+    return weigh(_decoder(config, type_name), config.num_layers, keeping, itemsize)
 
 
 @functools.lru_cache(maxsize=256)
-def _seeing_weights(config: ModelConfig, vision: str, keeping: Keeping) -> Weights:
-    return weigh(_seeing(config, vision), 0, keeping)
+def _seeing_weights(config: ModelConfig, vision: str, keeping: Keeping, itemsize: int) -> Weights:
+    return weigh(_seeing(config, vision), 0, keeping, itemsize)

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from ivl.family import num_parameters
+from ivl.planner.machine import Machine
 from ivl.planner.plan import Plan
 from ivl.planner.speed import Estimate
 from ivl.planner.tensors import bytes_by_type
@@ -56,6 +57,7 @@ def plan_record(plan: Plan, verdict: Verdict) -> dict[str, Any]:
             "prefill_activation_bytes": plan.parts.prefill_activations,
             "total_bytes": sum(share.total_bytes for share in plan.placement.shares),
         },
+        "asked": asked_record(machine),
         "devices": _devices(plan),
         "speed": {
             name: _estimate(estimate)
@@ -70,6 +72,19 @@ def plan_record(plan: Plan, verdict: Verdict) -> dict[str, Any]:
         else {"usd_per_hour": machine.usd_per_hour, "source": machine.price_note},
         "verdict": asdict(verdict),
     }
+
+
+def asked_record(machine: Machine) -> list[dict[str, Any]]:
+    """What each `--device` was taken for; empty for this machine."""
+    return [
+        {
+            "text": meaning.text,
+            "device": meaning.device.name,
+            "count": meaning.count,
+            "note": meaning.note,
+        }
+        for meaning in machine.asked
+    ]
 
 
 def _devices(plan: Plan) -> list[dict[str, Any]]:
@@ -109,6 +124,7 @@ def overview_record(rows: Sequence[Plan]) -> dict[str, Any]:
     """The table of sizes and types: one line each."""
     return {
         "schema": SCHEMA,
+        "asked": asked_record(rows[0].machine) if rows else [],
         "rows": [
             {
                 "model": plan.subject.name,

@@ -74,7 +74,9 @@ def render_overview(rows: Sequence[Plan]) -> str:
     names = ", ".join(_machine(first))
     head = f"On {names}, with {first.setting.backend.name}, a context of {work.context}:"
     missing = first.speed.tokens_per_s
-    note = [f"\nNo speeds: {missing.source}."] if missing.value is None and missing.source else []
+    note = [f"\n{meaning.note}" for meaning in first.machine.asked if meaning.note]
+    if missing.value is None and missing.source:
+        note.append(f"\nNo speeds: {missing.source}.")
     hint = "\n`ivl plan 8b` says more of one size: where the memory goes, and what would change it."
     return "\n".join([head, "", *lines, *note, hint])
 

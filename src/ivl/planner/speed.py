@@ -16,7 +16,7 @@ from typing import Literal, get_args
 from ivl.config import ModelConfig
 from ivl.family import decoder_matrix_parameters, projector_parameters
 from ivl.planner.backends import Backend
-from ivl.planner.device_table import Device
+from ivl.planner.device_sheets import Device
 from ivl.planner.machine import Machine
 from ivl.planner.placement import Placement, Share
 from ivl.planner.workload import Workload, kv_bytes_per_layer_token
@@ -167,7 +167,8 @@ def _seconds(
         rate = None if device.ops_16bit is None else device.ops_16bit * reach.peak
         if not device.is_gpu and machine.probe is not None:
             probe = machine.probe
-            rate = (probe.tower_ops if is_tower else probe.quantized_ops) * reach.peak
+            ops_per_s = probe.tower_ops if is_tower else probe.quantized_ops
+            rate = None if ops_per_s is None else ops_per_s * reach.peak
         if rate is None:
             return Estimate(value=None, confidence="unknown", source=_missing(device, "peak"))
         spread = max(spread, WIDE_SPREAD if confidence == "data sheet" else SPREAD)
@@ -183,8 +184,7 @@ def _seconds(
 
 def _reach(device: Device, machine: Machine) -> tuple[Reach, Confidence]:
     if not device.is_gpu:
-        here = machine.is_here and machine.probe is not None
-        return CPU_REACH, "measured here" if here else "data sheet"
+        return CPU_REACH, "measured here" if machine.probe is not None else "data sheet"
     known = REACH.get(device.architecture)
     if known is not None:
         return known, "measured elsewhere"

@@ -15,7 +15,7 @@ from typing import Literal, NamedTuple
 
 from ivl.config import DecoderConfig, ModelConfig, VisionConfig
 from ivl.quant.block_sizes import BLOCK_SIZES, gpu_bytes, packed_bytes, stored_bytes
-from ivl.quant.mixes import MixContext, decoder_tensors, find_mix, tensor_type
+from ivl.quant.mixes import READ_MIXES, MixContext, decoder_tensors, find_mix, tensor_type
 from ivl.quant.vision_mix import vision_tensor_type
 
 Part = Literal["decoder", "vision", "projector"]
@@ -63,11 +63,10 @@ class PlannedTensor(NamedTuple):
             return 4 * self.num_weights
         return _packed_bytes(self.format, *self.shape)
 
-    @property
-    def gpu_bytes(self) -> int:
-        """As the kernels for GPUs keep it; what is no matrix is of 16 bits there."""
-        if not self.is_matrix:
-            return 2 * self.num_weights
+    def gpu_bytes(self, itemsize: int) -> int:
+        """As the kernels for GPUs keep it; what is not quantized has `itemsize` bytes a number."""
+        if not self.is_matrix or not BLOCK_SIZES[self.format].bits:
+            return itemsize * self.num_weights
         return _gpu_bytes(self.format, *self.shape)
 
     def dense_bytes(self, itemsize: int) -> int:
@@ -101,7 +100,8 @@ def decoder_plan(config: DecoderConfig, type_name: str) -> list[PlannedTensor]:
     shapes = decoder_tensors(config)
     if type_name == AWQ:
         return [PlannedTensor(n, shape, _awq_type(n, shape)) for n, shape in shapes.items()]
-    mix, context = find_mix(type_name).name, MixContext.of(config)
+    mix = type_name if type_name in READ_MIXES else find_mix(type_name).name
+    context = MixContext.of(config)
     alike: dict[str, str] = {}
     found = []
     for name, shape in shapes.items():

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from ivl.planner.backends import BACKENDS, unpacks_on_gpu
 from ivl.planner.command import command_of
 from ivl.planner.plan import Plan, change
+from ivl.planner.tensors import AWQ
 from ivl.planner.workload import Workload, replace_context
 
 GIB = 1024**3
@@ -17,6 +18,11 @@ TYPES = (
     "Q2_K",
 )  # fmt: skip
 """Types by size, the largest and most exact first."""
+NEXT_SMALLER = {
+    "F32": "BF16", "F16": "Q8_0", "Q5_1": "Q5_K_M", "Q5_0": "Q4_K_M", "Q4_1": "Q4_K_M",
+    "Q4_0": "Q3_K_L", "IQ4_NL": "Q3_K_L", "IQ4_XS": "Q3_K_M", "AWQ": "Q4_K_S",
+}  # fmt: skip
+"""Of the types that are not among these, the first that is smaller."""
 SMALLER_VISION = ("Q8_0", "Q5_0", "Q4_0")
 
 
@@ -76,6 +82,14 @@ def _types(plan: Plan) -> Sequence[str]:
     return ("BF16", "AWQ") if plan.setting.backend.name == "vllm" else TYPES
 
 
+def _smaller_types(plan: Plan) -> Sequence[str]:
+    types, chosen = _types(plan), plan.setting.type
+    if chosen in types:
+        return types[types.index(chosen) + 1 :]
+    following = NEXT_SMALLER.get(chosen)
+    return types[types.index(following) :] if following in types else types[1:]
+
+
 def _steps(plan: Plan) -> Iterator[tuple[str, str, dict[str, object]]]:
     """Text, option and fields of every change that is open, the least harmful first."""
     setting, work = plan.setting, plan.setting.work
@@ -85,7 +99,7 @@ def _steps(plan: Plan) -> Iterator[tuple[str, str, dict[str, object]]]:
     if work.kv != "8bit":
         yield "8-bit cache", "--kv 8bit", {"kv": "8bit"}
     if not plan.subject.is_on_disk and name != "vllm" and plan.subject.config.vision is not None:
-        if setting.vision in ("BF16", "F16", "F32"):
+        if setting.vision in ("BF16", "F16", "F32") and setting.type != AWQ:
             yield "vision at Q8_0", "--vision Q8_0", {"vision": "Q8_0"}
     fewer = work.max_tiles // 2
     if fewer >= 1 and work.num_tiles > len(work.tiles):
@@ -103,9 +117,7 @@ def _steps(plan: Plan) -> Iterator[tuple[str, str, dict[str, object]]]:
             else:
                 yield "the vision tower on the processor", "--tower-on-cpu", dict(fields)
     if not plan.subject.is_on_disk:
-        types = _types(plan)
-        at = types.index(setting.type) if setting.type in types else 0
-        for smaller_type in types[at + 1 :]:
+        for smaller_type in _smaller_types(plan):
             yield f"the decoder at {smaller_type}", f"--type {smaller_type}", {"type": smaller_type}
 
 
@@ -214,6 +226,8 @@ def _other_backends(plan: Plan) -> str:
     for backend in BACKENDS.values():
         if backend.name == plan.setting.backend.name or backend.name == "vllm":
             continue
+        if any(tensor.format == AWQ for tensor in plan.tensors) and backend.name == "llama.cpp":
+            continue
         other = change(plan, backend=backend)
         if other.fits:
             return f"With --backend {backend.name} it does fit."
@@ -224,6 +238,7 @@ def _other_backends(plan: Plan) -> str:
 
 def _warnings(plan: Plan) -> Iterator[str]:
     config, work = plan.subject.config, plan.setting.work
+    yield from (meaning.note for meaning in plan.machine.asked if meaning.note)
     d = config.decoder
     group = d.num_heads // d.num_kv_heads
     if group > 1:
@@ -245,6 +260,17 @@ def _warnings(plan: Plan) -> Iterator[str]:
             "Q8_0, Q5_0 and Q4_0 can."
         )
     backend = plan.setting.backend
+    if work.tiles and work.max_tiles != config.max_tiles and backend.name != "vllm":
+        if backend.name == "llama.cpp":
+            yield (
+                f"llama.cpp takes the number of tiles from the model's file ({config.max_tiles}); "
+                f"{work.max_tiles} cannot be asked for."
+            )
+        elif work.parallel > 1:
+            yield (
+                f"ivl serve takes the number of tiles with each request (max_tiles), not as an "
+                f"option: ask for {work.max_tiles} there."
+            )
     unpacks = any(unpacks_on_gpu(backend, slot.device) for slot in plan.machine.gpus)
     if unpacks and not plan.placement.problem:
         if any(t.format not in ("BF16", "F16", "F32") for t in plan.tensors):

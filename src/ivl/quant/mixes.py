@@ -21,7 +21,10 @@ from ivl.quant.block_sizes import BLOCK_SIZES, stored_bytes
 
 _ALIGNMENT_BYTES = 32
 
-_FALLBACKS = {"Q2_K": "Q4_0", "Q3_K": "Q4_0", "Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}
+_FALLBACKS = {
+    "Q2_K": "Q4_0", "Q3_K": "Q4_0", "Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0",
+    "IQ4_XS": "IQ4_NL",
+}  # fmt: skip
 """What replaces a format of 256 weights a block in rows that are no multiple of 256."""
 
 
@@ -85,6 +88,14 @@ def _by_sharing(layer: int, context: MixContext) -> str | None:
     return "Q4_K" if context.queries_per_kv >= 4 else "Q3_K"
 
 
+def _shared_value(layer: int, context: MixContext) -> str | None:
+    return "Q5_K" if context.queries_per_kv >= 4 else None
+
+
+def _without_importance(rule: Rule) -> Rule:
+    return lambda layer, context: None if context.has_importance else rule(layer, context)
+
+
 def _keep(layer: int, context: MixContext) -> str | None:
     return None
 
@@ -139,6 +150,15 @@ _ALL = (
 MIXES: dict[str, Mix] = {mix.name: mix for mix in _ALL}
 """Every mix by name."""
 
+READ_MIXES: dict[str, Mix] = {
+    name: Mix(
+        name=name, file_type=file_type, base=name,
+        value=_shared_value, down=_without_importance(_in_first("Q5_K", 8)),
+    )
+    for name, file_type in (("IQ4_NL", 25), ("IQ4_XS", 30))
+}  # fmt: skip
+"""Mixes of files that ivl reads and does not write: they can be planned."""
+
 
 def find_mix(name: str) -> Mix:
     """The mix of a name, in any case. Raises UnsupportedError that names the nearest."""
@@ -163,7 +183,7 @@ def tensor_type(mix: str, name: str, shape: tuple[int, ...], context: MixContext
     `shape` is (rows, columns), the columns lying next to each other in memory (GGUF's own order is
     the reverse). Raises UnsupportedError for an unknown mix.
     """
-    chosen = find_mix(mix)
+    chosen = READ_MIXES.get(mix) or find_mix(mix)
     if len(shape) < 2 or not name.endswith("weight") or name.endswith("_norm.weight"):
         return "F32"
     if chosen.base in ("F32", "F16", "BF16"):
