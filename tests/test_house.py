@@ -39,6 +39,9 @@ FLOORS = {
     "config_keys": 1,
     "config_quantization": 1,
     "family": 1,
+    "unmerged": 1,
+    "lfs_pointer": 1,
+    "spelling": 1,
     "errors": 1,
 }
 """A file imports only from its own floor or from floors below it."""
@@ -47,7 +50,7 @@ LAZY_DOOR = PACKAGE / "__init__.py"
 """Exempt from the floors: it opens on the names that users import. Through it one reaches `api`."""
 
 WITHOUT_TORCH = ("prompt", "planner", "quant")
-MAX_FILE_LINES = 400
+MAX_FILE_LINES = 700
 MAX_FUNCTION_LINES = 60
 NAMES_WITHOUT_A_SUBJECT = {"utils.py", "helpers.py", "common.py"}
 

@@ -27,6 +27,7 @@ from urllib.parse import urlsplit
 from ivl.checkpoint.hub_errors import HubUnreachable, failures, translate
 from ivl.checkpoint.hub_files import INDEX_NAME, Choice, Wish, choose_files
 from ivl.errors import CapacityError, CheckpointError, ConfigError, UnsupportedError
+from ivl.lfs_pointer import refuse_lfs_pointer
 
 _log = logging.getLogger(__name__)
 
@@ -233,6 +234,7 @@ def _not_a_hub(wanted: HubModel) -> CheckpointError:
 
 
 def _read_index(path: Path) -> dict[str, str]:
+    refuse_lfs_pointer(path)
     try:
         weight_map = json.loads(path.read_bytes())["weight_map"]
         names = list(weight_map.values())

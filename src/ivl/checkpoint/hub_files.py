@@ -14,6 +14,7 @@ from fnmatch import fnmatch
 from pathlib import PurePosixPath
 
 from ivl.errors import CheckpointError, ConfigError, UnsupportedError
+from ivl.unmerged import ADAPTER_FILES, adapter_error
 
 INDEX_NAME = "model.safetensors.index.json"
 _SMALL_FILES = ("*.json", "*.txt", "tokenizer.model")
@@ -75,6 +76,9 @@ def choose_files(
 
 
 def _require_safetensors(names: Collection[str], what: str) -> None:
+    adapter = next((name for name in ADAPTER_FILES if name in names), None)
+    if adapter is not None:
+        raise adapter_error(what, adapter)
     if not any(fnmatch(name, "*.safetensors") for name in names if "/" not in name):
         kinds = [name for name in names if any(fnmatch(name, kind) for kind in _PICKLES)]
         if kinds:
@@ -88,7 +92,7 @@ def _require_safetensors(names: Collection[str], what: str) -> None:
     if "config.json" not in names:
         raise UnsupportedError(
             f"{what} has no config.json.",
-            "It may hold only a part of a model (an adapter); take the repository of the whole.",
+            "It may hold only a part of a model; take the repository of the whole.",
         )
 
 

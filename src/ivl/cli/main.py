@@ -12,7 +12,6 @@ ours, with its traceback.
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import io
 import os
@@ -26,6 +25,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from ivl import __version__
 from ivl.errors import IvlError
+from ivl.spelling import did_you_mean
 
 COMMANDS: dict[str, str] = {
     "ask": "Ask a question about images.",
@@ -77,8 +77,7 @@ class LazyGroup(TyperGroup):
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         name = args[0]
         if name not in COMMANDS and not name.startswith("-"):
-            nearest = difflib.get_close_matches(name, COMMANDS, n=1)
-            ctx.fail(f"No such command {name!r}." + "".join(f" Is it {n!r}?" for n in nearest))
+            ctx.fail(f"No such command {name!r}. {did_you_mean(name, COMMANDS)}".rstrip())
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:

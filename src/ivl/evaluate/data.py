@@ -14,7 +14,6 @@ A data set is named by paths, each of which is one of
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -24,7 +23,9 @@ from typing import Any
 import numpy as np
 
 from ivl.errors import RequestError
+from ivl.lfs_pointer import refuse_lfs_pointer
 from ivl.prompt.pixels import num_frames
+from ivl.spelling import did_you_mean
 
 IMAGE_SUFFIXES = frozenset(
     ".png .jpg .jpeg .webp .gif .tif .tiff .bmp .avif .heic .jp2 .ppm".split()
@@ -124,6 +125,7 @@ def _page(image: Path, read_question: str) -> Sample:
 
 
 def _read_text(path: Path) -> str:
+    refuse_lfs_pointer(path)
     try:
         text = path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -152,8 +154,7 @@ def _parse_line(given: Any, where: str, folder: Path, read_question: str) -> Sam
         )
     for key in given:
         if key not in LINE_KEYS:
-            near = difflib.get_close_matches(key, LINE_KEYS, n=1)
-            hint = f"Did you mean {near[0]!r}?" if near else f"Its keys are {', '.join(LINE_KEYS)}."
+            hint = did_you_mean(key, LINE_KEYS, f"Its keys are {', '.join(LINE_KEYS)}.")
             raise RequestError(f"{where} has a key {key!r}, which means nothing here.", hint)
     image = folder / given["image"] if "image" in given else None
     if image is not None and not image.is_file():
