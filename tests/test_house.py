@@ -41,6 +41,7 @@ FLOORS = {
     "family": 1,
     "unmerged": 1,
     "lfs_pointer": 1,
+    "paths": 1,
     "spelling": 1,
     "errors": 1,
 }
