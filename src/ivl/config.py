@@ -164,7 +164,7 @@ class ModelConfig:
         if self.layout == "gguf":
             return (
                 "It was loaded from a GGUF file without a projector: put the projector's (mmproj) "
-                "file beside it, or name it with --mmproj."
+                "file beside it, or name it with `mmproj`."
             )
         return "Take a model of the InternVL family, or leave the images out."
 

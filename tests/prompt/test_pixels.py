@@ -313,7 +313,7 @@ def test_a_page_that_is_too_large_is_refused_when_it_is_reached():
         ("zeros.jpg", bytes(100), "is not an image"),
         ("page.png", b"%PDF-1.7\n%\xe2\xe3", "is a PDF"),
         ("logo.png", b'<?xml version="1.0"?><svg width="1"/>', "is an SVG"),
-        ("photo.jpg", b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "is a HEIC"),
+        ("photo.jpg", b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "HEIC image"),
         ("page.eps", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "is a text file"),
     ],
 )

@@ -163,7 +163,7 @@ def _one_projector(names: list[str], sizes: Sizes, what: str, wanted: str | None
             raise ConfigError(
                 f"There is no file {wanted}, and {what} has {count} projectors of that name: "
                 f"{listed}.",
-                "--mmproj takes a file, or a name or type of one in the repository.",
+                "`mmproj` takes a file, or a name or type of one in the repository.",
             )
         return fitting[0]
     if len(names) < 2:
@@ -174,7 +174,8 @@ def _one_projector(names: list[str], sizes: Sizes, what: str, wanted: str | None
             return fitting[0]
     listed = _listed({name: [name] for name in names}, sizes)
     raise ConfigError(
-        f"{what} holds {len(names)} projectors: {listed}.", "Choose one with --mmproj NAME."
+        f"{what} holds {len(names)} projectors: {listed}.",
+        "Choose one with `mmproj`, by its name or type.",
     )
 
 

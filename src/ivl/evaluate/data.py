@@ -24,6 +24,7 @@ import numpy as np
 
 from ivl.errors import RequestError
 from ivl.lfs_pointer import refuse_lfs_pointer
+from ivl.paths import local_path
 from ivl.prompt.pixels import num_frames
 from ivl.spelling import did_you_mean
 
@@ -74,7 +75,7 @@ def read_data(paths: Iterable[str | Path], *, read_question: str) -> list[Sample
     Headers of images are read, so that a damaged one is told before anything long begins.
     RequestError for what is not there, is no data, or is empty.
     """
-    samples = [sample for path in paths for sample in _read_path(Path(path), read_question)]
+    samples = [sample for path in paths for sample in _read_path(local_path(path), read_question)]
     for sample in samples:
         if sample.image is not None:
             num_frames(sample.image)

@@ -147,7 +147,7 @@ def open_source(path: Path, mmproj: Path | None = None) -> ModelSource:
         return ModelSource(path=path, config=read_gguf_config(pair.text, pair.mmproj), pair=pair)
     if mmproj is not None:
         raise RequestError(
-            "--mmproj is the projector of a GGUF text model.",
+            "`mmproj` is the projector of a GGUF text model.",
             f"{path} holds a whole model; leave it out.",
         )
     return ModelSource(path=path, config=read_config(path), pair=None)

@@ -159,7 +159,29 @@ def load_pages(
         ]
 
 
-def num_frames(source: ImageSource, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> int:
+def rereadable(source: Any) -> Any:
+    """What can be opened several times in the place of what cannot: the bytes of a pipe."""
+    if isinstance(source, (str, os.PathLike)):
+        path = local_path(source)
+        try:
+            return path.read_bytes() if path.is_fifo() else source
+        except (OSError, ValueError):
+            return source  # what is wrong with it is told when it is opened
+    if hasattr(source, "read") and not isinstance(source, Image.Image):
+        with _open_file(source, "the image") as file:
+            if file is source:
+                return source
+            file.seek(0)
+            return file.read()
+    return source
+
+
+def num_frames(
+    source: ImageSource,
+    *,
+    max_pixels: int = DEFAULT_MAX_PIXELS,
+    limit_option: str | None = None,
+) -> int:
     """How many pages (pictures, frames of an animation) there are. Errors as in `load_image`.
 
     A photo of a phone that carries its depth or gain map as a further picture counts as one, and
@@ -170,7 +192,7 @@ def num_frames(source: ImageSource, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> 
         return 1
     label = _label(source)
     with _open_file(source, label) as file, _refuse_damage(label):
-        return len(_pages(_open_header(file, label, _Limit(max_pixels))))
+        return len(_pages(_open_header(file, label, _Limit(max_pixels, limit_option))))
 
 
 def cut_tiles(

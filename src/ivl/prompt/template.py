@@ -46,10 +46,17 @@ class Message:
             raise RequestError(
                 f"a message has the role {self.role!r}", f"use one of {', '.join(get_args(Role))}"
             )
+        content = self.content
+        if not isinstance(content, (str, Sequence)) or isinstance(content, bytes):
+            raise RequestError(
+                f"the content of a message is a {type(content).__name__}",
+                "give a text, or a list of texts and image slots (`ivl.IMAGE`)",
+            )
         for part in self.parts:
             if not isinstance(part, (str, ImageSlot)):
                 raise RequestError(
-                    f"a message holds a {type(part).__name__}", "use texts and image slots"
+                    f"a message holds a {type(part).__name__}",
+                    "use texts and image slots (`ivl.IMAGE`)",
                 )
             if isinstance(part, str):
                 _check_unicode(part)
