@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 from ivl.paths import local_path
@@ -61,7 +62,7 @@ def leading_files(line: str) -> tuple[list[str], str]:
     if len(words) == 1 and _CLEARLY_A_PATH.match(line) and _is_called_an_image(words[0][1]):
         return [line if "\\" in line and os.name != "nt" else words[0][1]], ""
     names, end = [], 0
-    for found, word in words:
+    for found, word in _first_words(line):
         if not (_CLEARLY_A_PATH.match(found[0]) and _is_called_an_image(word) and is_file(word)):
             break
         names.append(word)
@@ -90,15 +91,20 @@ def complete(line: str, commands: list[str]) -> list[str]:
 
 def _last_word(line: str) -> tuple[int, str, str]:
     """Where the word begins that is being typed, the word, and its open quotation mark."""
-    position = 0
-    for found in _pattern().finditer(line):
-        position = found.end() if line[found.end() : found.end() + 1].isspace() else found.start()
-    while position < len(line) and line[position].isspace():
-        position += 1
-    # An open quotation mark belongs to no word yet.
-    word = line[position:]
-    quote = word[0] if word[:1] in ("'", '"') else ""
-    return position, word, quote
+    start, quote, is_escaped = 0, "", False
+    for position, letter in enumerate(line):
+        if is_escaped:
+            is_escaped = False
+        elif quote:
+            quote = "" if letter == quote else quote
+        elif letter in "'\"":
+            quote = letter
+        elif letter == "\\" and os.name != "nt":
+            is_escaped = True
+        elif letter.isspace():
+            start = position + 1
+    word = line[start:]
+    return start, word, quote if word.startswith(quote) else ""
 
 
 def _files_like(typed: str, quote: str) -> list[tuple[str, str]]:
@@ -112,7 +118,8 @@ def _files_like(typed: str, quote: str) -> list[tuple[str, str]]:
         return []
     found = []
     for entry in entries:
-        if entry.name.startswith(".") and not stem.startswith("."):
+        is_hidden = entry.name.startswith(".") and not stem.startswith(".")
+        if is_hidden or (quote and quote in entry.name):
             continue
         name = folder_typed + slash + entry.name
         shown = name if quote else re.sub(r"""([\s'"\\()&;])""", r"\\\1", name)
@@ -120,16 +127,23 @@ def _files_like(typed: str, quote: str) -> list[tuple[str, str]]:
     return found
 
 
-def _pattern() -> re.Pattern[str]:
-    return _WORD_OF_WINDOWS if os.name == "nt" else _WORD
-
-
 def _words(text: str) -> list[tuple[re.Match[str], str]]:
     """The words of a line, found and plain; none where its quotation marks do not close."""
-    found = list(_pattern().finditer(text))
-    if "".join(text.split()) != "".join("".join(word[0] for word in found).split()):
-        return []
-    return [(word, _plain(word[0])) for word in found]
+    words = list(_first_words(text))
+    rest = text[words[-1][0].end() :] if words else text
+    return [] if rest.strip() else words
+
+
+def _first_words(text: str) -> Iterator[tuple[re.Match[str], str]]:
+    """The words of a line up to the first whose quotation marks do not close."""
+    end = 0
+    for found in (_WORD_OF_WINDOWS if os.name == "nt" else _WORD).finditer(text):
+        if text[end : found.start()].strip():
+            return
+        end = found.end()
+        if text[end : end + 1].strip():
+            return
+        yield found, _plain(found[0])
 
 
 def _plain(word: str) -> str:
