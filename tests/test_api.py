@@ -226,6 +226,14 @@ def test_options_are_taken_in_every_form_that_means_the_same() -> None:
     assert GenerationOptions(stop="a").stop == ("a",)  # type: ignore[arg-type]
 
 
+def test_options_of_a_conversation_may_be_a_mapping(model: ivl.Model) -> None:
+    given: Any = {"max_tokens": 3}
+    assert len(model.conversation().ask("Hi", options=given).result().tokens) == 3
+    for wrong in ({"max_tokns": 3}, 3, "greedy"):
+        with pytest.raises(RequestError, match="option"):
+            model.conversation().ask("Hi", options=wrong)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
     ("name", "hint"),
     [
@@ -276,6 +284,12 @@ def test_what_users_hold_is_exported(model: ivl.Model) -> None:
     for name in ivl.__all__:
         assert getattr(ivl, name) is not None
     assert set(ivl.__all__) <= set(dir(ivl))
+
+
+def test_every_public_name_is_documented() -> None:
+    page = (ROOT / "docs" / "python.md").read_text("utf-8")
+    missing = [name for name in ivl.__all__ if f"{name}" not in page and name != "__version__"]
+    assert not missing
 
 
 def test_the_typed_keywords_are_the_options() -> None:

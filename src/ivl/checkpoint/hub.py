@@ -87,7 +87,7 @@ def resolve(
     that cannot be used, and for a repository that holds several models.
     """
     name = os.fspath(model)
-    path = os.fspath(local_path(name))
+    path = os.fspath(local_path(name)) if name else ""
     if os.path.isdir(path):
         if revision is not None:
             raise ConfigError(

@@ -189,7 +189,7 @@ class Conversation:
         room = check_capacity(
             tokens, self.num_tokens, engine.context, sum(tiles_per_image), engine.config
         )
-        options = options or GenerationOptions()
+        options = GenerationOptions.from_any(options)
         options.check_tokens(engine.config.decoder.vocab_size)
         return Generation(self, tokens, tiles, len(images), room, options)
 

@@ -79,6 +79,17 @@ class GenerationOptions:
                 )
         return cls(**given)
 
+    @classmethod
+    def from_any(cls, options: GenerationOptions | Mapping[str, Any] | None) -> GenerationOptions:
+        """Options as they are, from a mapping, or (None) the defaults."""
+        if options is None or isinstance(options, Mapping):
+            return cls.of(options or {})
+        if not isinstance(options, cls):
+            raise RequestError(
+                f"options is a {type(options).__name__}.", "Give `ivl.GenerationOptions(...)`."
+            )
+        return options
+
     def check_tokens(self, vocab_size: int) -> None:
         """RequestError when a token is named that a vocabulary of this size does not have."""
         for token, _ in self.logit_bias:

@@ -143,8 +143,7 @@ def load_pages(
         if len(pages) > most:
             raise RequestError(
                 f"{label} has {len(pages)} pages; at most {most} are looked at together",
-                "save those that you mean as files of their own, or read page after page with "
-                "`ivl read`",
+                "save those that you mean as files of their own",
             )
         num_pixels = 0
         for page in range(len(pages)):
