@@ -78,7 +78,8 @@ def choose_files(
 def _require_safetensors(names: Collection[str], what: str) -> None:
     adapter = next((name for name in ADAPTER_FILES if name in names), None)
     if adapter is not None:
-        raise adapter_error(what, adapter)
+        alone = "" if "config.json" in names else ", and no config.json"
+        raise adapter_error(what, adapter + alone)
     if not any(fnmatch(name, "*.safetensors") for name in names if "/" not in name):
         kinds = [name for name in names if any(fnmatch(name, kind) for kind in _PICKLES)]
         if kinds:
