@@ -166,6 +166,93 @@ def test_one_tile_where_the_model_was_not_trained_on_more() -> None:
 
 
 @pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("rope_scaling", None),
+        ("rope_theta", None),
+        ("debug", True),
+        ("ep_size", 1),
+        ("gradient_checkpointing", False),
+        ("gradient_checkpointing", True),
+        ("neftune_noise_alpha", 5.0),
+        ("use_something_new", False),
+        ("note", ""),
+        ("extra", {}),
+        ("hooks", []),
+        ("vision_config.rope", None),
+        ("vision_config.hidden_act", None),
+        ("vision_config.debug", True),
+        ("llm_config.use_mrope", False),
+        ("llm_config.ep_size", 8),
+        ("llm_config.logit_softcap", None),
+        ("llm_config.rope_scaling", {}),
+        ("llm_config.rope_scaling", False),
+        ("llm_config.rope_scaling", {"type": "linear", "factor": 1.0}),
+        ("llm_config.quantization_config", None),
+        ("llm_config.quantization_config", {}),
+    ],
+)
+def test_what_asks_for_nothing_passes(path: str, value: Any) -> None:
+    assert parse_config(changed(OFFICIAL_1B, path, value)) == parse_config(OFFICIAL_1B)
+
+
+@pytest.mark.parametrize("path", ["use_absolute_position_embeddings", "use_mean_pooling"])
+@pytest.mark.parametrize("value", [None, False])
+def test_what_null_switches_off_in_transformers_is_refused(path: str, value: Any) -> None:
+    raw = transformers_configs()["qwen2"]
+    with pytest.raises(UnsupportedError, match=path):
+        parse_config(changed(raw, f"vision_config.{path}", value))
+
+
+def test_the_decoders_kind_is_told_before_its_keys() -> None:
+    """Keys of another decoder, whatever they are, are not what is wrong."""
+    for section in ({"model_type": "phi3"}, {"architectures": ["Phi3ForCausalLM"]}):
+        raw = OFFICIAL_1B | {"llm_config": {"resid_scale": 2.0, "original_size": 9, **section}}
+        raw["some_key_of_that_release"] = 1
+        with pytest.raises(UnsupportedError, match=r"language model is a .(phi3|Phi3For)"):
+            parse_config(raw)
+    raw = copy.deepcopy(OFFICIAL_1B)
+    del raw["llm_config"]["model_type"]
+    assert parse_config(raw) == parse_config(OFFICIAL_1B)
+
+
+@pytest.mark.parametrize(
+    ("path", "hint"),
+    [
+        ("vocab_size", "may change"),
+        ("rope_theta_scale", "may change"),
+        ("downsample_raito", "Did you mean 'downsample_ratio'?"),
+        ("Use-Thumbnail", "Did you mean 'use_thumbnail'?"),
+        ("llm_config.num_hiden_layer", "Did you mean 'num_hidden_layers'?"),
+        ("vision_config.head_size", "may change"),
+    ],
+)
+def test_only_a_slip_is_answered_with_another_name(path: str, hint: str) -> None:
+    with pytest.raises(UnsupportedError) as caught:
+        parse_config(changed(OFFICIAL_1B, path, 7))
+    assert hint in caught.value.hint
+    assert ("Did you mean" in caught.value.hint) == ("Did" in hint)
+
+
+@pytest.mark.parametrize("key", ["use_llm_lora", "use_backbone_lora"])
+def test_a_config_of_adapters_says_merge_it_first(key: str) -> None:
+    with pytest.raises(UnsupportedError, match="not merged") as caught:
+        parse_config(changed(OFFICIAL_1B, key, 128))
+    assert "tools/merge_lora.py" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("image_px", "ratio"), [(448, 0.5), (448, 0.25), (42, 1 / 3), (126, 1 / 9)]
+)
+def test_a_tile_is_as_many_tokens_as_pixel_shuffle_leaves(image_px: int, ratio: float) -> None:
+    raw = changed(OFFICIAL_1B, "vision_config.image_size", image_px)
+    config = parse_config(raw | {"force_image_size": None, "downsample_ratio": ratio})
+    assert config.vision
+    numbers = config.vision.num_patches * config.vision.hidden_size
+    assert config.tokens_per_tile * config.shuffled_size == numbers
+
+
+@pytest.mark.parametrize(
     ("path", "value", "message"),
     [
         ("pad2square", True, "pad2square"),

@@ -16,19 +16,65 @@ from ivl import errors
 from ivl.errors import IvlError
 
 if TYPE_CHECKING:
-    from ivl.api import load
-    from ivl.planning import plan
+    from ivl.api import Model, load
+    from ivl.engine.answer import Answer, Timings
+    from ivl.engine.engine import Conversation, Generation
+    from ivl.engine.options import GenerationKeywords, GenerationOptions
+    from ivl.engine.request import Images, MaxTiles
+    from ivl.planning import Report, plan
+    from ivl.prompt.pixels import ImageSource, load_image, load_pages
+    from ivl.prompt.template import IMAGE, ImageSlot, Message
     from ivl.prompt.tiles import Grid, tile_grid
 
 __version__ = "0.1.0"
 
-__all__ = ["Grid", "IvlError", "__version__", "errors", "load", "plan", "tile_grid"]
+__all__ = [
+    "IMAGE",
+    "Answer",
+    "Conversation",
+    "Generation",
+    "GenerationKeywords",
+    "GenerationOptions",
+    "Grid",
+    "ImageSlot",
+    "ImageSource",
+    "Images",
+    "IvlError",
+    "MaxTiles",
+    "Message",
+    "Model",
+    "Report",
+    "Timings",
+    "__version__",
+    "errors",
+    "load",
+    "load_image",
+    "load_pages",
+    "plan",
+    "tile_grid",
+]
 
 _HOMES = {
     "load": "ivl.api",
+    "Model": "ivl.api",
+    "Answer": "ivl.engine.answer",
+    "Timings": "ivl.engine.answer",
+    "Conversation": "ivl.engine.engine",
+    "Generation": "ivl.engine.engine",
+    "GenerationKeywords": "ivl.engine.options",
+    "GenerationOptions": "ivl.engine.options",
+    "Images": "ivl.engine.request",
+    "MaxTiles": "ivl.engine.request",
     "plan": "ivl.planning",
-    "tile_grid": "ivl.prompt.tiles",
+    "Report": "ivl.planning",
+    "ImageSource": "ivl.prompt.pixels",
+    "load_image": "ivl.prompt.pixels",
+    "load_pages": "ivl.prompt.pixels",
+    "IMAGE": "ivl.prompt.template",
+    "ImageSlot": "ivl.prompt.template",
+    "Message": "ivl.prompt.template",
     "Grid": "ivl.prompt.tiles",
+    "tile_grid": "ivl.prompt.tiles",
 }
 
 

@@ -7,8 +7,8 @@ model.ask("receipt.png", "What is the total?").text
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Unpack
 
 import numpy as np
 import torch
@@ -17,8 +17,8 @@ from torch import Tensor
 from ivl.checkpoint.locate import locate_pair
 from ivl.config import ModelConfig
 from ivl.devices import choose_devices, free_bytes, place_model
-from ivl.documents.reading import READ_QUESTION
-from ivl.engine.answer import Answer
+from ivl.documents.reading import READ_QUESTION, open_pages
+from ivl.engine.answer import Answer, joined
 from ivl.engine.engine import (
     DEFAULT_VISION_BATCH,
     Conversation,
@@ -27,10 +27,10 @@ from ivl.engine.engine import (
     check_at_least_one,
     resolve_context,
 )
-from ivl.engine.options import DEFAULT_DRAFT_TOKENS, GenerationOptions
-from ivl.engine.request import MaxTiles
+from ivl.engine.options import DEFAULT_DRAFT_TOKENS, GenerationKeywords, GenerationOptions
+from ivl.engine.request import Images, MaxTiles, as_list, split_pages
 from ivl.engine.speculation import LOOKUP, Speculation, check_draft
-from ivl.errors import ConfigError, RequestError
+from ivl.errors import ConfigError, IvlError, RequestError
 from ivl.kernels.threads import use_threads
 from ivl.model.build import Progress
 from ivl.model.cpu_decoder import use_fused_layers
@@ -40,7 +40,8 @@ from ivl.model.internvl import InternVL
 from ivl.model.source import ModelSource, open_source
 from ivl.planner.kv_cache import KV_TYPES, KVType
 from ivl.planner.memory import check_fits
-from ivl.prompt.template import Message, get_template, user_message
+from ivl.prompt.pixels import DEFAULT_MAX_PIXELS
+from ivl.prompt.template import IMAGE, Message, get_template, user_message
 from ivl.prompt.tokenizer import Tokenizer
 
 DTYPES = {
@@ -172,53 +173,98 @@ class Model:
 
     def ask(
         self,
-        images: Any,
+        images: Images,
         question: str,
         *,
         max_tiles: MaxTiles = None,
+        max_pixels: int = DEFAULT_MAX_PIXELS,
         system: str | None = None,
-        **options: Any,
+        **options: Unpack[GenerationKeywords],
     ) -> Answer:
         """One question about one image or a list of them (`None` or `[]`: about none).
 
-        An image is a path, bytes, an open file or a PIL image. `max_tiles`: a budget that all
-        images share, or a list with one limit each. `options`: see `GenerationOptions`.
+        An image is a path, the bytes of a file, an open file, a NumPy array (`image_of_array` says
+        of what shape), or a PIL image: the picture that it shows now, its current frame. A file
+        with several pages, or an animation, is asked about with all of them. `max_tiles`: a budget
+        that all pages of all images share, or a list with one limit for each of them. Images of
+        more than `max_pixels` are refused. `options`: see `GenerationOptions`.
         """
+        chosen = GenerationOptions.of(options)
         generation = self.conversation(system).ask(
-            question,
-            as_list(images),
-            max_tiles=max_tiles,
-            options=GenerationOptions.of(options),
+            _text(question), images, max_tiles=max_tiles, max_pixels=max_pixels, options=chosen
         )
         return generation.result()
 
     def stream(
         self,
-        messages: str | Sequence[Message | Mapping[str, str]],
+        messages: str | Message | Mapping[str, Any] | Sequence[Message | Mapping[str, Any]],
         *,
-        images: Sequence[Any] = (),
+        images: Images = (),
         max_tiles: MaxTiles = None,
+        max_pixels: int = DEFAULT_MAX_PIXELS,
         system: str | None = None,
-        **options: Any,
+        **options: Unpack[GenerationKeywords],
     ) -> Generation:
         """The answer to a question, or to a whole history, piece by piece.
 
-        `messages` is a question, or messages: `Message`, or `{"role": ..., "content": ...}`. The
-        images belong to the last message, unless messages have slots of their own for them.
+        `messages` is a question, or messages: `Message`, or `{"role": ..., "content": ...}`, whose
+        content is a text, or a list of texts and `ivl.IMAGE` slots. The images, of which one with
+        several pages is shown with all of them, belong to the last message, unless messages have
+        slots of their own for them. RequestError for messages that hold anything else.
         The result is iterated over for pieces of text; then its `answer` has the rest.
         """
         chosen = GenerationOptions.of(options)
         if isinstance(messages, str):
-            talk = self.conversation(system)
-            return talk.ask(messages, as_list(images), max_tiles=max_tiles, options=chosen)
-        history = as_messages(messages, len(images))
+            return self.conversation(system).ask(
+                messages, images, max_tiles=max_tiles, max_pixels=max_pixels, options=chosen
+            )
+        split = split_pages(images, max_pixels=max_pixels)
+        history = as_messages(messages, [len(pages) for pages in split])
         return self.conversation(system).resume(
-            history, as_list(images), max_tiles=max_tiles, options=chosen
+            history,
+            [page for pages in split for page in pages],
+            max_tiles=max_tiles,
+            max_pixels=max_pixels,
+            options=chosen,
         )
 
-    def read(self, image: Any, *, max_tiles: MaxTiles = None, **options: Any) -> Answer:
-        """All the text of an image."""
-        return self.ask(image, READ_QUESTION, max_tiles=max_tiles, **options)
+    def read(
+        self,
+        image: Images,
+        *,
+        max_tiles: MaxTiles = None,
+        max_pixels: int = DEFAULT_MAX_PIXELS,
+        system: str | None = None,
+        **options: Unpack[GenerationKeywords],
+    ) -> Answer:
+        """All the text of an image, or of a list of them.
+
+        Several pages are read one after the other, with a blank line between their texts; `tokens`
+        and timings are those of all, and `finish_reason` is `length` if any page was cut off.
+        """
+        chosen = GenerationOptions.of(options)
+        answers = []
+        pages = [
+            page for one in as_list(image) for page in open_pages(one, "", max_pixels=max_pixels)
+        ]
+        for page in pages:
+            try:
+                picture = page.load(max_pixels=max_pixels)
+                generation = self.conversation(system).ask(
+                    READ_QUESTION,
+                    picture,
+                    max_tiles=max_tiles,
+                    max_pixels=max_pixels,
+                    options=chosen,
+                )
+            except IvlError as error:
+                if page.count > 1:
+                    error.message = f"page {page.number} of {page.count}: {error.message}"
+                raise
+            answers.append(generation.result())
+        if not answers:
+            raise RequestError("There is no image to read.", "Give one, or a list of them.")
+        return joined(answers)
 
     def conversation(self, system: str | None = None) -> Conversation:
         """Several turns that share the cache; see `Conversation.ask`."""
@@ -243,27 +289,82 @@ class Model:
         return self.engine.model.logits(ids, places, features)
 
 
-def as_list(images: Any) -> list[Any]:
-    """One image, several, or none, as a list."""
-    if images is None:
-        return []
-    return list(images) if isinstance(images, list | tuple) else [images]
+def as_messages(
+    messages: Message | Mapping[str, Any] | Sequence[Message | Mapping[str, Any]],
+    pages_per_image: Sequence[int] = (),
+) -> list[Message]:
+    """Messages from dicts, with one slot for every page of the images.
 
-
-def as_messages(messages: Sequence[Message | Mapping[str, str]], num_images: int) -> list[Message]:
-    """Messages from dicts; images without a slot go to the front of the last message."""
-    history = []
-    for message in messages:
-        if not isinstance(message, Message):
-            try:
-                message = Message(message["role"], message["content"])  # type: ignore[arg-type]
-            except (KeyError, TypeError):
-                raise RequestError(f"A message needs a role and a content: {message!r}.") from None
-        history.append(message)
-    slots = sum(not isinstance(part, str) for message in history for part in message.parts)
-    if history and num_images and not slots and isinstance(history[-1].content, str):
-        history[-1] = user_message(history[-1].content, num_images)
+    A slot becomes as many as its image has pages; where no message has slots, they go to the front
+    of the last one. RequestError for what is no message, and for keys that would be lost.
+    """
+    given = [messages] if isinstance(messages, Message | Mapping) else list(messages)
+    history = [_as_message(message) for message in given]
+    num_slots = sum(message.num_images for message in history)
+    if num_slots == len(pages_per_image):
+        counts = iter(pages_per_image)
+        return [_with_pages(message, counts) for message in history]
+    if history and not num_slots and isinstance(history[-1].content, str):
+        history[-1] = user_message(history[-1].content, sum(pages_per_image))
     return history
+
+
+def _as_message(given: Any) -> Message:
+    if isinstance(given, Message):
+        return given
+    if not isinstance(given, Mapping):
+        raise RequestError(
+            f"A message is a {type(given).__name__}.",
+            'Give `ivl.Message`, or {"role": "user", "content": "..."}.',
+        )
+    for key in given:
+        if key not in ("role", "content"):
+            raise RequestError(
+                f"A message has the key {key!r}, which would be lost.",
+                "Images are given beside the messages: stream(messages, images=[...])."
+                if str(key).startswith(("image", "video", "picture"))
+                else "A message has a role and a content.",
+            )
+    if "role" not in given or "content" not in given:
+        raise RequestError(f"A message needs a role and a content: {dict(given)!r}.")
+    content = given["content"]
+    if isinstance(content, list | tuple):
+        content = tuple(_as_part(part) for part in content)
+    return Message(given["role"], content)
+
+
+def _as_part(part: Any) -> Any:
+    """A part of a content, in our form or in that of OpenAI and transformers."""
+    if not isinstance(part, Mapping):
+        return part
+    if part.get("type") in ("text", "input_text") and part.keys() <= {"type", "text"}:
+        return part.get("text")
+    if part.keys() == {"type"} and part["type"] == "image":
+        return IMAGE
+    raise RequestError(
+        f"A message holds a part of the type {part.get('type')!r} with a content of its own.",
+        'Put `ivl.IMAGE` (or {"type": "image"}) in its place, and give the image beside the '
+        "messages: stream(messages, images=[...]).",
+    )
+
+
+def _with_pages(message: Message, counts: Iterator[int]) -> Message:
+    parts: list[Any] = []
+    for part in message.parts:
+        if isinstance(part, str):
+            parts.append(part)
+        else:
+            parts += [IMAGE, *(["\n", IMAGE] * (next(counts) - 1))]
+    return Message(message.role, parts) if message.num_images else message
+
+
+def _text(question: Any) -> str:
+    if not isinstance(question, str):
+        raise RequestError(
+            f"The question is a {type(question).__name__}, not a text.",
+            'The images come first: model.ask("receipt.png", "What is the total?").',
+        )
+    return question
 
 
 def choose_dtype(

@@ -16,6 +16,8 @@ from typing import Any, Literal, get_args
 from ivl.config_keys import Section, check_keys
 from ivl.config_quantization import Quantization, read_quantization
 from ivl.errors import CheckpointError, ConfigError, UnsupportedError
+from ivl.lfs_pointer import refuse_lfs_pointer
+from ivl.unmerged import refuse_adapter
 
 # Far above any real model: a damaged file may claim billions of layers, and there is work for each.
 MAX_LAYERS, MAX_COUNT = 1000, 2**31 - 1
@@ -138,12 +140,17 @@ class ModelConfig:
 
     @property
     def tokens_per_tile(self) -> int:
-        return int(self._vision.num_patches * self.downsample_ratio**2)
+        return (self._vision.patches_per_side // self._fold) ** 2
 
     @property
     def shuffled_size(self) -> int:
         """Channels of one image token after pixel shuffle."""
-        return round(self._vision.hidden_size / self.downsample_ratio**2)
+        return self._vision.hidden_size * self._fold**2
+
+    @property
+    def _fold(self) -> int:
+        """Patches a side that pixel shuffle folds into one."""
+        return round(1 / self.downsample_ratio)
 
     @property
     def _vision(self) -> VisionConfig:
@@ -157,7 +164,7 @@ class ModelConfig:
         if self.layout == "gguf":
             return (
                 "It was loaded from a GGUF file without a projector: put the projector's (mmproj) "
-                "file beside it, or name it with --mmproj."
+                "file beside it, or name it with `mmproj`."
             )
         return "Take a model of the InternVL family, or leave the images out."
 
@@ -169,8 +176,9 @@ def read_config(directory: Path) -> ModelConfig:
     """Reads `config.json` of a directory, and `preprocessor_config.json` where it matters.
 
     Raises CheckpointError when there is none or it is no JSON, ConfigError for impossible values,
-    UnsupportedError for models that ivl does not run.
+    UnsupportedError for models that ivl does not run and for adapters that are not merged.
     """
+    refuse_adapter(directory)
     raw = read_json(directory / "config.json")
     preprocessor = directory / "preprocessor_config.json"
     return parse_config(raw, read_json(preprocessor) if preprocessor.exists() else {})
@@ -178,6 +186,7 @@ def read_config(directory: Path) -> ModelConfig:
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file; CheckpointError when it is missing or something else."""
+    refuse_lfs_pointer(path)
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -215,6 +224,7 @@ def parse_config(raw: dict[str, Any], preprocessor: dict[str, Any] | None = None
 
 
 def _parse_official(raw: dict[str, Any]) -> ModelConfig:
+    _decoder_kind(_subsection(raw, "llm_config"))
     check_keys(raw, Section.OFFICIAL)
     vision = _subsection(raw, "vision_config")
     check_keys(vision, Section.OFFICIAL_VISION)
@@ -252,6 +262,7 @@ def _parse_official(raw: dict[str, Any]) -> ModelConfig:
 
 
 def _parse_huggingface(raw: dict[str, Any], preprocessor: dict[str, Any]) -> ModelConfig:
+    _decoder_kind(_subsection(raw, "text_config"))
     check_keys(raw, Section.HUGGINGFACE)
     vision = _subsection(raw, "vision_config")
     check_keys(vision, Section.HUGGINGFACE_VISION)
@@ -284,12 +295,8 @@ def _parse_huggingface(raw: dict[str, Any], preprocessor: dict[str, Any]) -> Mod
 
 
 def _parse_decoder(raw: dict[str, Any]) -> DecoderConfig:
+    kind = _decoder_kind(raw)
     check_keys(raw, Section.DECODER)
-    kind = _required(raw, "model_type")
-    if kind not in ("qwen2", "internlm2", "llama"):
-        raise UnsupportedError(
-            f"The language model is a {kind!r}.", "ivl runs Qwen2, InternLM2 and Llama decoders."
-        )
     hidden_size, num_heads = _count(raw, "hidden_size"), _count(raw, "num_attention_heads")
     rope = _rope_section(raw, "rope_parameters")
     scaling = _rope_section(raw, "rope_scaling") or rope
@@ -311,9 +318,34 @@ def _parse_decoder(raw: dict[str, Any]) -> DecoderConfig:
     )
 
 
+def _decoder_kind(raw: dict[str, Any]) -> Architecture:
+    """Which decoder a section describes, by its type or else by its class.
+
+    It is asked before any key of the file is looked at: those of another decoder mean nothing here.
+    """
+    kind = raw.get("model_type")
+    if not kind:
+        classes = raw.get("architectures")
+        name = classes[0] if isinstance(classes, list) and len(classes) == 1 else None
+        kind = _CLASSES.get(name, name) if isinstance(name, str) else _required(raw, "model_type")
+    for known in get_args(Architecture):
+        if known == kind:
+            return known
+    raise UnsupportedError(
+        f"The language model is a {kind!r}.", "ivl runs Qwen2, InternLM2 and Llama decoders."
+    )
+
+
+_CLASSES = {
+    "Qwen2ForCausalLM": "qwen2",
+    "InternLM2ForCausalLM": "internlm2",
+    "LlamaForCausalLM": "llama",
+}
+
+
 def _rope_section(raw: dict[str, Any], key: str) -> dict[str, Any]:
     """Rotary settings of a decoder, checked; empty where there are none."""
-    if raw.get(key) is None:
+    if not raw.get(key):
         return {}
     section = _subsection(raw, key)
     kind = _rope_kind(section)
@@ -327,7 +359,9 @@ def _rope_section(raw: dict[str, Any], key: str) -> dict[str, Any]:
 
 
 def _rope_kind(section: dict[str, Any]) -> Any:
-    return section.get("rope_type") or section.get("type") or "default"
+    kind = section.get("rope_type") or section.get("type") or "default"
+    # Positions divided by one are positions.
+    return "default" if kind == "linear" and section.get("factor") == 1 else kind
 
 
 def _all_layers(vision: dict[str, Any], select_layer: int) -> int:

@@ -2,16 +2,18 @@
 
 The harmless ones are the defaults that transformers' `PretrainedConfig` writes into every file,
 switches of training and of other implementations, and mixture-of-experts fields of the official
-InternViT class that are off. Where only one value is harmless, `FIXED` says which.
+InternViT class that are off. Where only one value is harmless, `FIXED` says which. An unknown key
+that is null, false or empty asks for nothing, and passes.
 """
 
 from __future__ import annotations
 
-import difflib
 from enum import Enum
 from typing import Any
 
 from ivl.errors import UnsupportedError
+from ivl.spelling import did_you_mean
+from ivl.unmerged import CARRIED_KEYS, MERGE_CARRIED
 
 
 class Section(Enum):
@@ -62,28 +64,28 @@ FIXED: dict[Section, dict[str, tuple[Any, ...]]] = {
         "tie_word_embeddings": (False, True, None),
     },
     Section.OFFICIAL_VISION: {
-        "model_type": ("intern_vit_6b",),
-        "hidden_act": ("gelu",),
-        "num_channels": (3,),
+        "model_type": ("intern_vit_6b", None),
+        "hidden_act": ("gelu", None),
+        "num_channels": (3, None),
         "use_moe": (False, None),
     },
     Section.HUGGINGFACE: {
-        "projector_hidden_act": ("gelu",),
+        "projector_hidden_act": ("gelu", None),
         "vision_feature_select_strategy": ("default",),
         "tie_word_embeddings": (False, True, None),
     },
     Section.HUGGINGFACE_VISION: {
-        "model_type": ("internvl_vision",),
-        "hidden_act": ("gelu",),
-        "num_channels": (3,),
+        "model_type": ("internvl_vision", None),
+        "hidden_act": ("gelu", None),
+        "num_channels": (3, None),
         "use_absolute_position_embeddings": (True,),
-        "use_mask_token": (False,),
-        # False puts a norm behind the last layer, which InternViT does not have.
+        "use_mask_token": (False, None),
+        # False, or null, puts a norm behind the last layer, which InternViT does not have.
         "use_mean_pooling": (True,),
     },
     Section.DECODER: {
-        "hidden_act": ("silu",),
-        "bias": (False,),
+        "hidden_act": ("silu", None),
+        "bias": (False, None),
         "attention_bias": (False, None),
         "mlp_bias": (False, None),
         "use_sliding_window": (False, None),
@@ -114,26 +116,46 @@ HARMLESS: frozenset[str] = frozenset(
     layer_types hidden_size system_message image_fold capacity_factor ep_size
     eval_capacity_factor laux_allreduce moe_coeff_ratio moe_intermediate_size moe_output_scale
     noisy_gate_policy num_experts num_routed_experts num_shared_experts
-    shared_expert_intermediate_size use_residual use_rts use_weighted_residual""".split()
+    shared_expert_intermediate_size use_residual use_rts use_weighted_residual
+    _auto_class _experts_implementation _from_model_config attn_pdrop embd_pdrop resid_pdrop
+    classifier_dropout output_router_logits router_aux_loss_coef unk_token_id mask_token_id
+    bos_token eos_token pad_token unk_token debug deepspeed gradient_checkpointing
+    use_gradient_checkpointing gradient_checkpointing_kwargs loss_type loss_reduction
+    loss_reduction_all_gather neftune_noise_alpha use_liger_kernel use_fused_rms_norm use_fused_rope
+    unsloth_fixed unsloth_version model_max_length max_seq_length max_sequence_length seq_length
+    tokenizer_model_max_length tokenizer_padding_side padding_side conv_style max_new_tokens
+    freeze_llm freeze_mlp freeze_backbone unfreeze_vit_layers unfreeze_lm_head license version
+    model_name name_or_path base_model_tp_plan""".split()
 )
 
 
 def check_keys(raw: dict[str, Any], section: Section) -> None:
-    """Raises UnsupportedError for a key that is unknown, or set to what is not implemented."""
+    """Raises UnsupportedError for a key that is unknown, or set to what is not implemented.
+
+    What is known to be otherwise is told before what is not known at all.
+    """
     fixed, used = FIXED[section], USED[section]
+    for key in sorted(raw.keys() & fixed.keys(), key=list(fixed).index):
+        if raw[key] not in fixed[key]:
+            raise _not_implemented(section, key, raw[key], fixed[key][0])
     for key, value in raw.items():
-        if key in fixed:
-            if value not in fixed[key]:
-                raise UnsupportedError(
-                    f"{section.value} sets {key} to {_short(value)}.",
-                    f"ivl implements {key} = {fixed[key][0]} only.",
-                )
-        elif key not in used and key not in HARMLESS:
-            near = difflib.get_close_matches(key, [*used, *fixed, *HARMLESS], n=1)
-            raise UnsupportedError(
-                f"{section.value} has the key {key!r}, which ivl does not know.",
-                f"Did you mean {near[0]!r}?" if near else "It may change what the model computes.",
-            )
+        if key in fixed or key in used or key in HARMLESS or _asks_for_nothing(value):
+            continue
+        raise UnsupportedError(
+            f"{section.value} has the key {key!r}, which ivl does not know.",
+            did_you_mean(key, [*used, *fixed], "It may change what the model computes."),
+        )
+
+
+def _not_implemented(section: Section, key: str, value: Any, only: Any) -> UnsupportedError:
+    message = f"{section.value} sets {key} to {_short(value)}"
+    if key in CARRIED_KEYS:
+        return UnsupportedError(f"{message}: its LoRA weights are not merged.", MERGE_CARRIED)
+    return UnsupportedError(f"{message}.", f"ivl implements {key} = {only} only.")
+
+
+def _asks_for_nothing(value: Any) -> bool:
+    return value is None or value is False or value in ("", [], {})
 
 
 def _short(value: Any) -> str:

@@ -41,7 +41,8 @@ def read_quantization(*sections: dict[str, Any]) -> Quantization | None:
 
     Raises UnsupportedError for every other method and for AWQ of another layout.
     """
-    stated = [section[KEY] for section in sections if section.get(KEY) is not None]
+    # Null, false and an empty object say that nothing is quantized.
+    stated = [section[KEY] for section in sections if section.get(KEY)]
     for settings in stated:
         _check(settings)
     return "awq" if stated else None

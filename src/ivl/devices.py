@@ -40,7 +40,7 @@ def choose_device(device: str | None) -> torch.device:
     if not there.get(chosen.type, False):
         raise ConfigError(
             f"The device {device!r} is not available on this machine.",
-            "`--device cpu` always is.",
+            '`device="cpu"` always is.',
         )
     return chosen
 
@@ -70,7 +70,7 @@ def choose_devices(
         if asked and chosen[0].type != "cuda":
             raise ConfigError(
                 f"{option} is for models on a GPU, and this one is to run on {chosen[0].type}.",
-                "Leave it out, or name a GPU with --device cuda.",
+                'Leave it out, or name a GPU with `device="cuda"`.',
             )
     if gpu_layers is not None and gpu_layers < 0:
         raise ConfigError(f"gpu_layers is {gpu_layers}; it is a number of layers.")

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from ivl.config import ModelConfig
 from ivl.errors import CheckpointError, ConfigError, UnsupportedError
 from ivl.family import FAMILY, find
+from ivl.paths import local_path
 from ivl.planner.backends import Backend, default_type, find_backend, find_type
 from ivl.planner.machine import Machine, described, this_machine, with_memory
 from ivl.planner.memory import DEFAULT_VISION_BATCH
@@ -152,16 +153,16 @@ def find_machine(
     names = [device] if isinstance(device, str) else list(device or ())
     machine = described(names, host) if names else this_machine()
     if host is not None and not names:
-        raise ConfigError("--host describes another machine.", "Name its devices with --device.")
+        raise ConfigError("`host` describes another machine.", "Name its devices with `device`.")
     return with_memory(machine, memory) if memory is not None else machine
 
 
 def find_subject(name: str, mmproj: Path | None = None) -> Subject:
     """What a person calls a model; nothing is fetched. CheckpointError when there is none."""
     size = find(name)
-    if size is not None and not Path(name).exists():
+    if size is not None and not local_path(name).exists():
         return Subject(name=size.name, config=size.config)
-    if name != "demo" and not Path(name).expanduser().exists() and "/" not in name:
+    if name != "demo" and not local_path(name).exists() and "/" not in name:
         sizes = ", ".join(s.name for s in FAMILY)
         raise CheckpointError(
             f"There is no model {name!r}.",

@@ -249,11 +249,11 @@ def test_paths_that_are_no_files_are_refused(tmp_path: Path) -> None:
             GGUFFile(path)
 
 
-@pytest.mark.parametrize("start", [b"version https://git-lfs.github.com", b"tjgg"])
+@pytest.mark.parametrize("start", [b"version https://git-lfs.github.com/spec/v1\n", b"tjgg"])
 def test_hints_say_what_the_file_is_instead(start: bytes, tmp_path: Path) -> None:
     path = tmp_path / "model.gguf"
     path.write_bytes(start + bytes(99))
-    with pytest.raises(CheckpointError, match=r"git-lfs|older"):
+    with pytest.raises(CheckpointError, match=r"Git LFS pointer|older"):
         GGUFFile(path)
 
 

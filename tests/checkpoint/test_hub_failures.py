@@ -95,7 +95,10 @@ def test_impossible_revisions(hub: Any, revision: str) -> None:
     [
         ({"config.json", "pytorch_model.bin"}, "only as pickle"),
         ({"config.json", "README.md"}, "no weights"),
-        ({"adapter_model.safetensors"}, r"no config\.json"),
+        ({"adapter_model.safetensors"}, r"LoRA adapter.*no config\.json"),
+        ({"adapter_config.json", "config.json", "model.safetensors"}, "LoRA adapter"),
+        ({"adapter_config.json", "adapter_model.bin"}, "LoRA adapter"),
+        ({"vision.safetensors"}, r"no config\.json"),
         ({"config.json", "unet/model.safetensors"}, "no weights"),
         (set(), "no weights"),
     ],

@@ -29,7 +29,9 @@ def test_the_answer_is_that_of_the_python_api(
     output = capsys.readouterr()
     expected = tiny_model.ask(picture, "What is it?", max_tokens=12)
     assert output.out == f"{expected.text}\n"
-    assert output.err == ""
+    stop = expected.text[-1]
+    assert run(["ask", picture, "What is it?", "--stop", stop]) == 0
+    assert capsys.readouterr().err == ""
 
 
 def test_json_says_how_it_came_about(
@@ -190,6 +192,56 @@ def test_an_answer_that_the_context_cuts_short_says_so(tiny: Path, capsys: Outpu
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.parametrize("json", [[], ["--json"]])
+def test_an_answer_that_max_tokens_cuts_short_says_so(
+    json: list[str], tiny: Path, capsys: Output
+) -> None:
+    assert run(["ask", "Hi", "--max-tokens", "1", *json]) == 0
+    assert "cut off after 1 token (--max-tokens" in capsys.readouterr().err
+    assert run(["ask", "Hi", "--max-tokens", "1", "--quiet", *json]) == 0
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("through_a_pipe", [False, True])
+def test_all_pages_of_a_file_are_asked_about(
+    through_a_pipe: bool,
+    tiny: Path,
+    tiny_model: Model,
+    tmp_path: Path,
+    capsys: Output,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pages = [Image.new("RGB", (56 + n, 56), colour) for n, colour in enumerate(["red", "navy"])]
+    path = tmp_path / "scan.tif"
+    pages[0].save(path, save_all=True, append_images=pages[1:])
+    name = "-" if through_a_pipe else str(path)
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(path.read_bytes())))
+    assert run(["ask", name, "What?", "--max-tokens", "6", "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record["text"] == tiny_model.ask(pages, "What?", max_tokens=6).text
+    images = [(i["file"], i["page"], i["pages"], i["width"]) for i in record["images"]]
+    assert images == [(name, 1, 2, 56), (name, 2, 2, 57)]
+
+
+def test_a_quoted_home_is_found(
+    tiny: Path, isolated_home: Path, picture: str, capsys: Output
+) -> None:
+    """Neither a shell nor `--model=~/...` expands it."""
+    (isolated_home / "models").symlink_to(tiny.parent)
+    (isolated_home / "a.png").write_bytes(Path(picture).read_bytes())
+    arguments = ["~/a.png", "What?", "--max-tokens", "3", "-q"]
+    for model in ("~/models/tiny", f"file://{isolated_home}/models/tiny"):
+        assert run(["ask", *arguments, "--model", model]) == 0
+    assert run(["info", "~/models/tiny"]) == 0
+    assert (
+        run(["convert", "~/models/tiny", "~/out", "--type", "Q8_0", "--vision", "F16", "-q"]) == 0
+    )
+    [text] = (isolated_home / "out").glob("tiny*.gguf")
+    [mmproj] = (isolated_home / "out").glob("mmproj*.gguf")
+    pair = ["--model", f"~/out/{text.name}", "--mmproj", f"~/out/{mmproj.name}"]
+    assert run(["ask", *arguments, *pair]) == 0
+
+
 def test_ctrl_c_keeps_what_was_said(
     tiny: Path, interrupt_after: Callable[[int], None], capsys: Output
 ) -> None:
@@ -215,7 +267,8 @@ def test_progress_is_for_terminals_only(
     assert run(["ask", picture, "What is it?", "--max-tokens", "5"]) == 0
     assert "] 0.4 MB of 0.4 MB" in stderr.getvalue()
     assert "encoding 13 tiles" in stderr.getvalue()
-    assert stderr.getvalue().endswith("\r\033[K")
+    *_, last = stderr.getvalue().split("\r\033[K")
+    assert last == "note: the answer was cut off after 5 tokens (--max-tokens sets the limit)\n"
     stderr.truncate(0)
     assert run(["ask", picture, "What is it?", "--max-tokens", "5", "--quiet"]) == 0
     assert stderr.getvalue().strip("\0") == ""

@@ -269,6 +269,116 @@ def test_a_file_that_was_cut_off(
     assert any(word in error for word in ("truncated", "empty", "no model", "claims"))
 
 
+POINTER = (
+    b"version https://git-lfs.github.com/spec/v1\n"
+    b"oid sha256:4d7a214614ab2935c943f9e0ff69d22eadbb8f32b1258daaa5e2ca24d17e2393\nsize 12345\n"
+)
+
+
+@pytest.mark.parametrize(
+    "name", ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]
+)
+def test_a_git_lfs_pointer_in_a_directory_is_called_so(
+    name: str, ask: Ask, tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    directory = tmp_path / "clone"
+    shutil.copytree(tiny_model_dir, directory)
+    (directory / name).write_bytes(POINTER)
+    error, hint = ask(directory)
+    assert f"{name} is a Git LFS pointer, not the file itself" in error
+    assert f"`git lfs pull` in {directory}" in hint
+
+
+@pytest.mark.parametrize(
+    "name", ["tokenizer.model", "model.safetensors.index.json", "preprocessor_config.json"]
+)
+def test_any_other_file_that_is_a_pointer_too(
+    name: str, ask: Ask, tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    directory = tmp_path / "clone"
+    shutil.copytree(tiny_model_dir, directory)
+    if name == "tokenizer.model":
+        (directory / "tokenizer.json").unlink()
+    (directory / name).write_bytes(POINTER)
+    error, _ = ask(directory)
+    assert f"{name} is a Git LFS pointer" in error
+
+
+def test_a_pointer_in_the_place_of_a_gguf_file(
+    ask: Ask, pair: tuple[Path, Path], tmp_path: Path
+) -> None:
+    pointer = tmp_path / "model.gguf"
+    pointer.write_bytes(POINTER)
+    for error, hint in (ask(pointer), ask(pair[0], pointer), ask(tmp_path)):
+        assert "model.gguf is a Git LFS pointer" in error
+        assert "git lfs pull" in hint
+
+
+@pytest.mark.parametrize("whole", [True, False])
+@pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
+def test_a_lora_adapter_says_merge_it_first(
+    name: str, whole: bool, ask: Ask, tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    directory = tmp_path / "adapter"
+    if whole:  # transformers would add it to the weights beside it
+        shutil.copytree(tiny_model_dir, directory)
+    else:
+        directory.mkdir()
+    (directory / name).write_text('{"base_model_name_or_path": "OpenGVLab/InternVL2_5-1B"}')
+    error, hint = ask(directory)
+    assert "LoRA adapter" in error
+    assert ("for OpenGVLab/InternVL2_5-1B" in error) == (name == "adapter_config.json")
+    assert "Merge it first" in hint
+    assert "merge_and_unload" in hint
+    if name.endswith(".safetensors"):
+        error, _ = ask(directory / name)
+        assert "LoRA adapter" in error
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        "language_model.base_model.model.model.layers.0.self_attn.q_proj.lora_A.default.weight",
+        "language_model.model.layers.0.self_attn.q_proj.base_layer.weight",
+        "vision_model.encoder.layers.0.attn.qkv.lora_magnitude_vector.default.weight",
+    ],
+)
+def test_a_fine_tune_that_is_not_merged_says_how(
+    extra: str, ask: Ask, tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    directory = tmp_path / "tuned"
+    shutil.copytree(tiny_model_dir, directory)
+    weights = load_file(directory / "model.safetensors")
+    save_file({**weights, extra: torch.ones(4, 4)}, directory / "model.safetensors")
+    error, hint = ask(directory)
+    assert "LoRA weights are not merged" in error
+    assert extra in error
+    assert "tools/merge_lora.py" in hint
+
+
+def test_a_gguf_adapter_says_merge_it_first(
+    ask: Ask, changed: Changed, pair: tuple[Path, Path], tmp_path: Path
+) -> None:
+    metadata = {"general.type": "adapter", "adapter.type": "lora"}
+    error, hint = ask(changed(pair[0], tmp_path / "lora.gguf", metadata), pair[1])
+    assert "is a LoRA adapter" in error
+    assert "llama-export-lora" in hint
+
+
+def test_a_training_runs_own_checkpoint_says_merge_it_first(
+    ask: Ask, tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    directory = tmp_path / "checkpoint-200"
+    shutil.copytree(tiny_model_dir, directory)
+    (directory / "model.safetensors").unlink()
+    (directory / "zero_to_fp32.py").write_text("# by DeepSpeed")
+    error, hint = ask(directory)
+    assert "DeepSpeed" in error
+    assert "zero_to_fp32.py" in hint
+
+
 @pytest.mark.parametrize("kind", ["torch", "old torch", "protocol 0", "protocol 4"])
 @pytest.mark.parametrize("name", ["weights", "model.gguf", "model.safetensors"])
 def test_a_pickle_is_refused_whatever_it_is_called(

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from ivl.api import Model
 from ivl.cli.main import run
@@ -52,6 +53,75 @@ def test_images_are_added_on_the_way(
     answers.append(talk.ask("And these?", [picture, picture], options=FIVE).result())
     answers.append(talk.ask("Really?", options=FIVE).result())
     assert capsys.readouterr().out.splitlines() == [answer.text for answer in answers]
+
+
+def test_images_may_be_named_as_people_and_terminals_do(
+    say: Say, tiny_model: Model, picture: str, isolated_home: Path, capsys: Output
+) -> None:
+    folder = isolated_home / "my scans"
+    folder.mkdir()
+    for name in ("a b.png", "c.png"):
+        (folder / name).write_bytes(Path(picture).read_bytes())
+    talk = tiny_model.conversation()
+    expected = talk.ask("What?", [picture, picture], options=FIVE).result().text
+    for lines in (
+        ["/image '~/my scans/a b.png' ~/my\\ scans/c.png"],
+        ["/image ~/my scans/a b.png", f"/image {folder}/c.png"],
+        [f"/image file://{isolated_home}/my%20scans/a%20b.png", f"'{folder}/c.png'"],
+        [f"{isolated_home}/my\\ scans/a\\ b.png", "~/my\\ scans/c.png "],
+        [f"'{folder}/a b.png' '{folder}/c.png'"],
+    ):
+        assert say(*lines, "What?") == 0
+        output = capsys.readouterr()
+        assert output.out.splitlines() == [expected]
+        assert output.err.count("640 x 480, goes with the next question") == 2
+    assert say(f"'{folder}/a b.png' '{folder}/c.png' What?") == 0
+    assert capsys.readouterr().out.splitlines() == [expected]
+
+
+def test_a_dropped_file_that_is_no_image_is_no_question(
+    say: Say, tmp_path: Path, capsys: Output
+) -> None:
+    (tmp_path / "a.pdf").write_bytes(b"%PDF-1.7\n")
+    assert say(f"{tmp_path}/a.pdf", f"{tmp_path}/gone.png", f"/image {tmp_path}/a.pdf") == 2
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert output.err.count("a.pdf is a PDF") == 2
+    assert f"no file {tmp_path}/gone.png" in output.err
+
+
+def test_all_pages_of_a_file_are_shown(
+    say: Say, tiny_model: Model, tmp_path: Path, capsys: Output
+) -> None:
+    pages = [Image.new("RGB", (56, 56), colour) for colour in ("red", "lime", "navy")]
+    path = tmp_path / "three.tif"
+    pages[0].save(path, save_all=True, append_images=pages[1:])
+    expected = tiny_model.conversation().ask("What?", pages, options=FIVE).result()
+    saved = tmp_path / "a b.txt"
+    assert say(f"/image {path}", "What?", f"/save '{saved}'") == 0
+    output = capsys.readouterr()
+    assert output.out.splitlines() == [expected.text]
+    assert "three.tif: 3 pages, go with the next question" in output.err
+    assert saved.read_text().startswith(f"you: [{path}] What?\n")
+    assert say("What?", arguments=(str(path),)) == 0
+    assert capsys.readouterr().out.splitlines() == [expected.text]
+
+
+def test_tab_completes_what_is_typed(picture: str) -> None:
+    readline = pytest.importorskip("readline")
+    from ivl.cli.chat import _complete_with_tab
+
+    before = readline.get_completer(), readline.get_completer_delims()
+    try:
+        _complete_with_tab()
+        completion = readline.get_completer()
+        assert readline.get_completer_delims() == ""
+        assert completion("/im", 0) == "/image "
+        assert completion("/im", 1) is None
+        assert completion(f"/image {picture[:-3]}", 0) == f"/image {picture}"
+    finally:
+        readline.set_completer(before[0])
+        readline.set_completer_delims(before[1])
 
 
 def test_clear_forgets(say: Say, tiny_model: Model, picture: str, capsys: Output) -> None:

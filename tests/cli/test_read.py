@@ -33,7 +33,19 @@ def test_one_page_is_its_text_alone(
     assert run(["read", picture, *SHORT]) == 0
     output = capsys.readouterr()
     assert output.out == f"{tiny_model.read(picture, max_tokens=4).text}\n"
-    assert output.err == ""
+    assert (
+        output.err == "note: the answer was cut off after 4 tokens (--max-tokens sets the limit)\n"
+    )
+
+
+def test_a_page_that_was_cut_off_is_named(tiny: Path, scan: str, capsys: Output) -> None:
+    assert run(["read", scan, *SHORT]) == 0
+    notes = capsys.readouterr().err.splitlines()
+    assert len(notes) == 2
+    for number, note in enumerate(notes, 1):
+        assert f"{scan}, page {number} of 2: the answer was cut off after 4 tokens" in note
+    assert run(["read", scan, *SHORT, "--quiet"]) == 0
+    assert capsys.readouterr().err == ""
 
 
 def test_several_pages_have_titles_like_those_of_head(

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageDraw, TiffImagePlugin
 
 from ivl.errors import RequestError
-from ivl.prompt.pixels import cut_tiles, load_image, num_frames
+from ivl.prompt.pixels import cut_tiles, load_image, load_pages, num_frames
 from ivl.prompt.tiles import Grid
 
 
@@ -196,11 +196,13 @@ def test_other_modes_with_alpha_are_shown_on_white(mode):
 
 @pytest.mark.parametrize("mode", ["P", "L", "RGB", "1"])
 def test_a_transparent_colour_is_shown_on_white(mode):
-    image = Image.new("RGB", (4, 4), "black")
-    image.paste("white", (0, 0, 2, 4))
+    image = Image.new("RGB", (4, 4), "white" if mode == "1" else "black")
+    image.paste("black" if mode == "1" else (90, 90, 90), (0, 0, 2, 4))
     image = image.convert(mode)
-    black = {"P": image.getpixel((3, 3)), "RGB": (0, 0, 0)}.get(mode, 0)
-    assert (pixels(encoded(image, "PNG", transparency=black)) == 255).all()
+    clear = {"P": image.getpixel((3, 3)), "RGB": (0, 0, 0), "1": 1}.get(mode, 0)
+    shown = pixels(encoded(image, "PNG", transparency=clear))
+    assert (shown[:, :2] < 110).all()
+    assert (shown[:, 2:] == 255).all()
 
 
 def test_a_palette_gives_its_colours():
@@ -311,7 +313,7 @@ def test_a_page_that_is_too_large_is_refused_when_it_is_reached():
         ("zeros.jpg", bytes(100), "is not an image"),
         ("page.png", b"%PDF-1.7\n%\xe2\xe3", "is a PDF"),
         ("logo.png", b'<?xml version="1.0"?><svg width="1"/>', "is an SVG"),
-        ("photo.jpg", b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "is a HEIC"),
+        ("photo.jpg", b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "HEIC image"),
         ("page.eps", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "is a text file"),
     ],
 )
@@ -389,3 +391,228 @@ def test_the_callers_image_is_left_alone():
 def test_the_package_needs_no_torch():
     code = "import sys, ivl.prompt.pixels, ivl.prompt.template; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def letters(*colours, ground=(0, 0, 0, 0)):
+    """Words in these colours, one below the other, without a background."""
+    image = Image.new("RGBA", (120, 30 * len(colours)), ground)
+    draw = ImageDraw.Draw(image)
+    for row, colour in enumerate(colours):
+        draw.text((4, 30 * row + 4), "Total 12.50", fill=colour, font_size=18)
+    return image
+
+
+@pytest.mark.parametrize(
+    ("colours", "ground"),
+    [
+        (["black"], 255),
+        (["navy", "darkred"], 255),
+        (["white"], 0),
+        (["ivory"], 0),
+        (["yellow", "white"], 0),
+        (["white", "black"], 128),
+    ],
+)
+@pytest.mark.parametrize("under", [(0, 0, 0, 0), (255, 255, 255, 0)])
+def test_letters_without_a_background_get_one_on_which_they_show(colours, ground, under):
+    shown = pixels(encoded(letters(*colours, ground=under), "PNG"))
+    assert (shown[0, 0] == ground).all()
+    for row in range(len(colours)):
+        line = shown[30 * row : 30 * row + 30].astype(int)
+        assert np.abs(line - ground).max() >= 100
+
+
+def test_white_on_transparent_is_seen_in_a_palette_too():
+    image = letters("white").quantize(8)
+    assert (pixels(encoded(image, "PNG"))[0, 0] == 0).all()
+
+
+def test_a_cut_out_photograph_stays_on_white():
+    photo = Image.new("RGBA", (64, 64), (0, 0, 0, 0))
+    photo.paste(Image.fromarray(noise(32, 32) // 2 + 128), (16, 16))
+    assert (pixels(photo)[0, 0] == 255).all()
+
+
+def test_a_white_card_with_round_corners_stays_on_white():
+    card = Image.new("RGBA", (200, 100), (0, 0, 0, 0))
+    ImageDraw.Draw(card).rounded_rectangle((0, 0, 199, 99), 20, fill="white")
+    ImageDraw.Draw(card).text((20, 20), "Total 12.50\nTip 1.00\nSum 13.50", fill="black")
+    assert (pixels(card)[0, 0] == 255).all()
+
+
+def test_a_picture_whose_pixels_are_all_transparent_shows_what_is_under_them():
+    array = noise(8, 8)
+    image = Image.fromarray(array).convert("RGBA")
+    image.putalpha(0)
+    np.testing.assert_array_equal(pixels(encoded(image, "PNG")), array)
+
+
+@pytest.mark.parametrize(("colour", "ground"), [("white", 0), ("black", 255)])
+def test_a_large_drawing_is_judged_as_a_small_one(colour, ground):
+    assert (pixels(letters(colour).resize((4800, 1200)))[0, 0] == ground).all()
+
+
+@pytest.mark.parametrize("file_format", ["GIF", "TIFF", "WEBP", "PNG"])
+def test_all_pages_are_loaded_and_none_is_passed_over(file_format, tmp_path):
+    colours = [(255, 0, 0), (0, 255, 0), (0, 0, 255)]
+    first, *rest = [Image.new("RGB", (16, 16), colour) for colour in colours]
+    options = {"lossless": True} if file_format == "WEBP" else {}
+    data = encoded(first, file_format, save_all=True, append_images=rest, **options)
+    path = tmp_path / "scan"
+    path.write_bytes(data)
+    for source in (data, path, io.BytesIO(data)):
+        pages = load_pages(source)
+        assert [page.getpixel((3, 3)) for page in pages] == colours
+        assert {page.mode for page in pages} == {"RGB"}
+    with pytest.raises(RequestError, match="has 3 pages, and one picture is wanted"):
+        load_image(data, frame=None)
+    with pytest.raises(RequestError, match="has 3 pages; at most 2"):
+        load_pages(data, most=2)
+    assert [page.size for page in load_pages(data, max_pixels=3 * 256)] == [(16, 16)] * 3
+    with pytest.raises(RequestError, match="3 pages together"):
+        load_pages(data, max_pixels=3 * 256 - 1)
+
+
+def tiff(*pages):
+    """A TIFF of pages, each with tags of its own."""
+    buffer = io.BytesIO()
+    with TiffImagePlugin.AppendingTiffWriter(buffer) as writer:
+        for image, tags in pages:
+            image.save(writer, "TIFF", tiffinfo=tags)
+            writer.newFrame()
+    return buffer.getvalue()
+
+
+def test_pages_of_a_scan_have_sizes_and_orientations_of_their_own():
+    upright = [Image.fromarray(noise(20 + n, 10)) for n in range(3)]
+    turned = [upright[0], upright[1].rotate(90, expand=True), upright[2].rotate(180)]
+    data = tiff(*((image, {0x0112: n}) for image, n in zip(turned, (1, 6, 3), strict=True)))
+    for page, (number, image) in zip(load_pages(data), enumerate(upright), strict=True):
+        np.testing.assert_array_equal(np.asarray(page), np.asarray(image))
+        np.testing.assert_array_equal(pixels(data, frame=number), np.asarray(image))
+
+
+def test_a_picture_of_one_page_is_one_page():
+    for data in (*SAMPLES.values(), encoded(Image.fromarray(noise(9, 9)), "ICO", sizes=[(9, 9)])):
+        assert len(load_pages(data)) == num_frames(data) == 1
+        load_image(data, frame=None)
+
+
+def test_smaller_versions_of_a_page_are_no_pages():
+    page, small = Image.new("RGB", (64, 64), "red"), Image.new("RGB", (8, 8), "red")
+    data = tiff((page, {254: 0}), (small, {254: 1}), (page, {254: 2}), (small, {254: 1}))
+    assert [image.size for image in load_pages(data)] == [(64, 64), (64, 64)]
+    assert num_frames(data) == 2
+    assert load_image(data, frame=1).size == (64, 64)
+
+
+def test_a_photo_with_a_gain_map_is_one_picture():
+    photo, gain_map = Image.fromarray(noise(32, 16)), Image.fromarray(noise(8, 4))
+    data = encoded(photo, "MPO", save_all=True, append_images=[gain_map])
+    assert [image.size for image in load_pages(data)] == [(32, 16)]
+    assert load_image(data, frame=None).size == (32, 16)
+
+
+def test_a_pillow_image_is_the_picture_that_it_shows_now():
+    colours = [(255, 0, 0), (0, 255, 0)]
+    first, second = (Image.new("RGB", (16, 16), colour) for colour in colours)
+    image = Image.open(io.BytesIO(encoded(first, "TIFF", save_all=True, append_images=[second])))
+    image.seek(1)
+    [page] = load_pages(image)
+    assert page.getpixel((3, 3)) == load_image(image, frame=None).getpixel((3, 3)) == colours[1]
+    assert num_frames(image) == 1
+
+
+RGB = noise(30, 20)
+GREY = noise(30, 20, 1)
+
+
+@pytest.mark.parametrize(
+    ("array", "expected"),
+    [
+        (RGB, RGB),
+        (GREY, GREY),
+        (GREY[..., None], GREY),
+        (RGB[::-1, ::2], RGB[::-1, ::2]),
+        (RGB.astype(np.int64), RGB),
+        (RGB / 255, RGB),
+        ((RGB / 255).astype(np.float32), RGB),
+        (RGB.astype(np.uint16) * 257, RGB),
+        (np.array([[True, False]]), np.array([[255, 0]])),
+        (np.array([[0.0, 1.0]]), np.array([[0, 255]])),
+        (np.dstack([RGB, np.full((20, 30), 255, np.uint8)]), RGB),
+        (np.dstack([RGB // 2, np.zeros((20, 30), np.uint8)]), RGB // 2),
+    ],
+)
+def test_numpy_arrays_are_images(array, expected):
+    before = array.copy()
+    expected = np.repeat(expected[..., None], 3, axis=2) if expected.ndim == 2 else expected
+    np.testing.assert_array_equal(pixels(array), expected)
+    np.testing.assert_array_equal(array, before)
+    assert len(load_pages(array)) == num_frames(array) == 1
+
+
+@pytest.mark.parametrize(
+    ("array", "hint"),
+    [
+        (RGB.transpose(2, 0, 1), "transpose"),
+        (np.zeros((2, 30, 20, 3), np.uint8), "list"),
+        (np.zeros((30, 20, 2), np.uint8), "RGBA"),
+        (np.zeros(30, np.uint8), "RGB"),
+        (np.zeros((0, 5), np.uint8), ""),
+        (RGB.astype(np.float32), "0 to 1"),
+        (np.full((4, 4), -1), "0 to 255"),
+        (np.full((4, 4), np.nan), "0 to 1"),
+        (np.full((4, 4), "a"), "uint8"),
+    ],
+)
+def test_other_arrays_are_refused_with_what_helps(array, hint):
+    with pytest.raises(RequestError) as caught:
+        load_image(array)
+    assert hint in caught.value.hint
+
+
+def test_a_tensor_is_refused_with_what_helps():
+    torch = pytest.importorskip("torch")
+    with pytest.raises(RequestError, match="torch tensor") as caught:
+        load_image(torch.zeros(3, 8, 8))
+    assert "permute" in caught.value.hint
+
+
+def test_an_image_that_is_a_git_lfs_pointer_is_called_so(tmp_path):
+    path = tmp_path / "scan.png"
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n")
+    with pytest.raises(RequestError, match=r"scan\.png is a Git LFS pointer"):
+        load_image(path)
+
+
+@pytest.mark.parametrize(
+    "name", ["~/a b.png", "file://{home}/a%20b.png", "file://localhost{home}/a b.png"]
+)
+def test_a_home_and_a_file_address_are_found(name, isolated_home):
+    Image.fromarray(noise(9, 9)).save(isolated_home / "a b.png")
+    assert load_image(name.format(home=isolated_home)).size == (9, 9)
+
+
+HEIC = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic"
+
+
+def test_heic_without_the_extra_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    monkeypatch.delitem(Image.OPEN, "HEIF", raising=False)
+    for data in (HEIC, HEIC.replace(b"ftypheic", b"ftypmif1")):
+        with pytest.raises(RequestError, match="is a HEIC image") as caught:
+            load_image(data)
+        assert "pip install 'ivl[heif]'" in caught.value.hint
+
+
+def test_heic_is_read_with_the_extra():
+    pillow_heif = pytest.importorskip("pillow_heif")
+    picture = Image.linear_gradient("L").convert("RGB").resize((64, 48))
+    buffer = io.BytesIO()
+    pillow_heif.from_pillow(picture).save(buffer, quality=-1)
+    shown = pixels(buffer.getvalue()).astype(int)
+    assert shown.shape == (48, 64, 3)
+    assert np.abs(shown - np.asarray(picture)).max() <= 8
+    with pytest.raises(RequestError, match="damaged"):
+        load_image(HEIC)

@@ -140,7 +140,7 @@ def test_a_damaged_sentencepiece_model(plain_directory: Path, keep: int) -> None
 def test_a_git_lfs_pointer_is_no_model(tmp_path: Path) -> None:
     pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n"
     (tmp_path / "tokenizer.model").write_text(pointer)
-    with pytest.raises(CheckpointError, match="git-lfs"):
+    with pytest.raises(CheckpointError, match=r"tokenizer\.model is a Git LFS pointer"):
         load_tokenizer(tmp_path)
 
 

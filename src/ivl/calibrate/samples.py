@@ -21,6 +21,7 @@ from typing import Any
 
 from ivl.documents.reading import READ_QUESTION
 from ivl.errors import RequestError
+from ivl.lfs_pointer import refuse_lfs_pointer
 from ivl.prompt.template import Message, user_message
 
 DEFAULT_DATA = Path(__file__).parents[1] / "assets" / "calibration"
@@ -85,6 +86,7 @@ def _read(path: Path) -> Iterator[Sample]:
 
 
 def _text(path: Path) -> str:
+    refuse_lfs_pointer(path)
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

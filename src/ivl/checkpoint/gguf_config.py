@@ -89,6 +89,12 @@ def _check_roles(text: GGUFFile, mmproj: GGUFFile | None) -> None:
             "Give the GGUF file of the language model as well.",
         )
     kind = Keys(text).text("general.type", "model")
+    if kind == "adapter":
+        raise UnsupportedError(
+            f"{text.path} is a LoRA adapter, not a whole model.",
+            "Merge it first, with `llama-export-lora -m MODEL --lora ADAPTER -o OUT` of llama.cpp, "
+            "and give the merged file.",
+        )
     if kind != "model" or architecture not in get_args(Architecture):
         what = f"a {architecture!r} model" if kind == "model" else f"of type {kind!r}, not a model"
         raise UnsupportedError(

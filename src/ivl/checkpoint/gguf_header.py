@@ -27,6 +27,7 @@ import numpy.typing as npt
 
 from ivl.checkpoint.pickle_file import refuse_pickle
 from ivl.errors import CheckpointError, UnsupportedError
+from ivl.lfs_pointer import refuse_lfs_pointer
 from ivl.quant.block_format import BlockFormat
 from ivl.quant.formats import FORMATS, FORMATS_BY_ID
 
@@ -287,6 +288,7 @@ def _map(file: Path) -> mmap.mmap:
 def _version(cursor: _Cursor) -> int:
     start = cursor.data[:8]
     if start[:4] != MAGIC:
+        refuse_lfs_pointer(cursor.file)
         refuse_pickle(cursor.file)
         raise CheckpointError(f"{cursor.file} is no GGUF file.", _what_it_is(cursor.data[:24]))
     cursor.position = 4
@@ -304,8 +306,6 @@ def _version(cursor: _Cursor) -> int:
 
 
 def _what_it_is(start: bytes) -> str:
-    if start.startswith(b"version https://git-lfs"):
-        return "It is a pointer that git-lfs left; run `git lfs pull`, or download the file itself."
     if start.startswith((b"lmgg", b"tjgg", b"fmgg")):
         return "It is of a format older than GGUF; take a newer file."
     return REPAIR

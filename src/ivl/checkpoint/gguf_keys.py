@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
-
 import numpy as np
 
 from ivl.checkpoint.gguf import GGUFFile, Value
 from ivl.errors import CheckpointError, ConfigError, UnsupportedError
+from ivl.spelling import nearest
 
 _DAMAGED = "The file was written wrongly or for another purpose; take another conversion."
 
@@ -68,10 +67,10 @@ class Keys:
                 continue
             known = used | harmless
             if key not in known and key.removeprefix(prefix) not in known:
-                near = difflib.get_close_matches(key.removeprefix(prefix), known, n=1)
+                near = nearest(key.removeprefix(prefix), known)
                 raise UnsupportedError(
                     f"{self.file.path} has the setting {key}, which ivl does not know.",
-                    f"The nearest that it knows is {near[0]}."
+                    f"The nearest that it knows is {near}."
                     if near
                     else "It may change what the model computes, so it is not passed over.",
                 )

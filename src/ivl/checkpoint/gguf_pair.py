@@ -16,7 +16,7 @@ from ivl.errors import CheckpointError, IvlError
 PROJECTOR = "clip"
 """The architecture of projectors' files."""
 
-_PICK = "Name the text model's file, and the projector's with --mmproj."
+_PICK = "Name the text model's file, and the projector's with `mmproj`."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,7 +80,7 @@ def open_pair(path: Path, mmproj: Path | None = None) -> GGUFPair:
         names = ", ".join(file.name for file in projectors)
         raise CheckpointError(
             f"{chosen.path.parent} holds {len(projectors)} projectors: {names}.",
-            "Choose one with --mmproj.",
+            "Choose one with `mmproj`.",
         )
     return GGUFPair(text=chosen, mmproj=GGUFFile(projectors[0]) if projectors else None)
 

@@ -27,6 +27,8 @@ from urllib.parse import urlsplit
 from ivl.checkpoint.hub_errors import HubUnreachable, failures, translate
 from ivl.checkpoint.hub_files import INDEX_NAME, Choice, Wish, choose_files
 from ivl.errors import CapacityError, CheckpointError, ConfigError, UnsupportedError
+from ivl.lfs_pointer import refuse_lfs_pointer
+from ivl.paths import local_path
 
 _log = logging.getLogger(__name__)
 
@@ -85,7 +87,7 @@ def resolve(
     that cannot be used, and for a repository that holds several models.
     """
     name = os.fspath(model)
-    path = os.path.expanduser(name)
+    path = os.fspath(local_path(name)) if name else ""
     if os.path.isdir(path):
         if revision is not None:
             raise ConfigError(
@@ -233,6 +235,7 @@ def _not_a_hub(wanted: HubModel) -> CheckpointError:
 
 
 def _read_index(path: Path) -> dict[str, str]:
+    refuse_lfs_pointer(path)
     try:
         weight_map = json.loads(path.read_bytes())["weight_map"]
         names = list(weight_map.values())

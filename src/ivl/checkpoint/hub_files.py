@@ -14,6 +14,7 @@ from fnmatch import fnmatch
 from pathlib import PurePosixPath
 
 from ivl.errors import CheckpointError, ConfigError, UnsupportedError
+from ivl.unmerged import ADAPTER_FILES, adapter_error
 
 INDEX_NAME = "model.safetensors.index.json"
 _SMALL_FILES = ("*.json", "*.txt", "tokenizer.model")
@@ -75,6 +76,10 @@ def choose_files(
 
 
 def _require_safetensors(names: Collection[str], what: str) -> None:
+    adapter = next((name for name in ADAPTER_FILES if name in names), None)
+    if adapter is not None:
+        alone = "" if "config.json" in names else ", and no config.json"
+        raise adapter_error(what, adapter + alone)
     if not any(fnmatch(name, "*.safetensors") for name in names if "/" not in name):
         kinds = [name for name in names if any(fnmatch(name, kind) for kind in _PICKLES)]
         if kinds:
@@ -88,7 +93,7 @@ def _require_safetensors(names: Collection[str], what: str) -> None:
     if "config.json" not in names:
         raise UnsupportedError(
             f"{what} has no config.json.",
-            "It may hold only a part of a model (an adapter); take the repository of the whole.",
+            "It may hold only a part of a model; take the repository of the whole.",
         )
 
 
@@ -159,7 +164,7 @@ def _one_projector(names: list[str], sizes: Sizes, what: str, wanted: str | None
             raise ConfigError(
                 f"There is no file {wanted}, and {what} has {count} projectors of that name: "
                 f"{listed}.",
-                "--mmproj takes a file, or a name or type of one in the repository.",
+                "`mmproj` takes a file, or a name or type of one in the repository.",
             )
         return fitting[0]
     if len(names) < 2:
@@ -170,7 +175,8 @@ def _one_projector(names: list[str], sizes: Sizes, what: str, wanted: str | None
             return fitting[0]
     listed = _listed({name: [name] for name in names}, sizes)
     raise ConfigError(
-        f"{what} holds {len(names)} projectors: {listed}.", "Choose one with --mmproj NAME."
+        f"{what} holds {len(names)} projectors: {listed}.",
+        "Choose one with `mmproj`, by its name or type.",
     )
 
 

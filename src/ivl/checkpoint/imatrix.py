@@ -28,6 +28,7 @@ from ivl.checkpoint.gguf import GGUFFile
 from ivl.checkpoint.gguf_header import MAGIC
 from ivl.checkpoint.gguf_writer import GGUFWriter, PlannedTensor, Written
 from ivl.errors import CheckpointError
+from ivl.lfs_pointer import refuse_lfs_pointer
 from ivl.quant.formats import find_format
 
 Values = npt.NDArray[np.float32]
@@ -93,6 +94,7 @@ class ImportanceMatrix:
 
 def read_imatrix(path: Path) -> ImportanceMatrix:
     """Either layout. CheckpointError for files that are missing, damaged or of another kind."""
+    refuse_lfs_pointer(path)
     try:
         with path.open("rb") as stream:
             start = stream.read(len(MAGIC))

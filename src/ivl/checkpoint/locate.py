@@ -8,6 +8,7 @@ from pathlib import Path
 from ivl.checkpoint.hub import HubFiles, resolve
 from ivl.errors import ConfigError
 from ivl.family import find
+from ivl.paths import local_path
 
 DEMO = Path(__file__).parents[1] / "assets" / "demo"
 
@@ -39,15 +40,15 @@ def locate_pair(
     `mmproj` is a file, or the name or type of one in the model's repository.
     """
     name = os.fspath(model)
-    projector = None if mmproj is None else Path(mmproj).expanduser()
+    projector = None if mmproj is None else local_path(mmproj)
     if name == "demo":
         return HubFiles(path=DEMO, mmproj=projector)
-    file = Path(name).expanduser()
+    file = local_path(name)
     if file.is_file():
         if revision is not None:
             raise ConfigError(f"{name} is a file, which has no revision.", "Leave it out.")
         return HubFiles(path=file, mmproj=projector)
-    size = find(name) if not Path(name).exists() else None
+    size = find(name) if not file.exists() else None
     name = size.hub_id if size else name
     is_file = projector is not None and projector.exists()
     found = resolve(

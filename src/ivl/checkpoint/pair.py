@@ -19,6 +19,7 @@ from ivl.checkpoint.gguf_metadata import count_weights, mmproj_metadata, text_me
 from ivl.checkpoint.gguf_pieces import TensorRows
 from ivl.checkpoint.identity import Identity
 from ivl.checkpoint.imatrix import ImportanceMatrix
+from ivl.paths import local_path
 from ivl.prompt.chat_template import find_chat_template
 from ivl.prompt.gguf_vocabulary import tokenizer_metadata
 from ivl.prompt.template import get_template
@@ -104,7 +105,7 @@ def fingerprint_of(directory: Path, *others: str) -> str:
 
 def name_of(model: str, directory: Path) -> str:
     """What a model is called: the last part of a hub id, or the directory's name."""
-    given = Path(model)
+    given = local_path(model)
     if given.exists():
         return given.resolve().name
     return model.rsplit("/", 1)[-1] if "/" in model else _hub_name(directory) or model

@@ -17,6 +17,8 @@ from safetensors import SafetensorError, safe_open
 
 from ivl.checkpoint.pickle_file import find_pickle, refuse_pickle
 from ivl.errors import CheckpointError
+from ivl.lfs_pointer import refuse_lfs_pointer
+from ivl.unmerged import refuse_adapter, refuse_sharded_training, refuse_unmerged_tensors
 
 if TYPE_CHECKING:  # headers are read without torch, for `ivl info` is to answer at once
     from torch import Tensor
@@ -56,6 +58,7 @@ class SafetensorsDirectory:
                         "The directory mixes two downloads; keep the files of one.",
                     )
                 self.tensors[name] = info
+        refuse_unmerged_tensors(directory, self.tensors)
         self._open: tuple[Path, Any] | None = None
         self._read_bytes = 0
 
@@ -74,6 +77,7 @@ class SafetensorsDirectory:
 
 def read_header(file: Path) -> dict[str, TensorInfo]:
     """What the file holds; CheckpointError when it is truncated, or no safetensors file."""
+    refuse_lfs_pointer(file)
     refuse_pickle(file)
     try:
         size = file.stat().st_size
@@ -143,6 +147,7 @@ def _files(directory: Path) -> list[Path]:
     single = directory / "model.safetensors"
     files = [single] if single.exists() else sorted(directory.glob("*.safetensors"))
     if not files:
+        refuse_adapter(directory)
         pickle = find_pickle(directory) if directory.is_dir() else None
         if pickle is not None:
             raise CheckpointError(
@@ -150,6 +155,7 @@ def _files(directory: Path) -> list[Path]:
                 "Pickle files can run code, so ivl never opens them. "
                 "Take a repository with *.safetensors.",
             )
+        refuse_sharded_training(directory)
         raise CheckpointError(
             f"{directory} has no *.safetensors file.",
             "A model directory holds config.json, tokenizer files and *.safetensors.",
@@ -158,6 +164,7 @@ def _files(directory: Path) -> list[Path]:
 
 
 def _indexed_files(index: Path) -> list[Path]:
+    refuse_lfs_pointer(index)
     try:
         weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         names = sorted(set(weight_map.values()))

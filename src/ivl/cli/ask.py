@@ -6,10 +6,11 @@ from typing import Annotated
 
 from typer import Argument
 
-from ivl.cli.inputs import load_model, open_images, split_question
+from ivl.cli.inputs import load_model, open_images, pixel_limit, split_question
 from ivl.cli.options import (
     Drafting,
     Json,
+    MaxPixels,
     MaxTiles,
     ModelChoice,
     Quiet,
@@ -37,6 +38,7 @@ def command(
     ],
     *,
     max_tiles: MaxTiles = None,
+    max_pixels: MaxPixels = None,
     system: System = None,
     json: Json = False,
     times: Times = False,
@@ -48,17 +50,23 @@ def command(
     """Ask a question about images.
 
     The question comes last, in quotation marks: ivl ask receipt.png "What is the total?" An image
-    called - is read from stdin. Without an image, the model answers from what it knows.
+    called - is read from stdin, and one with several pages is shown with all of them. Without an
+    image, the model answers from what it knows.
     """
     names, question = split_question(arguments)
     options = sampling.options()
-    images = open_images(names)
+    pictures = open_images(names, max_pixels)
+    images = [picture.image for picture in pictures]
     status = Status(quiet=quiet, json=json)
     model = load_model(choice, status, drafting)
     sizes_px = [image.size for image in images]
     grids = choose_grids(sizes_px, model.config, max_tiles) if images else []
     generation = model.conversation(system).ask(
-        question, images, max_tiles=max_tiles, options=options
+        question,
+        images,
+        max_tiles=max_tiles,
+        max_pixels=pixel_limit(max_pixels),
+        options=options,
     )
     thumbnail = model.config.use_thumbnail
     status.show_encoding(grids, thumbnail)
@@ -66,7 +74,9 @@ def command(
     note_ending(answer, max_tokens=options.max_tokens, times=times, status=status)
     if json:
         records = [
-            image_record(name, size, grid, thumbnail)
-            for name, size, grid in zip(names, sizes_px, grids, strict=True)
+            image_record(
+                picture.name, size, grid, thumbnail, page=picture.number, pages=picture.count
+            )
+            for picture, size, grid in zip(pictures, sizes_px, grids, strict=True)
         ]
         print_json({"model": choice.model, **answer_record(answer), "images": records})

@@ -6,19 +6,19 @@ file or a pipe, every line is a question or a command, and nothing but the answe
 
 from __future__ import annotations
 
-import difflib
 import re
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from typer import Argument
 
-from ivl.cli.inputs import load_model, open_image
+from ivl.cli.dropped import complete, leading_files, named_file, named_files
+from ivl.cli.inputs import Picture, load_model, open_image, open_images, pixel_limit
 from ivl.cli.options import (
     Drafting,
+    MaxPixels,
     MaxTiles,
     ModelChoice,
     Quiet,
@@ -30,16 +30,16 @@ from ivl.cli.options import (
 from ivl.cli.terminal import Status, note_ending, print_answer, print_error
 from ivl.engine.request import choose_grids
 from ivl.errors import CapacityError, IvlError, RequestError
+from ivl.paths import local_path
+from ivl.spelling import nearest
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
-
     from ivl.api import Model
 
 PROMPT = "> "
 EXIT_SOME_FAILED = 2
 COMMANDS = {
-    "/image FILE": "show an image with the next question",
+    "/image FILE...": "show images with the next question; a dropped file does too",
     "/clear": "forget everything and start anew",
     "/save FILE": "write the conversation to a text file",
     "/help": "list the commands",
@@ -53,6 +53,7 @@ def command(
     images: Annotated[list[str] | None, Argument(metavar="[IMAGE]...", hidden=True)] = None,
     *,
     max_tiles: MaxTiles = None,
+    max_pixels: MaxPixels = None,
     system: System = None,
     times: Times = False,
     quiet: Quiet = False,
@@ -62,15 +63,23 @@ def command(
 ) -> None:
     """Talk about images, with several questions.
 
-    The images go with the first question; /image FILE adds one on the way, and /help lists the
-    other commands. Ctrl-C stops an answer, Ctrl-D ends the chat.
+    The images go with the first question; /image FILE adds one on the way, and so does a file that
+    is dropped into the window. /help lists the other commands, Tab completes them and the names of
+    files. Ctrl-C stops an answer, Ctrl-D ends the chat.
     """
     sampling.options()  # what cannot be used is told before anything is loaded
-    shown = [(name, open_image(name)) for name in images or []]
+    shown = open_images(images or [], max_pixels)
     status = Status(quiet=quiet)
     model = load_model(choice, status, drafting)
     talk = Chat(
-        model, shown, status, sampling=sampling, max_tiles=max_tiles, system=system, times=times
+        model,
+        shown,
+        status,
+        sampling=sampling,
+        max_tiles=max_tiles,
+        max_pixels=max_pixels,
+        system=system,
+        times=times,
     )
     is_typed = sys.stdin.isatty() and sys.stdout.isatty()
     if is_typed:
@@ -84,10 +93,7 @@ def command(
 
 def _typed_lines() -> Iterator[str]:
     """Lines from a terminal, with editing where the platform has it; Ctrl-C empties the line."""
-    try:
-        import readline  # noqa: F401  (its import is what gives input() an editor)
-    except ImportError:
-        pass
+    _complete_with_tab()
     while True:
         try:
             yield input(PROMPT)
@@ -98,23 +104,44 @@ def _typed_lines() -> Iterator[str]:
             print("\n(/exit or Ctrl-D ends the chat)", file=sys.stderr)
 
 
+def _complete_with_tab() -> None:
+    """Gives input() an editor, in which Tab completes commands and names of files."""
+    try:
+        import readline
+    except ImportError:  # Windows
+        return
+    names = [usage.split()[0] for usage in COMMANDS]
+
+    def completion(line: str, state: int) -> str | None:
+        found = complete(line, names)
+        return found[state] if state < len(found) else None
+
+    readline.set_completer(completion)
+    readline.set_completer_delims("")  # the whole line, for names may hold spaces
+    # macOS has libedit under readline's name, with bindings in words of its own.
+    is_libedit = "libedit" in (readline.__doc__ or "")
+    readline.parse_and_bind("bind ^I rl_complete" if is_libedit else "tab: complete")
+
+
 class Chat:
     """A conversation, the images that wait for its next question, and a record of what was said."""
 
     def __init__(
         self,
         model: Model,
-        images: list[tuple[str, Image]],
+        pictures: list[Picture],
         status: Status,
         *,
         sampling: Sampling,
         max_tiles: int | None,
+        max_pixels: int | None,
         system: str | None,
         times: bool,
     ) -> None:
         self.model, self.status, self.options = model, status, sampling.options()
         self.max_tiles, self.system, self.times = max_tiles, system, times
-        self.waiting = images
+        self.max_pixels = max_pixels
+        self.waiting = pictures
         self.conversation = model.conversation(system)
         self.said: list[str] = []
         self.failed = False
@@ -125,8 +152,11 @@ class Chat:
             parts = _COMMAND.fullmatch(line)
             if parts:
                 return self._obey(parts[1], (parts[2] or "").strip())
-            if line:
-                self._ask(line)
+            names, question = leading_files(line)
+            if names:
+                self._add_images(names)
+            if question:
+                self._ask(question)
         except IvlError as error:
             self.failed = True
             self.status.clear()
@@ -136,10 +166,14 @@ class Chat:
         return True
 
     def _ask(self, question: str) -> None:
-        images = [image for _, image in self.waiting]
+        images = [picture.image for picture in self.waiting]
         num_tokens = self.conversation.num_tokens
         generation = self.conversation.ask(
-            question, images, max_tiles=self.max_tiles, options=self.options
+            question,
+            images,
+            max_tiles=self.max_tiles,
+            max_pixels=pixel_limit(self.max_pixels),
+            options=self.options,
         )
         config = self.model.config
         sizes_px = [image.size for image in images]
@@ -158,7 +192,7 @@ class Chat:
                 status=self.status,
             )
         if answer and self.conversation.num_tokens > num_tokens:  # stopped after it was read
-            names = "".join(f"[{name}] " for name, _ in self.waiting)
+            names = "".join(f"[{p.name}] " for p in self.waiting if p.number == 1)
             self.said += [f"you: {names}{question}", f"model: {answer.text}"]
             self.waiting = []
 
@@ -166,7 +200,9 @@ class Chat:
         if name in ("/exit", "/quit"):
             return False
         if name == "/image":
-            self._add_image(argument)
+            if not argument:
+                raise RequestError("/image needs a file.", "/image receipt.png")
+            self._add_images(named_files(argument))
         elif name == "/clear":
             self.conversation = self.model.conversation(self.system)
             self.waiting, self.said = [], []
@@ -175,27 +211,30 @@ class Chat:
             self._save(argument)
         elif name == "/help":
             for usage, meaning in COMMANDS.items():
-                print(f"{usage:<12}  {meaning}", file=sys.stderr)
+                print(f"{usage:<14}  {meaning}", file=sys.stderr)
         else:
             known = [usage.split()[0] for usage in COMMANDS]
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"Is it {near[0]}?" if near else "/help lists the commands."
+            near = nearest(name, known)
+            hint = f"Is it {near}?" if near else "/help lists the commands."
             raise RequestError(f"There is no command {name}.", hint)
         return True
 
-    def _add_image(self, name: str) -> None:
-        if not name:
-            raise RequestError("/image needs a file.", "/image receipt.png")
-        image = open_image(name)
-        self.waiting = [*self.waiting, (name, image)]
-        width, height = image.size
-        self.status.note(f"{name}: {width} x {height}, goes with the next question.")
+    def _add_images(self, names: list[str]) -> None:
+        """All of them, or none when one cannot be opened."""
+        opened = [open_image(name, self.max_pixels) for name in names]
+        for pages in opened:
+            self.waiting = [*self.waiting, *pages]
+            width, height = pages[0].image.size
+            size = f"{width} x {height}" if len(pages) == 1 else f"{len(pages)} pages"
+            goes = "goes" if len(pages) == 1 else "go"
+            self.status.note(f"{pages[0].name}: {size}, {goes} with the next question.")
 
     def _save(self, name: str) -> None:
         if not name:
             raise RequestError("/save needs a file.", "/save chat.txt")
+        name = named_file(name)
         try:
-            with Path(name).open("x", encoding="utf-8") as file:
+            with local_path(name).open("x", encoding="utf-8") as file:
                 file.write("".join(f"{line}\n" for line in self.said))
         except FileExistsError:
             raise RequestError(f"{name} exists already.", "Choose another name.") from None

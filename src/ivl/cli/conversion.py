@@ -26,6 +26,7 @@ from ivl.checkpoint.pair import (
 from ivl.cli.terminal import Status, disk_size
 from ivl.config import read_config
 from ivl.errors import CheckpointError, ConfigError, UnsupportedError
+from ivl.paths import local_path
 from ivl.quant.mixes import find_mix
 from ivl.quant.vision_mix import find_vision_type
 
@@ -54,7 +55,7 @@ class WrittenFiles:
 
 def require_directory(model: str, status: Status) -> Path:
     """The directory of a model; CheckpointError for a file, or a directory that is no model."""
-    if Path(model).is_file():
+    if local_path(model).is_file():
         what = "a GGUF file already" if model.lower().endswith(".gguf") else "a file"
         raise CheckpointError(
             f"{model} is {what}.",

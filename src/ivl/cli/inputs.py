@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ivl.cli.dropped import SUFFIXES, is_file
 from ivl.cli.options import Drafting, ModelChoice
 from ivl.cli.terminal import Status
+from ivl.engine.request import LIMIT_OPTION
 from ivl.errors import RequestError
 from ivl.interrupts import interrupted_at_once
+from ivl.paths import local_path
 from ivl.planner.threads import choose_threads
-from ivl.prompt.pixels import load_image
+from ivl.prompt.pixels import DEFAULT_MAX_PIXELS, load_pages
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -21,7 +25,6 @@ if TYPE_CHECKING:
 
 STDIN = "-"
 EXAMPLE = 'ivl ask receipt.png "What is the total?"'
-_SUFFIXES = """.png .jpg .jpeg .webp .gif .tif .tiff .bmp .avif .heic .jp2 .ppm .pdf""".split()
 
 
 def split_question(arguments: Sequence[str]) -> tuple[list[str], str]:
@@ -32,8 +35,8 @@ def split_question(arguments: Sequence[str]) -> tuple[list[str], str]:
     *images, question = arguments
     if not question.strip():
         raise RequestError("The question is empty.", f"It is the last argument: {EXAMPLE}")
-    looks_like_image = " " not in question and Path(question).suffix.lower() in _SUFFIXES
-    if looks_like_image or question == STDIN or _is_file(question):
+    looks_like_image = " " not in question and Path(question).suffix.lower() in SUFFIXES
+    if looks_like_image or question == STDIN or is_file(question):
         raise RequestError(
             f"The question is missing: the last argument, {question}, names a file.",
             f"Put a question behind the images, or use `ivl read {question}`: {EXAMPLE}",
@@ -41,22 +44,47 @@ def split_question(arguments: Sequence[str]) -> tuple[list[str], str]:
     return images, question
 
 
-def open_images(names: Sequence[str]) -> list[Image]:
-    """The images, decoded before anything large is loaded; `-` is stdin."""
-    return [open_image(name) for name in names]
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Picture:
+    """Page `number`, from 1, of the `count` pages of what is called `name`: upright RGB."""
+
+    name: str
+    image: Image
+    number: int
+    count: int
 
 
-def open_image(name: str) -> Image:
-    """An upright RGB image; RequestError, with a guess at what went wrong, when there is none."""
-    if name == STDIN:
-        return load_image(read_stdin())
+def open_images(names: Sequence[str], max_pixels: int | None = None) -> list[Picture]:
+    """All pages of the images, decoded before anything large is loaded; `-` is stdin."""
+    return [page for name in names for page in open_image(name, max_pixels)]
+
+
+def open_image(name: str, max_pixels: int | None = None) -> list[Picture]:
+    """The pages of an image; RequestError, with a guess at what went wrong, when there is none."""
     is_word = "/" not in name and "\\" not in name and not Path(name).suffix
-    if is_word and not Path(name).exists():
+    if name != STDIN and is_word and not local_path(name).exists():
         raise RequestError(
             f"there is no image {name}",
             f"Is it a word of the question? A question goes in quotation marks: {EXAMPLE}",
         )
-    return load_image(name)
+    images = load_pages(
+        read_stdin() if name == STDIN else name,
+        max_pixels=pixel_limit(max_pixels),
+        limit_option=LIMIT_OPTION,
+    )
+    return [
+        Picture(name=name, image=image, number=number, count=len(images))
+        for number, image in enumerate(images, start=1)
+    ]
+
+
+def pixel_limit(max_pixels: int | None) -> int:
+    """The limit that was asked for, or the usual one; RequestError for no number of pixels."""
+    if max_pixels is None:
+        return DEFAULT_MAX_PIXELS
+    if max_pixels < 1:
+        raise RequestError(f"`max_pixels` is {max_pixels}.", "Give a number of pixels, 1 or more.")
+    return max_pixels
 
 
 def read_stdin() -> bytes:
@@ -117,10 +145,3 @@ def _note_places(model: Model, status: Status) -> None:
             f"{offloaded} of {len(devices.layers)} layers run on the processor, for want of room "
             "on the GPU; `ivl plan` says what would fit."
         )
-
-
-def _is_file(name: str) -> bool:
-    try:
-        return Path(name).is_file()
-    except (OSError, ValueError):  # longer than a path can be, or with a zero byte
-        return False

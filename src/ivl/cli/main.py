@@ -12,7 +12,6 @@ defect of ours, with its traceback.
 
 from __future__ import annotations
 
-import difflib
 import errno
 import importlib
 import io
@@ -20,14 +19,18 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
 from ivl import __version__
+from ivl.cli.words import speak_of, spoken
 from ivl.errors import IvlError
 from ivl.interrupts import EXIT_INTERRUPTED, interrupted_at_once
+from ivl.paths import local_path
+from ivl.spelling import did_you_mean
 
 COMMANDS: dict[str, str] = {
     "ask": "Ask a question about images.",
@@ -64,9 +67,27 @@ class Command(TyperCommand):
     typer adds braces and dots of its own, which say too little of `[IMAGE]... QUESTION`.
     """
 
+    def invoke(self, ctx: Any) -> Any:
+        """Errors that it raises are told in the words of its own options."""
+        options = {
+            p.name: max(p.opts, key=len)
+            for p in self.get_params(ctx)
+            if p.param_type_name == "option"
+        }
+        speak_of(options)
+        ctx.params = {name: _from_home(value) for name, value in ctx.params.items()}
+        return super().invoke(ctx)
+
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
         arguments = [p for p in self.get_params(ctx) if p.param_type_name == "argument"]
         return [self.options_metavar or "", *(p.metavar or p.name or "" for p in arguments)]
+
+
+def _from_home(value: Any) -> Any:
+    """Paths in which `~` was quoted, as the shell would have given them."""
+    if isinstance(value, list | tuple):
+        return type(value)(_from_home(one) for one in value)
+    return local_path(value) if isinstance(value, Path) else value
 
 
 class LazyGroup(TyperGroup):
@@ -89,8 +110,7 @@ class LazyGroup(TyperGroup):
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         name = args[0]
         if name not in COMMANDS and not name.startswith("-"):
-            nearest = difflib.get_close_matches(name, COMMANDS, n=1)
-            ctx.fail(f"No such command {name!r}." + "".join(f" Is it {n!r}?" for n in nearest))
+            ctx.fail(f"No such command {name!r}. {did_you_mean(name, COMMANDS)}".rstrip())
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
@@ -162,9 +182,9 @@ def run(args: Sequence[str]) -> int:
 
 
 def _complain(message: str, hint: str) -> int:
-    print(f"error: {message}", file=sys.stderr)
+    print(f"error: {spoken(message)}", file=sys.stderr)
     if hint:
-        print(f"hint: {hint}", file=sys.stderr)
+        print(f"hint: {spoken(hint)}", file=sys.stderr)
     return EXIT_PERSON_CAN_MEND
 
 

@@ -25,6 +25,7 @@ from ivl.family import (
     recognise,
     vision_parameters,
 )
+from ivl.paths import local_path
 from ivl.planner.kv_cache import kv_bytes_per_token
 from ivl.planner.memory import (
     DEFAULT_CONTEXT,
@@ -161,7 +162,7 @@ def model_facts(name: str, mmproj: Path | None = None) -> ModelFacts:
 
     Nothing is fetched. Errors as in `locate`, `read_config` and `SafetensorsDirectory`.
     """
-    size = find(name) if not Path(name).exists() else None
+    size = find(name) if not local_path(name).exists() else None
     try:
         found = locate_pair(name, mmproj, offline=True)
     except CheckpointError as error:

@@ -198,6 +198,13 @@ MaxTiles = Annotated[
         "By default the model's own number.",
     ),
 ]
+MaxPixels = Annotated[
+    int | None,
+    Option(
+        metavar="N",
+        help="Largest image that is opened, in pixels; by default 200000000.",
+    ),
+]
 System = Annotated[
     str | None, Option(metavar="TEXT", help="System message in the place of the model's own.")
 ]

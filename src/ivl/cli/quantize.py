@@ -13,6 +13,7 @@ from ivl.cli.convert import Force, ImatrixOption
 from ivl.cli.options import Json, Quiet
 from ivl.cli.terminal import Status, disk_size, print_json
 from ivl.errors import CheckpointError, ConfigError, RequestError
+from ivl.paths import local_path
 
 TypeOption = Annotated[
     str | None,
@@ -70,13 +71,13 @@ def command(
         records = _quantize_awq(source, out, calibration, force, status)
     elif calibration:
         raise ConfigError("--calibration is for awq.", "GGUF types take an --imatrix.")
-    elif Path(source).is_file():
+    elif local_path(source).is_file():
         if vision is not None:
             raise ConfigError(
                 "--vision is for directories; a GGUF file has one type.",
                 "Quantize the mmproj file by itself: ivl quantize MMPROJ OUT TYPE",
             )
-        file = Path(source)
+        file = local_path(source)
         records = _quantize_file(file, out, chosen, imatrix, allow_requantize, force, status)
     else:
         records = _quantize_directory(source, out, chosen, vision, imatrix, force, status)

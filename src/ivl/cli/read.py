@@ -7,10 +7,11 @@ from typing import Annotated, Any
 import typer
 from typer import Argument
 
-from ivl.cli.inputs import STDIN, load_model, read_stdin
+from ivl.cli.inputs import STDIN, load_model, pixel_limit, read_stdin
 from ivl.cli.options import (
     Drafting,
     Json,
+    MaxPixels,
     MaxTiles,
     ModelChoice,
     Quiet,
@@ -27,6 +28,7 @@ from ivl.cli.terminal import (
     print_error,
     print_json,
 )
+from ivl.cli.words import spoken
 from ivl.documents.reading import Page, Reading, open_pages, read_pages
 from ivl.errors import IvlError
 
@@ -38,6 +40,7 @@ def command(
     files: Annotated[list[str], Argument(metavar="FILE...", hidden=True)],
     *,
     max_tiles: MaxTiles = None,
+    max_pixels: MaxPixels = None,
     json: Json = False,
     times: Times = False,
     quiet: Quiet = False,
@@ -52,7 +55,8 @@ def command(
     """
     options = sampling.options()
     status = Status(quiet=quiet, json=json)
-    opened = [_open(name) for name in files]
+    limit = pixel_limit(max_pixels)
+    opened = [_open(name, limit) for name in files]
     num_pages = sum(len(pages) for pages in opened if not isinstance(pages, IvlError))
     report = Report(status, titled=len(files) > 1 or num_pages > 1, json=json, times=times)
     model = load_model(choice, status, drafting) if num_pages else None
@@ -61,7 +65,9 @@ def command(
             report.add_failure(name, pages)
             continue
         assert model is not None
-        for reading in read_pages(model, pages, max_tiles=max_tiles, options=options):
+        for reading in read_pages(
+            model, pages, max_tiles=max_tiles, max_pixels=limit, options=options
+        ):
             report.add(reading, model.config.use_thumbnail, sampling.max_tokens)
     if json:
         print_json(report.records)
@@ -69,10 +75,11 @@ def command(
         raise typer.Exit(EXIT_SOME_FAILED)
 
 
-def _open(name: str) -> list[Page] | IvlError:
+def _open(name: str, max_pixels: int) -> list[Page] | IvlError:
     """The pages of a file, or why it has none."""
     try:
-        return open_pages(read_stdin() if name == STDIN else name, name)
+        source = read_stdin() if name == STDIN else name
+        return open_pages(source, name, max_pixels=max_pixels)
     except IvlError as error:
         return error
 
@@ -99,7 +106,13 @@ class Report:
             answer = reading.generation.result()
         else:
             answer = print_answer(reading.generation, self.status)
-        note_ending(answer, max_tokens=max_tokens, times=self.times, status=self.status)
+        note_ending(
+            answer,
+            max_tokens=max_tokens,
+            times=self.times,
+            status=self.status,
+            title=page.title if self.titled else "",
+        )
         image = image_record(page.name, reading.size_px, reading.grid, use_thumbnail)
         self.records.append(
             {**image, "page": page.number, "pages": page.count, **answer_record(answer)}
@@ -113,7 +126,8 @@ class Report:
         record: dict[str, Any] = {"file": page.name if page else title}
         if page is not None:
             record |= {"page": page.number, "pages": page.count}
-        self.records.append({**record, "error": error.message, "hint": error.hint})
+        told = {"error": spoken(error.message), "hint": spoken(error.hint)}
+        self.records.append({**record, **told})
 
     def _print_title(self, title: str) -> None:
         if self.titled and not self.json:

@@ -12,6 +12,7 @@ from ivl.cli.inputs import load_model
 from ivl.cli.options import ModelChoice, with_options
 from ivl.cli.terminal import Status
 from ivl.errors import ConfigError
+from ivl.paths import local_path
 from ivl.planner.threads import choose_threads
 
 if TYPE_CHECKING:
@@ -185,5 +186,5 @@ def _models(choice: ModelChoice, name: str | None, also: list[str]) -> dict[str,
 
 def _name_of(model: str) -> str:
     """The name of a size or a hub's model as it is; of a path, its last part."""
-    path = Path(model).expanduser()
+    path = local_path(model)
     return path.resolve().name.removesuffix(".gguf") if path.exists() else model

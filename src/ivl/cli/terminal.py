@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from ivl.cli.words import spoken
 from ivl.errors import IvlError
 from ivl.prompt.tiles import Grid, num_tiles_with_thumbnail
 from ivl.toolchain import advice
@@ -125,13 +126,26 @@ def print_answer(generation: Generation, status: Status) -> Answer:
     return generation.answer
 
 
-def note_ending(answer: Answer, *, max_tokens: int | None, times: bool, status: Status) -> None:
-    """Says when the context cut an answer short, and, if wanted, how long it took."""
-    if answer.finish_reason == "length" and len(answer.tokens) != max_tokens:
-        status.note(
-            f"note: the context was full after {len(answer.tokens)} tokens of the answer "
-            "(--context sets its size)"
-        )
+def note_ending(
+    answer: Answer, *, max_tokens: int | None, times: bool, status: Status, title: str = ""
+) -> None:
+    """Says when an answer was cut off, and by what, and, if wanted, how long it took.
+
+    `title`: what the answer is about, where there are several.
+    """
+    if answer.finish_reason == "length":
+        about = f"{title}: " if title else ""
+        count = len(answer.tokens)
+        tokens = f"{count} token" if count == 1 else f"{count} tokens"
+        if count == max_tokens:
+            status.note(
+                f"note: {about}the answer was cut off after {tokens} (--max-tokens sets the limit)"
+            )
+        else:
+            status.note(
+                f"note: {about}the answer was cut off: the context was full after {tokens} of it "
+                "(--context sets its size)"
+            )
     if times:
         status.clear()
         print(answer.timings.summary(), file=sys.stderr)
@@ -148,11 +162,18 @@ def answer_record(answer: Answer) -> dict[str, Any]:
 
 
 def image_record(
-    name: str, size_px: tuple[int, int], grid: Grid, use_thumbnail: bool
+    name: str,
+    size_px: tuple[int, int],
+    grid: Grid,
+    use_thumbnail: bool,
+    *,
+    page: int = 1,
+    pages: int = 1,
 ) -> dict[str, Any]:
-    """For JSON: how an image was cut."""
+    """For JSON: how an image was cut, or a page of a file with several."""
     return {
         "file": name,
+        **({"page": page, "pages": pages} if pages > 1 else {}),
         "width": size_px[0],
         "height": size_px[1],
         "grid": {"columns": grid.columns, "rows": grid.rows},
@@ -171,6 +192,6 @@ def disk_size(num_bytes: int) -> str:
 
 def print_error(error: IvlError, about: str = "") -> None:
     """As an error that ends the program, for one that does not."""
-    print(f"error: {about}{error.message}", file=sys.stderr)
+    print(f"error: {about}{spoken(error.message)}", file=sys.stderr)
     if error.hint:
-        print(f"hint: {error.hint}", file=sys.stderr)
+        print(f"hint: {spoken(error.hint)}", file=sys.stderr)

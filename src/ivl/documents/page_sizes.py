@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from ivl.documents.reading import open_pages
 from ivl.errors import RequestError
+from ivl.paths import local_path
 from ivl.planner.pages import PageSize
 
 PDF_MAGIC = b"%PDF-"
@@ -17,7 +16,7 @@ POINTS_PER_INCH = 72
 def page_sizes(name: str) -> list[PageSize]:
     """The pages of an image or a PDF file. RequestError when it is neither, or damaged."""
     try:
-        with Path(name).open("rb") as file:
+        with local_path(name).open("rb") as file:
             is_pdf = PDF_MAGIC in file.read(1024)
     except OSError:
         is_pdf = False  # what is wrong is said where images are opened
@@ -34,7 +33,7 @@ def _pdf_sizes(name: str) -> list[PageSize]:
     import pypdfium2
 
     try:
-        document = pypdfium2.PdfDocument(name)
+        document = pypdfium2.PdfDocument(local_path(name))
     except pypdfium2.PdfiumError as error:
         raise RequestError(
             f"{name} cannot be opened as PDF: {error}.",

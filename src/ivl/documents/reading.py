@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from ivl.engine.request import choose_grids
+from ivl.engine.request import LIMIT_OPTION, choose_grids
 from ivl.errors import IvlError
-from ivl.prompt.pixels import ImageSource, load_image, num_frames
+from ivl.prompt.pixels import DEFAULT_MAX_PIXELS, ImageSource, load_image, num_frames, rereadable
 from ivl.prompt.tiles import Grid
 
 if TYPE_CHECKING:  # pages are opened before torch is imported: a wrong name is told at once
@@ -43,9 +43,15 @@ class Page:
         of_several = f", page {self.number} of {self.count}" if self.count > 1 else ""
         return self.name + of_several
 
-    def load(self) -> Image.Image:
-        """The page as upright RGB; RequestError when it is damaged."""
-        return load_image(self.source, frame=self.number - 1)
+    def load(self, *, max_pixels: int | None = None) -> Image.Image:
+        """The page as upright RGB; RequestError when it is damaged, or has more than `max_pixels`
+        (None: the usual limit, for callers who cannot raise it)."""
+        return load_image(
+            self.source,
+            frame=self.number - 1,
+            max_pixels=DEFAULT_MAX_PIXELS if max_pixels is None else max_pixels,
+            limit_option=None if max_pixels is None else LIMIT_OPTION,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,10 +66,14 @@ class Reading:
     error: IvlError | None = None
 
 
-def open_pages(source: ImageSource, name: str | None = None) -> list[Page]:
-    """The pages of a file, found from its headers; RequestError when it is no image."""
-    count = num_frames(source)
-    called = str(source) if name is None else name
+def open_pages(
+    source: ImageSource, name: str | None = None, *, max_pixels: int = DEFAULT_MAX_PIXELS
+) -> list[Page]:
+    """The pages of a file, found from its headers; RequestError when it is no image, or its first
+    page has more than `max_pixels`."""
+    original, source = source, rereadable(source)
+    count = num_frames(source, max_pixels=max_pixels, limit_option=LIMIT_OPTION)
+    called = str(original) if name is None else name
     return [
         Page(name=called, source=source, number=number, count=count)
         for number in range(1, count + 1)
@@ -75,15 +85,16 @@ def read_pages(
     pages: Iterable[Page],
     *,
     max_tiles: int | None = None,
+    max_pixels: int = DEFAULT_MAX_PIXELS,
     options: GenerationOptions | None = None,
 ) -> Iterator[Reading]:
     """One reading for every page, in order; the next begins when the last has been used up."""
     for page in pages:
         try:
-            image = page.load()
+            image = page.load(max_pixels=max_pixels)
             [grid] = choose_grids([image.size], model.config, max_tiles)
             generation = model.conversation().ask(
-                READ_QUESTION, [image], max_tiles=max_tiles, options=options
+                READ_QUESTION, image, max_tiles=max_tiles, max_pixels=max_pixels, options=options
             )
         except IvlError as error:
             yield Reading(page=page, error=error)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
 FinishReason = Literal["stop", "length", "cancelled"]
@@ -63,3 +64,21 @@ class Answer:
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
         return asdict(self)
+
+
+def joined(answers: Sequence[Answer]) -> Answer:
+    """Answers about the pages of one document as one: texts with a blank line between them, the
+    tokens one behind the other, times and numbers added up. It ended as the worst of them."""
+    assert answers
+    sums = {
+        field.name: sum(getattr(answer.timings, field.name) for answer in answers)
+        for field in fields(Timings)
+    }
+    endings = {answer.finish_reason for answer in answers}
+    worst: tuple[FinishReason, ...] = ("cancelled", "length", "stop")
+    return Answer(
+        text="\n\n".join(answer.text for answer in answers),
+        tokens=tuple(token for answer in answers for token in answer.tokens),
+        timings=Timings(**sums),
+        finish_reason=next(reason for reason in worst if reason in endings),
+    )

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Generator, Iterator, Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -19,10 +20,13 @@ from torch import Tensor
 from ivl.engine.answer import Answer, FinishReason, Timings
 from ivl.engine.options import GenerationOptions
 from ivl.engine.request import (
+    LIMIT_OPTION,
+    Images,
     MaxTiles,
     TokenizedPrompt,
     check_capacity,
     prepare_images,
+    split_pages,
     tokenize,
 )
 from ivl.engine.sampling import Sampler, are_finite, not_finite
@@ -33,6 +37,7 @@ from ivl.model.cache import KVCache, Segment
 from ivl.model.internvl import InternVL
 from ivl.model.out_of_memory import capacity_error
 from ivl.planner.memory import DEFAULT_CONTEXT, DEFAULT_VISION_BATCH
+from ivl.prompt.pixels import DEFAULT_MAX_PIXELS
 from ivl.prompt.template import (
     Message,
     Prompt,
@@ -45,8 +50,10 @@ from ivl.prompt.template import (
 from ivl.prompt.tokenizer import StreamDecoder, Tokenizer, require_image_tokens
 
 PREFILL_CHUNK = 512
-LESS_VISION = "Load the model with a smaller vision_batch, or give fewer tiles."
-LESS_CONTEXT = "Load the model with a smaller context, or give fewer tiles."
+LESS_VISION = "Load the model with a smaller `vision_batch`, or give fewer tiles (`max_tiles`)."
+LESS_CONTEXT = (
+    "Load the model with a smaller context (`context`), or give fewer tiles (`max_tiles`)."
+)
 
 
 class Engine:
@@ -139,18 +146,21 @@ class Conversation:
     def ask(
         self,
         question: str,
-        images: Sequence[Any] = (),
+        images: Images = (),
         *,
         max_tiles: MaxTiles = None,
+        max_pixels: int = DEFAULT_MAX_PIXELS,
         options: GenerationOptions | None = None,
     ) -> Generation:
-        """The next question, about new images or those shown before.
+        """The next question, about new images or those shown before; of one with several pages
+        about all of them.
 
         Nothing has changed when this raises: RequestError for images that cannot be read,
         CapacityError when the context is full.
         """
+        images = list(chain.from_iterable(split_pages(images, max_pixels=max_pixels)))
         message = user_message(question, len(images), num_earlier_images=self.num_images)
-        return self._submit([message], images, max_tiles, options)
+        return self._submit([message], images, max_tiles, max_pixels, options)
 
     def resume(
         self,
@@ -158,27 +168,31 @@ class Conversation:
         images: Sequence[Any] = (),
         *,
         max_tiles: MaxTiles = None,
+        max_pixels: int = DEFAULT_MAX_PIXELS,
         options: GenerationOptions | None = None,
     ) -> Generation:
-        """Starts from a whole history, whose last message is the user's. RequestError when
-        something has been asked already."""
+        """Starts from a whole history, whose last message is the user's; images of one page.
+        RequestError when something has been asked already."""
         if self._num_begun:
             raise RequestError(
                 "This conversation has begun already.", "A history starts a new conversation."
             )
-        return self._submit(messages, images, max_tiles, options)
+        return self._submit(messages, images, max_tiles, max_pixels, options)
 
     def _submit(
         self,
         messages: Sequence[Message],
         images: Sequence[Any],
         max_tiles: MaxTiles,
+        max_pixels: int,
         options: GenerationOptions | None,
     ) -> Generation:
         engine = self.engine
         if self._is_writing:
             raise _another_has_begun()
-        tiles, tiles_per_image = prepare_images(images, engine.config, max_tiles)
+        tiles, tiles_per_image = prepare_images(
+            images, engine.config, max_tiles, max_pixels=max_pixels, limit_option=LIMIT_OPTION
+        )
         prompt = self._render(messages, tiles_per_image)
         tokens = tokenize(prompt, engine.tokenizer, bos=self._cache is None, after=self._pending)
         tokens_per_tile = engine.config.tokens_per_tile if tiles is not None else 0
@@ -186,7 +200,7 @@ class Conversation:
         room = check_capacity(
             tokens, self.num_tokens, engine.context, sum(tiles_per_image), engine.config
         )
-        options = options or GenerationOptions()
+        options = GenerationOptions.from_any(options)
         options.check_tokens(engine.config.decoder.vocab_size)
         return Generation(self, tokens, tiles, len(images), room, options)
 

@@ -72,7 +72,7 @@ def _question(
     if needed >= context:
         raise CapacityError(
             f"{sample.name} needs {needed} tokens, and the context holds {context}.",
-            "Give fewer tiles (--max-tiles), or shorter texts.",
+            "Give fewer tiles (`max_tiles`), or shorter texts.",
         )
     return TokenizedSample(
         sample=sample,

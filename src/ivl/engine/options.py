@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from numbers import Integral, Real
+from typing import Any, TypedDict
 
 from ivl.errors import RequestError
+from ivl.spelling import did_you_mean
 
 DEFAULT_DRAFT_TOKENS = 4
 """Tokens that are guessed at once; see `ivl.engine.speculation`."""
@@ -17,14 +18,14 @@ DEFAULT_DRAFT_TOKENS = 4
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationOptions:
-    """Checked when made: RequestError for a value that means nothing.
+    """Checked when made: RequestError for a value that means nothing, or is of another type.
 
     temperature 0 is greedy. top_k 0, top_p 1 and min_p 0 leave all tokens in. repetition_penalty
     weighs every token that stands in the prompt or the answer (Keskar et al., 2019,
     arXiv:1909.05858); presence_penalty and frequency_penalty those of the answer (as OpenAI's API
     defines them). logit_bias, a mapping, is added to the logits of the tokens that it names, before
-    all else (as OpenAI's API defines it): -100 forbids a token. `stop` strings end the answer and
-    are not part of it.
+    all else (as OpenAI's API defines it): -100 forbids a token. `stop`, a string or several, ends
+    the answer and is not part of it.
     """
 
     max_tokens: int | None = None
@@ -42,17 +43,16 @@ class GenerationOptions:
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        if isinstance(self.stop, str):
-            object.__setattr__(self, "stop", (self.stop,))
-        else:
-            object.__setattr__(self, "stop", tuple(self.stop))
-        if isinstance(self.logit_bias, Mapping):
-            object.__setattr__(self, "logit_bias", tuple(self.logit_bias.items()))
-        _check(isinstance(self.logit_bias, tuple), "logit_bias", "a mapping of token ids")
-        for name in ("temperature", "top_p", "min_p", "repetition_penalty"):
-            _number(name, getattr(self, name))
-        for name in ("presence_penalty", "frequency_penalty"):
-            _number(name, getattr(self, name))
+        for name in ("max_tokens", "top_k", "seed"):
+            optional = name != "top_k"
+            self._set(name, _whole(name, getattr(self, name), optional=optional))
+        for name in (
+            *("temperature", "top_p", "min_p", "repetition_penalty"),
+            *("presence_penalty", "frequency_penalty"),
+        ):
+            self._set(name, _number(name, getattr(self, name)))
+        self._set("stop", _stop_strings(self.stop))
+        self._set("logit_bias", _biases(self.logit_bias))
         _check(self.max_tokens is None or self.max_tokens >= 1, "max_tokens", "at least 1")
         _check(self.temperature >= 0, "temperature", "0 (greedy) or more")
         _check(self.top_k >= 0, "top_k", "0 (off) or more")
@@ -61,24 +61,34 @@ class GenerationOptions:
         _check(self.repetition_penalty > 0, "repetition_penalty", "above 0")
         _check(-2 <= self.presence_penalty <= 2, "presence_penalty", "between -2 and 2")
         _check(-2 <= self.frequency_penalty <= 2, "frequency_penalty", "between -2 and 2")
-        for token, bias in self.logit_bias:
-            _number("logit_bias", bias)
-            _check(isinstance(token, int) and token >= 0, "logit_bias", "for token ids from 0 on")
-            _check(-100 <= bias <= 100, "logit_bias", "between -100 and 100")
-        _check(all(isinstance(s, str) and s for s in self.stop), "stop", "non-empty strings")
+
+    def _set(self, name: str, value: Any) -> None:
+        object.__setattr__(self, name, value)
 
     @classmethod
-    def of(cls, given: dict[str, Any]) -> GenerationOptions:
-        """From keyword arguments; an unknown one is an error that names the nearest known one."""
+    def of(cls, given: Mapping[str, Any]) -> GenerationOptions:
+        """From keyword arguments; an unknown one is an error that names the one that is meant."""
         known = [field.name for field in dataclasses.fields(cls)]
         for name in given:
             if name not in known:
-                near = difflib.get_close_matches(name, known, n=1)
+                meant = _OTHER_NAMES.get(name)
+                otherwise = f"It is called {meant!r} here." if meant else ""
                 raise RequestError(
                     f"There is no option {name!r}.",
-                    f"Did you mean {near[0]!r}?" if near else f"Options: {', '.join(known)}.",
+                    otherwise or did_you_mean(name, known, f"Options: {', '.join(known)}."),
                 )
         return cls(**given)
+
+    @classmethod
+    def from_any(cls, options: GenerationOptions | Mapping[str, Any] | None) -> GenerationOptions:
+        """Options as they are, from a mapping, or (None) the defaults."""
+        if options is None or isinstance(options, Mapping):
+            return cls.of(options or {})
+        if not isinstance(options, cls):
+            raise RequestError(
+                f"options is a {type(options).__name__}.", "Give `ivl.GenerationOptions(...)`."
+            )
+        return options
 
     def check_tokens(self, vocab_size: int) -> None:
         """RequestError when a token is named that a vocabulary of this size does not have."""
@@ -90,9 +100,70 @@ class GenerationOptions:
                 )
 
 
-def _number(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+class GenerationKeywords(TypedDict, total=False):
+    """The fields of `GenerationOptions` as keyword arguments, for type checkers."""
+
+    max_tokens: int | None
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    repetition_penalty: float
+    presence_penalty: float
+    frequency_penalty: float
+    logit_bias: Mapping[int, float]
+    stop: str | Iterable[str] | None
+    seed: int | None
+
+
+# What other programs call the same thing.
+_OTHER_NAMES = {
+    **dict.fromkeys(("max_new_tokens", "max_length", "max_completion_tokens"), "max_tokens"),
+    **dict.fromkeys(("num_predict", "n_predict"), "max_tokens"),
+    **dict.fromkeys(("stop_strings", "stop_sequences"), "stop"),
+    "repeat_penalty": "repetition_penalty",
+    "random_seed": "seed",
+}
+
+
+def _whole(name: str, value: Any, *, optional: bool) -> int | None:
+    """Any type of whole numbers, NumPy's too; truth values are none."""
+    if value is None and optional:
+        return None
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise RequestError(f"{name} must be a whole number, not {value!r}.")
+    return int(value)
+
+
+def _number(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
         raise RequestError(f"{name} must be a number, not {value!r}.")
+    return float(value)
+
+
+def _stop_strings(value: Any) -> tuple[str, ...]:
+    if value is None:
+        return ()
+    if isinstance(value, str):
+        value = (value,)
+    is_many = isinstance(value, Iterable) and not isinstance(value, bytes | bytearray | Mapping)
+    strings = tuple(value) if is_many else (None,)
+    for string in strings:
+        _check(isinstance(string, str) and bool(string), "stop", "a string or non-empty strings")
+    return strings  # type: ignore[return-value]
+
+
+def _biases(value: Any) -> tuple[tuple[int, float], ...]:
+    pairs = tuple(value.items()) if isinstance(value, Mapping) else value or ()
+    _check(isinstance(pairs, tuple), "logit_bias", "a mapping of token ids")
+    checked = []
+    for token, bias in pairs:
+        bias = _number("logit_bias", bias)
+        is_id = isinstance(token, Integral) and not isinstance(token, bool)
+        _check(is_id and int(token) >= 0, "logit_bias", "for token ids from 0 on")
+        _check(-100 <= bias <= 100, "logit_bias", "between -100 and 100")
+        checked.append((int(token), bias))
+    return tuple(checked)
 
 
 def _check(holds: bool, name: str, allowed: str) -> None:

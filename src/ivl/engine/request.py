@@ -10,12 +10,22 @@ import numpy as np
 
 from ivl.config import NO_IMAGES, ModelConfig
 from ivl.errors import CapacityError, RequestError
-from ivl.prompt.pixels import DEFAULT_MAX_PIXELS, cut_tiles, load_image
+from ivl.prompt.pixels import (
+    DEFAULT_MAX_PIXELS,
+    ImageSource,
+    cut_tiles,
+    load_image,
+    load_pages,
+    num_frames,
+    rereadable,
+)
 from ivl.prompt.template import Control, ImageTokens, Prompt, Text
 from ivl.prompt.tiles import Grid, num_tiles_with_thumbnail, share_budget, tile_grid
 from ivl.prompt.tokenizer import Tokenizer
 
 MaxTiles = int | Sequence[int] | None
+Images = ImageSource | Sequence[ImageSource] | None
+"""One image or a list of them; None: none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +64,31 @@ def tokenize(
     return TokenizedPrompt(ids=ids, is_image=is_image)
 
 
+def as_list(images: Images) -> list[Any]:
+    """One image, several, or none, as a list."""
+    if images is None:
+        return []
+    return list(images) if isinstance(images, list | tuple) else [images]
+
+
+def split_pages(images: Images, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> list[list[ImageSource]]:
+    """For each image, what `prepare_images` takes in its place: itself, or its pages where it has
+    several. Errors as in `load_pages`."""
+    split: list[list[ImageSource]] = []
+    limit: dict[str, Any] = {"max_pixels": max_pixels, "limit_option": LIMIT_OPTION}
+    for image in as_list(images):
+        source = rereadable(image)
+        if num_frames(source, **limit) == 1:
+            split.append([source])
+        else:
+            split.append([*load_pages(source, **limit)])
+    return split
+
+
+LIMIT_OPTION = "max_pixels"
+"""What the limit is called in the Python API; the command line has an option of that name."""
+
+
 def prepare_images(
     images: Sequence[Any],
     config: ModelConfig,
@@ -61,13 +96,15 @@ def prepare_images(
     *,
     max_pixels: int = DEFAULT_MAX_PIXELS,
     most_tokens: int | None = None,
+    limit_option: str | None = None,
 ) -> tuple[np.ndarray | None, list[int]]:
     """Tiles of all images, uint8 (n, tile_px, tile_px, 3), and how many each of them gave.
 
     `max_tiles` is a budget that the images share, or one limit for each; None is the model's own.
-    Every image may be a path, bytes, a file or a PIL image. Without images the tiles are None.
-    One image at a time is decoded. RequestError for one of more than `max_pixels`, CapacityError
-    as soon as the tiles have more than `most_tokens` image tokens.
+    Every image may be what `load_image` takes, with one page (see `split_pages`). Without images
+    the tiles are None. One image at a time is decoded. RequestError for one of several pages, or of
+    more than `max_pixels` (`limit_option` as there), CapacityError as soon as the tiles have more
+    than `most_tokens` image tokens.
     """
     if not images:
         return None, []
@@ -76,14 +113,14 @@ def prepare_images(
     limits = share_budget(len(images), config.max_tiles if max_tiles is None else max_tiles)
     tiles, num_tokens = [], 0
     for source, limit in zip(images, limits, strict=True):
-        image = load_image(source, max_pixels=max_pixels)
+        image = load_image(source, frame=None, max_pixels=max_pixels, limit_option=limit_option)
         grid = choose_grid(image.size, config, limit)
         num_tiles = num_tiles_with_thumbnail(grid, config.use_thumbnail)
         num_tokens += num_tiles * config.tokens_per_tile
         if most_tokens is not None and num_tokens > most_tokens:
             raise CapacityError(
                 f"The images have more than the {most_tokens} tokens that the context holds.",
-                "Use fewer images, or a smaller max_tiles.",
+                "Use fewer images, or a smaller `max_tiles`.",
             )
         tiles.append(
             cut_tiles(image, tile_px=config.tile_px, use_thumbnail=config.use_thumbnail, grid=grid)
@@ -122,7 +159,8 @@ def check_capacity(
         images = f", {num_tiles * config.tokens_per_tile} of them for {num_tiles} tiles"
     raise CapacityError(
         f"The question has {len(prompt)} tokens{held}{images}, and the context holds {context}.",
-        "Use fewer images, a smaller max_tiles, or load the model with a larger context."
+        "Use fewer images, fewer tiles (`max_tiles`), or load the model with a larger context "
+        "(`context`)."
         if num_tiles
-        else "Shorten the text, or load the model with a larger context.",
+        else "Shorten the text, or load the model with a larger context (`context`).",
     )

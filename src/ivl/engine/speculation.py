@@ -195,7 +195,7 @@ def check_draft(tokenizer: Tokenizer, config: ModelConfig, draft: Engine) -> Non
             f"The draft model has another vocabulary: {theirs.vocab_size} tokens, and the model "
             f"{ours.vocab_size}.",
             "Of the official sizes, 1b, 4b, 38b and 78b share one, and 2b, 8b and 26b another; "
-            "`--draft lookup` needs no model.",
+            '`draft="lookup"` needs no model.',
         )
     if config.vision is None:
         return

@@ -14,7 +14,6 @@ A data set is named by paths, each of which is one of
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -24,7 +23,10 @@ from typing import Any
 import numpy as np
 
 from ivl.errors import RequestError
+from ivl.lfs_pointer import refuse_lfs_pointer
+from ivl.paths import local_path
 from ivl.prompt.pixels import num_frames
+from ivl.spelling import did_you_mean
 
 IMAGE_SUFFIXES = frozenset(
     ".png .jpg .jpeg .webp .gif .tif .tiff .bmp .avif .heic .jp2 .ppm".split()
@@ -73,7 +75,7 @@ def read_data(paths: Iterable[str | Path], *, read_question: str) -> list[Sample
     Headers of images are read, so that a damaged one is told before anything long begins.
     RequestError for what is not there, is no data, or is empty.
     """
-    samples = [sample for path in paths for sample in _read_path(Path(path), read_question)]
+    samples = [sample for path in paths for sample in _read_path(local_path(path), read_question)]
     for sample in samples:
         if sample.image is not None:
             num_frames(sample.image)
@@ -124,6 +126,7 @@ def _page(image: Path, read_question: str) -> Sample:
 
 
 def _read_text(path: Path) -> str:
+    refuse_lfs_pointer(path)
     try:
         text = path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -152,8 +155,7 @@ def _parse_line(given: Any, where: str, folder: Path, read_question: str) -> Sam
         )
     for key in given:
         if key not in LINE_KEYS:
-            near = difflib.get_close_matches(key, LINE_KEYS, n=1)
-            hint = f"Did you mean {near[0]!r}?" if near else f"Its keys are {', '.join(LINE_KEYS)}."
+            hint = did_you_mean(key, LINE_KEYS, f"Its keys are {', '.join(LINE_KEYS)}.")
             raise RequestError(f"{where} has a key {key!r}, which means nothing here.", hint)
     image = folder / given["image"] if "image" in given else None
     if image is not None and not image.is_file():

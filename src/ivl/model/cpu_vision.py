@@ -51,7 +51,7 @@ def use_arithmetic(model: InternVL, choice: VisionChoice) -> None:
         if choice == "fp8" and torch.cuda.get_device_capability(model.vision_device) < FP8_SINCE:
             raise UnsupportedError(
                 "This GPU has no products of 8-bit floats.",
-                "They came with compute capability 8.9 (RTX 40, L40S, H100). Take --vision int8.",
+                'They came with compute capability 8.9 (RTX 40, L40S, H100). Take `vision="int8"`.',
             )
         use_narrow(model.vision, choice)
         return
@@ -63,7 +63,7 @@ def use_arithmetic(model: InternVL, choice: VisionChoice) -> None:
     if choice == "fp8":
         raise UnsupportedError(
             "The vision tower runs in fp8 on GPUs only.",
-            "On a CPU int8 is as small: --vision int8.",
+            'On a CPU int8 is as small: `vision="int8"`.',
         )
     if choice not in arithmetics():
         raise UnsupportedError(

@@ -18,6 +18,7 @@ from ivl.checkpoint.pickle_file import refuse_pickle
 from ivl.config import ModelConfig, read_config
 from ivl.errors import CheckpointError, ConfigError, RequestError
 from ivl.kernels.dispatch import runs_triton
+from ivl.lfs_pointer import refuse_lfs_pointer
 from ivl.model.build import Progress, build_model, open_weights
 from ivl.model.build_gguf import build_gguf_model, dense, tables
 from ivl.model.devices import DeviceMap
@@ -25,6 +26,7 @@ from ivl.model.internvl import InternVL
 from ivl.planner.memory import weights_bytes
 from ivl.prompt.gguf_tokenizer import load_gguf_tokenizer
 from ivl.prompt.tokenizer import Tokenizer, load_tokenizer, require_image_tokens
+from ivl.unmerged import ADAPTER_FILES, refuse_adapter
 
 # The ids with which the models of Qwen2's vocabulary were trained.
 QWEN2_IDS = {"<|im_end|>": 151645, "<img>": 151665, "</img>": 151666, "<IMG_CONTEXT>": 151667}
@@ -132,6 +134,9 @@ def open_source(path: Path, mmproj: Path | None = None) -> ModelSource:
     projector that no GGUF file goes with.
     """
     if path.is_file() and not is_gguf(path):
+        refuse_lfs_pointer(path)
+        if path.name in ADAPTER_FILES:
+            refuse_adapter(path.parent)
         refuse_pickle(path)
         raise CheckpointError(
             f"{path} is no model.",
@@ -142,7 +147,7 @@ def open_source(path: Path, mmproj: Path | None = None) -> ModelSource:
         return ModelSource(path=path, config=read_gguf_config(pair.text, pair.mmproj), pair=pair)
     if mmproj is not None:
         raise RequestError(
-            "--mmproj is the projector of a GGUF text model.",
+            "`mmproj` is the projector of a GGUF text model.",
             f"{path} holds a whole model; leave it out.",
         )
     return ModelSource(path=path, config=read_config(path), pair=None)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ivl.errors import CheckpointError, UnsupportedError
+from ivl.lfs_pointer import refuse_lfs_pointer
 
 _ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token")
 _LISTS = ("additional_special_tokens", "extra_special_tokens")
@@ -44,6 +45,7 @@ class TokenizerMetadata:
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file; CheckpointError when the file is damaged."""
+    refuse_lfs_pointer(path)
     try:
         content = json.loads(path.read_bytes())
     except OSError as error:

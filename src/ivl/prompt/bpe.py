@@ -16,6 +16,7 @@ from typing import Any
 import tokenizers
 
 from ivl.errors import CheckpointError, UnsupportedError
+from ivl.lfs_pointer import refuse_lfs_pointer
 from ivl.prompt.added_tokens import TokenizerMetadata, read_json, read_metadata
 from ivl.prompt.bpe_parts import (
     Alphabet,
@@ -210,6 +211,7 @@ def _checked_vocab(vocab: Any, path: Path) -> dict[str, int]:
 
 
 def _read_merges(path: Path) -> Merges:
+    refuse_lfs_pointer(path)
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
     except OSError as error:

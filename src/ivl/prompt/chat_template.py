@@ -10,6 +10,7 @@ import json
 from pathlib import Path
 
 from ivl.errors import CheckpointError
+from ivl.lfs_pointer import refuse_lfs_pointer
 from ivl.prompt.added_tokens import read_json
 from ivl.prompt.template import Template
 
@@ -21,6 +22,7 @@ def find_chat_template(directory: Path, template: Template) -> str:
     """
     path = directory / "chat_template.jinja"
     if path.exists():
+        refuse_lfs_pointer(path)
         try:
             return path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:

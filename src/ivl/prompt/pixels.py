@@ -6,36 +6,44 @@
 
 from __future__ import annotations
 
+import importlib
 import io
+import os
 import struct
 import threading
 import warnings
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import BinaryIO, Final, TypeAlias
+from dataclasses import dataclass
+from typing import Any, BinaryIO, Final, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ivl.errors import CapacityError, RequestError
+from ivl.lfs_pointer import is_lfs_pointer, lfs_complaint
+from ivl.paths import local_path
+from ivl.prompt.arrays import image_of_array, is_tensor
+from ivl.prompt.background import choose_background
 from ivl.prompt.tiles import Grid, num_tiles_with_thumbnail, tile_grid
 
-ImageSource: TypeAlias = str | Path | bytes | BinaryIO | Image.Image
+ImageSource: TypeAlias = str | os.PathLike[str] | bytes | BinaryIO | Image.Image | NDArray[Any]
+Background: TypeAlias = tuple[int, int, int] | Literal["auto"] | None
 
 # Mean and standard deviation of R, G and B in 0..1, with which the towers were trained.
 IMAGENET_MEAN: Final = (0.485, 0.456, 0.406)
 IMAGENET_STD: Final = (0.229, 0.224, 0.225)
 
-WHITE: Final = (255, 255, 255)
-
 # The largest phone cameras take 200 megapixels; decoded, that is 0.8 GB.
 DEFAULT_MAX_PIXELS: Final = 200_000_000
 
+# A context of 32768 tokens holds 128 tiles; a page has at least one.
+DEFAULT_MOST_PAGES: Final = 128
+
 # Raster formats only: others of Pillow's start a program (EPS) or hold no picture that it can
-# decode. HEIF is there when the caller has registered a plugin for it.
+# decode. HEIF is there when the extra `heif` is installed.
 _FORMATS: Final = (
     *("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "DIB", "AVIF", "HEIF", "JPEG2000", "PPM"),
     *("TGA", "ICO", "ICNS", "PCX", "SGI", "QOI", "PSD", "DDS", "XBM", "XPM"),
@@ -47,6 +55,18 @@ _DAMAGE: Final = (
     *(AttributeError, RuntimeError, struct.error, zlib.error),
 )
 
+# Formats whose further pictures are parts of the first: depth and gain maps of phones, layers.
+_ONE_PICTURE: Final = ("MPO", "PSD")
+
+# Of a TIFF's pictures some are smaller versions (1) or transparency masks (4) of another one
+# (tag NewSubfileType, section 8 of the specification, revision 6.0).
+_NEW_SUBFILE_TYPE: Final = 254
+_NO_PAGE: Final = 1 | 4
+
+_HEIF_BRANDS: Final = (
+    *(b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1"),
+)
+
 # Opening changes Pillow's own limit for a moment, which is global.
 _open_lock = threading.Lock()
 
@@ -54,53 +74,124 @@ _open_lock = threading.Lock()
 def load_image(
     source: ImageSource,
     *,
-    frame: int = 0,
-    background: tuple[int, int, int] | None = WHITE,
+    frame: int | None = 0,
+    background: Background = "auto",
     max_pixels: int = DEFAULT_MAX_PIXELS,
+    limit_option: str | None = None,
 ) -> Image.Image:
     """Read an image as upright 8-bit RGB.
 
-    source: a path, the bytes of a file, an open binary file, or an image of Pillow's (which is
-        left as it is).
-    frame: which picture of an animation or of a file with several pages, from 0.
-    background: the colour that shows through transparent pixels. The official code drops the
-        alpha channel, so that black text on a transparent ground becomes black on black; None
-        does the same. An image without a transparent pixel comes out alike either way.
+    source: a path, the bytes of a file, an open binary file, an image of Pillow's (the picture
+        that it shows now, its current frame; it is left as it is), or a NumPy array (see
+        `image_of_array`).
+    frame: which page of a file with several, from 0; None refuses such a file, so that none of
+        its pages goes unseen. `load_pages` reads them all.
+    background: the colour that shows through transparent pixels. "auto" is white, unless what is
+        drawn would not show on it, as white letters do not (see `choose_background`). The official
+        code drops the alpha channel, so that black text on a transparent ground becomes black on
+        black; None does the same. An image without a transparent pixel comes out alike each way.
     max_pixels: larger images are refused from their header, before they are decoded.
+    limit_option: what the caller's own callers can raise that limit by, for the hint.
 
     The orientation in EXIF is applied, a damaged EXIF block ignored. Pictures of 16 or 32 bits
     a pixel, or of floats, are scaled to 8 bits (Pillow's own conversion would clip them).
     Raises RequestError for everything that is not a readable image, CapacityError when memory
     runs out while decoding.
     """
+    limit = _Limit(max_pixels, limit_option)
     if isinstance(source, Image.Image):
-        _check_size(source, "the image", max_pixels)
-        with _refuse_damage("the image"):
-            source.load()
-        image = _upright(source, in_place=False)
-        image.format = source.format
-        return _to_rgb(image, background)
+        return _load_pillow(source, background, limit)
+    if _is_array(source):
+        return _load_pillow(image_of_array(source), background, limit)
     label = _label(source)
     with _open_file(source, label) as file:
         with _refuse_damage(label):
-            image = _open_header(file, label, max_pixels)
-            _seek_frame(image, frame, label)
-            _check_size(image, label, max_pixels)
+            image = _open_header(file, label, limit)
+            pages = _pages(image)
+            if frame is None and len(pages) > 1:
+                raise RequestError(
+                    f"{label} has {len(pages)} pages, and one picture is wanted",
+                    "save the page that you mean as a file of its own",
+                )
+            _seek_page(image, pages, frame or 0, label)
+            _check_size(image, label, limit)
             image.load()
         return _to_rgb(_upright(image, in_place=True), background)
 
 
-def num_frames(source: ImageSource, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> int:
-    """How many pictures (pages, frames of an animation) there are. Errors as in `load_image`.
+def load_pages(
+    source: ImageSource,
+    *,
+    background: Background = "auto",
+    max_pixels: int = DEFAULT_MAX_PIXELS,
+    most: int = DEFAULT_MOST_PAGES,
+    limit_option: str | None = None,
+) -> list[Image.Image]:
+    """All pages of a source, each as `load_image` reads it: the pictures of a TIFF with several,
+    the frames of an animation; one for everything else.
 
-    A photo of a phone that carries its depth or gain map as a further picture counts as one.
+    RequestError, before anything is decoded, for more than `most` pages, and for pages that have
+    more than `max_pixels` together. Other arguments and errors as in `load_image`.
     """
-    if isinstance(source, Image.Image):
-        return getattr(source, "n_frames", 1)
+    if isinstance(source, Image.Image) or _is_array(source):
+        options: dict[str, Any] = {"max_pixels": max_pixels, "limit_option": limit_option}
+        return [load_image(source, background=background, **options)]
+    label, limit = _label(source), _Limit(max_pixels, limit_option)
+    with _open_file(source, label) as file, _refuse_damage(label):
+        image = _open_header(file, label, limit)
+        pages = _pages(image)
+        if len(pages) > most:
+            raise RequestError(
+                f"{label} has {len(pages)} pages; at most {most} are looked at together",
+                "save those that you mean as files of their own",
+            )
+        num_pixels = 0
+        for page in range(len(pages)):
+            _seek_page(image, pages, page, label)
+            _check_size(image, label, limit)
+            num_pixels += image.width * image.height
+        if num_pixels > max_pixels:
+            raise limit.exceeded(label, f" ({len(pages)} pages together)")
+        return [
+            _to_rgb(_upright(_decoded(image, pages, page, label), in_place=True), background)
+            for page in range(len(pages))
+        ]
+
+
+def rereadable(source: Any) -> Any:
+    """What can be opened several times in the place of what cannot: the bytes of a pipe."""
+    if isinstance(source, (str, os.PathLike)):
+        path = local_path(source)
+        try:
+            return path.read_bytes() if path.is_fifo() else source
+        except (OSError, ValueError):
+            return source  # what is wrong with it is told when it is opened
+    if hasattr(source, "read") and not isinstance(source, Image.Image):
+        with _open_file(source, "the image") as file:
+            if file is source:
+                return source
+            file.seek(0)
+            return file.read()
+    return source
+
+
+def num_frames(
+    source: ImageSource,
+    *,
+    max_pixels: int = DEFAULT_MAX_PIXELS,
+    limit_option: str | None = None,
+) -> int:
+    """How many pages (pictures, frames of an animation) there are. Errors as in `load_image`.
+
+    A photo of a phone that carries its depth or gain map as a further picture counts as one, and
+    so does a drawing with layers; smaller versions of a page in a TIFF do not count. An image of
+    Pillow's is the one picture that it shows now.
+    """
+    if isinstance(source, Image.Image) or _is_array(source):
+        return 1
     label = _label(source)
     with _open_file(source, label) as file, _refuse_damage(label):
-        image = _open_header(file, label, max_pixels)
-        return 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
+        return len(_pages(_open_header(file, label, _Limit(max_pixels, limit_option))))
 
 
 def cut_tiles(
@@ -136,23 +227,86 @@ def cut_tiles(
     return tiles
 
 
-def _label(source: str | Path | bytes | BinaryIO) -> str:
-    return str(source) if isinstance(source, (str, Path)) else "the image"
+@dataclass(frozen=True, slots=True)
+class _Limit:
+    """The most pixels, and what raises it."""
+
+    max_pixels: int
+    option: str | None = None
+
+    def exceeded(self, label: str, size: str) -> RequestError:
+        more = f", or raise `{self.option}` if you trust the file" if self.option else ""
+        return RequestError(
+            f"{label} has more than {self.max_pixels / 1e6:g} megapixels{size}",
+            f"make it smaller{more}",
+        )
+
+
+def _is_array(source: object) -> bool:
+    return hasattr(source, "__array_interface__") or is_tensor(source)
+
+
+def _load_pillow(source: Image.Image, background: Background, limit: _Limit) -> Image.Image:
+    _check_size(source, "the image", limit)
+    with _refuse_damage("the image"):
+        source.load()
+    image = _upright(source, in_place=False)
+    image.format = source.format
+    return _to_rgb(image, background)
+
+
+def _pages(image: Image.Image) -> list[int]:
+    """The numbers of the frames that are pages of their own; the image may be left at any."""
+    count = getattr(image, "n_frames", 1)
+    if count == 1 or image.format in _ONE_PICTURE:
+        return [image.tell()]
+    tags = getattr(image, "tag_v2", None)
+    if tags is None:
+        return list(range(count))
+    pages = []
+    for number in range(count):
+        image.seek(number)
+        kind = image.tag_v2.get(_NEW_SUBFILE_TYPE, 0)  # type: ignore[attr-defined]
+        if not (isinstance(kind, int) and kind & _NO_PAGE):
+            pages.append(number)
+    return pages or [0]
+
+
+def _seek_page(image: Image.Image, pages: list[int], page: int, label: str) -> None:
+    if not 0 <= page < len(pages):
+        raise RequestError(
+            f"{label} has no frame {page}", f"it has {len(pages)}, and the first is number 0"
+        )
+    if image.tell() != pages[page]:
+        image.seek(pages[page])
+
+
+def _decoded(image: Image.Image, pages: list[int], page: int, label: str) -> Image.Image:
+    """A page as an image of its own, with what tells how it is to be shown."""
+    _seek_page(image, pages, page, label)
+    image.load()
+    copy = image.copy()
+    copy.format = image.format
+    return copy
+
+
+def _label(source: object) -> str:
+    return str(source) if isinstance(source, (str, os.PathLike)) else "the image"
 
 
 @contextmanager
-def _open_file(source: str | Path | bytes | BinaryIO, label: str) -> Iterator[BinaryIO]:
+def _open_file(source: Any, label: str) -> Iterator[BinaryIO]:
     """The source as a seekable binary file that is not empty; closed if it was opened here."""
     if isinstance(source, (bytes, bytearray, memoryview)):
         file: BinaryIO = io.BytesIO(source)
-    elif isinstance(source, (str, Path)):
+    elif isinstance(source, (str, os.PathLike)):
         file = _open_path(source, label)
     elif hasattr(source, "read"):
         file = source
     else:
         raise RequestError(
             f"an image cannot be read from a {type(source).__name__}",
-            "give a path, bytes, an open binary file or a PIL image",
+            "give a path, bytes, an open binary file, a PIL image or a NumPy array",
         )
     try:
         yield _seekable(file, label)
@@ -161,13 +315,13 @@ def _open_file(source: str | Path | bytes | BinaryIO, label: str) -> Iterator[Bi
             file.close()
 
 
-def _open_path(path: str | Path, label: str) -> BinaryIO:
+def _open_path(path: str | os.PathLike[str], label: str) -> BinaryIO:
     if isinstance(path, str) and path.startswith(("http://", "https://", "data:")):
         raise RequestError(
             f"{label[:60]} is an address, not a file", "download it and give the path of the file"
         )
     try:
-        return Path(path).open("rb")
+        return local_path(path).open("rb")
     except FileNotFoundError:
         hint = "check the spelling and the directory"
         raise RequestError(f"there is no file {label}", hint) from None
@@ -195,18 +349,20 @@ def _seekable(file: BinaryIO, label: str) -> BinaryIO:
     return file
 
 
-def _open_header(file: BinaryIO, label: str, max_pixels: int) -> Image.Image:
-    """Read the header and no more, with `max_pixels` in the place of Pillow's own limit."""
+def _open_header(file: BinaryIO, label: str, limit: _Limit) -> Image.Image:
+    """Read the header and no more, with our limit in the place of Pillow's own."""
     Image.init()
+    if "HEIF" not in Image.OPEN and _is_heif(file):
+        _register_heif()
     formats = [name for name in _FORMATS if name in Image.OPEN]
     with _open_lock, warnings.catch_warnings():
         pillow_limit = Image.MAX_IMAGE_PIXELS
-        Image.MAX_IMAGE_PIXELS = max_pixels
+        Image.MAX_IMAGE_PIXELS = limit.max_pixels
         warnings.simplefilter("ignore")
         try:
             return Image.open(file, formats=formats)
         except Image.DecompressionBombError:
-            raise _too_large(label, "", max_pixels) from None
+            raise limit.exceeded(label, "") from None
         except UnidentifiedImageError:
             raise _not_an_image(file, label) from None
         finally:
@@ -218,8 +374,17 @@ def _not_an_image(file: BinaryIO, label: str) -> RequestError:
     start = file.read(512)
     if start.startswith(b"%PDF"):
         return RequestError(f"{label} is a PDF, not an image", "save its pages as images first")
-    if start[4:8] == b"ftyp" and start[8:11] in (b"hei", b"hev", b"mif", b"msf"):
-        return RequestError(f"{label} is a HEIC image", "save it as JPEG or PNG")
+    if is_lfs_pointer(start):
+        return RequestError(*lfs_complaint(label))
+    if _is_heif(file):
+        if "HEIF" in Image.OPEN:
+            return RequestError(
+                f"{label} is a damaged HEIC image", "save it again, or send it anew"
+            )
+        return RequestError(
+            f"{label} is a HEIC image",
+            "`pip install 'ivl[heif]'` lets ivl read it; or save it as JPEG or PNG",
+        )
     if b"<svg" in start:
         return RequestError(f"{label} is an SVG drawing", "export it as PNG")
     is_text = min(start.translate(None, delete=b"\t\n\f\r\x1b"), default=32) >= 32
@@ -229,30 +394,34 @@ def _not_an_image(file: BinaryIO, label: str) -> RequestError:
     )
 
 
-def _seek_frame(image: Image.Image, frame: int, label: str) -> None:
-    if frame == 0:
-        return
-    count = getattr(image, "n_frames", 1)
-    if not 0 <= frame < count:
-        raise RequestError(
-            f"{label} has no frame {frame}", f"it has {count}, and the first is number 0"
-        )
-    image.seek(frame)
+def _is_heif(file: BinaryIO) -> bool:
+    """Whether the file's brands are those of HEVC in HEIF (ISO/IEC 23008-12), or its own alone."""
+    file.seek(0)
+    start = file.read(64)
+    file.seek(0)
+    size = int.from_bytes(start[:4], "big")
+    brands = [start[at : at + 4] for at in (8, *range(16, min(size, 64), 4))]
+    return (
+        start[4:8] == b"ftyp"
+        and any(brand in _HEIF_BRANDS for brand in brands)
+        and not any(brand in (b"avif", b"avis") for brand in brands)
+    )
 
 
-def _check_size(image: Image.Image, label: str, max_pixels: int) -> None:
+def _register_heif() -> None:
+    """Lets Pillow open HEIC files, where the extra `heif` is installed."""
+    try:
+        importlib.import_module("pillow_heif").register_heif_opener()
+    except ImportError:
+        pass
+
+
+def _check_size(image: Image.Image, label: str, limit: _Limit) -> None:
     width, height = image.size
     if width < 1 or height < 1:
         raise RequestError(f"{label} has no pixels ({width} x {height})")
-    if width * height > max_pixels:
-        raise _too_large(label, f" ({width} x {height})", max_pixels)
-
-
-def _too_large(label: str, size: str, max_pixels: int) -> RequestError:
-    return RequestError(
-        f"{label} has more than {max_pixels / 1e6:g} megapixels{size}",
-        "make it smaller, or raise the limit of pixels if you trust the file",
-    )
+    if width * height > limit.max_pixels:
+        raise limit.exceeded(label, f" ({width} x {height})")
 
 
 @contextmanager
@@ -284,7 +453,7 @@ def _upright(image: Image.Image, *, in_place: bool) -> Image.Image:
         return image if in_place else image.copy()
 
 
-def _to_rgb(image: Image.Image, background: tuple[int, int, int] | None) -> Image.Image:
+def _to_rgb(image: Image.Image, background: Background) -> Image.Image:
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
@@ -295,7 +464,10 @@ def _to_rgb(image: Image.Image, background: tuple[int, int, int] | None) -> Imag
         image = image.convert("RGBA")
         alpha = image.getchannel("A")
         if alpha.getextrema() != (255, 255):
-            ground = Image.new("RGB", image.size, background)
+            colour = choose_background(image) if background == "auto" else background
+            if colour is None:
+                return image.convert("RGB")
+            ground = Image.new("RGB", image.size, colour)
             ground.paste(image, mask=alpha)
             return ground
     return image.convert("RGB")

@@ -181,5 +181,5 @@ def _varint_bytes(value: int) -> bytes:
 def _damaged() -> CheckpointError:
     return CheckpointError(
         "tokenizer.model is no SentencePiece model, or a damaged one.",
-        "Fetch the file again; where git-lfs is not installed, git clone leaves a small text file.",
+        "Fetch the file again from the repository that the weights are from.",
     )

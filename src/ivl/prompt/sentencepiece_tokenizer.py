@@ -13,6 +13,7 @@ from typing import Any
 from sentencepiece import SentencePieceProcessor
 
 from ivl.errors import CheckpointError
+from ivl.lfs_pointer import refuse_lfs_pointer
 from ivl.prompt.added_tokens import TokenizerMetadata, read_json, read_metadata
 from ivl.prompt.sentencepiece_file import SpaceRules, read_space_rules, reserve_pieces
 from ivl.prompt.tokenizer_base import LeadingSpace, Tokenizer
@@ -50,6 +51,7 @@ class SentencePieceTokenizer(Tokenizer):
 def load_sentencepiece(directory: Path) -> SentencePieceTokenizer:
     """From `tokenizer.model` and the metadata beside it."""
     path = directory / "tokenizer.model"
+    refuse_lfs_pointer(path)
     try:
         model = path.read_bytes()
     except OSError as error:

@@ -9,12 +9,12 @@ what its tokenizer would see between two control tokens.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, Literal, TypeAlias, get_args
 
 from ivl.errors import RequestError, UnsupportedError
+from ivl.spelling import nearest
 
 IM_START: Final = "<|im_start|>"
 IM_END: Final = "<|im_end|>"
@@ -48,10 +48,17 @@ class Message:
             raise RequestError(
                 f"a message has the role {self.role!r}", f"use one of {', '.join(get_args(Role))}"
             )
+        content = self.content
+        if not isinstance(content, (str, Sequence)) or isinstance(content, bytes):
+            raise RequestError(
+                f"the content of a message is a {type(content).__name__}",
+                "give a text, or a list of texts and image slots (`ivl.IMAGE`)",
+            )
         for part in self.parts:
             if not isinstance(part, (str, ImageSlot)):
                 raise RequestError(
-                    f"a message holds a {type(part).__name__}", "use texts and image slots"
+                    f"a message holds a {type(part).__name__}",
+                    "use texts and image slots (`ivl.IMAGE`)",
                 )
             if isinstance(part, str):
                 _check_unicode(part)
@@ -147,9 +154,8 @@ def get_template(name: str, system: str | None = None) -> Template:
         found = _TEMPLATES[name]
         return found if system is None else replace(found, default_system=system)
     hint = f"known are {', '.join(TEMPLATE_NAMES)}"
-    nearest = difflib.get_close_matches(name.lower(), TEMPLATE_NAMES, n=1, cutoff=0.5)
-    if nearest:
-        hint += f"; did you mean {nearest[0]}?"
+    if near := nearest(name, TEMPLATE_NAMES):
+        hint += f"; did you mean {near}?"
     raise UnsupportedError(f"the chat template {name!r} is not known", hint)
 
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import NamedTuple
+from numbers import Integral
+from typing import Any, NamedTuple
 
 from ivl.errors import ConfigError, RequestError
 
@@ -50,8 +51,8 @@ def tile_grid(
     check_max_tiles(max_tiles)
     if not 1 <= min_tiles <= max_tiles:
         raise ConfigError(
-            f"min_tiles is {min_tiles} and max_tiles is {max_tiles}",
-            "min_tiles must be at least 1 and at most max_tiles",
+            f"`min_tiles` is {min_tiles} and `max_tiles` is {max_tiles}",
+            "`min_tiles` must be at least 1 and at most `max_tiles`",
         )
     aspect_ratio = width / height
     nearest, smallest_distance = Grid(1, 1), float("inf")
@@ -79,9 +80,9 @@ def share_budget(num_images: int, max_tiles: int | Sequence[int]) -> list[int]:
     """
     if num_images < 0:
         raise RequestError(f"{num_images} images cannot share tiles", "give 0 or more images")
-    if isinstance(max_tiles, int):
+    if isinstance(max_tiles, str) or not isinstance(max_tiles, Sequence):
         check_max_tiles(max_tiles)
-        return [max(1, max_tiles // num_images)] * num_images if num_images else []
+        return [max(1, int(max_tiles) // num_images)] * num_images if num_images else []
     limits = list(max_tiles)
     if len(limits) != num_images:
         raise RequestError(
@@ -93,11 +94,13 @@ def share_budget(num_images: int, max_tiles: int | Sequence[int]) -> list[int]:
     return limits
 
 
-def check_max_tiles(max_tiles: int) -> None:
+def check_max_tiles(max_tiles: Any) -> None:
     """Raise ConfigError unless `max_tiles` is a number of tiles that an image can have."""
-    if not 1 <= max_tiles <= LARGEST_MAX_TILES:
+    is_whole = isinstance(max_tiles, Integral) and not isinstance(max_tiles, bool)
+    if not is_whole or not 1 <= int(max_tiles) <= LARGEST_MAX_TILES:
         raise ConfigError(
-            f"max_tiles is {max_tiles}", f"use a number from 1 to {LARGEST_MAX_TILES}; 12 is usual"
+            f"`max_tiles` is {max_tiles!r}",
+            f"use a number from 1 to {LARGEST_MAX_TILES}; 12 is usual",
         )
 
 

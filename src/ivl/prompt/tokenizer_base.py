@@ -8,13 +8,13 @@ user types can close a turn or stand for an image.
 from __future__ import annotations
 
 import codecs
-import difflib
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Mapping
 from enum import Enum
 from typing import Literal
 
 from ivl.errors import ConfigError
+from ivl.spelling import nearest
 
 # SentencePiece shows every byte of a broken character as U+FFFD, Python one sign for all of them.
 _EACH_BYTE = "ivl.replace_each_byte"
@@ -96,11 +96,10 @@ class Tokenizer(ABC):
         """The id of a control token; ConfigError if this tokenizer has none of that name."""
         token_id = self.controls.get(name)
         if token_id is None:
-            near = difflib.get_close_matches(name, self.controls, n=1)
             raise ConfigError(
                 f"The model's tokenizer has no control token {name!r}.",
-                f"The nearest that it has is {near[0]!r}."
-                if near
+                f"The nearest that it has is {near!r}."
+                if (near := nearest(name, self.controls))
                 else "Are tokenizer_config.json and added_tokens.json those of this model?",
             )
         return token_id

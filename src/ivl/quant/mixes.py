@@ -10,7 +10,6 @@ do not divide a tensor's rows is replaced by one of 32 weights a block.
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from dataclasses import dataclass
 from ivl.config import DecoderConfig
 from ivl.errors import UnsupportedError
 from ivl.quant.block_sizes import BLOCK_SIZES, stored_bytes
+from ivl.spelling import nearest
 
 _ALIGNMENT_BYTES = 32
 
@@ -164,8 +164,8 @@ def find_mix(name: str) -> Mix:
     """The mix of a name, in any case. Raises UnsupportedError that names the nearest."""
     found = MIXES.get(name.upper())
     if found is None:
-        near = difflib.get_close_matches(name.upper(), MIXES, n=1)
-        hint = f"Did you mean {near[0]}? " if near else ""
+        near = nearest(name, MIXES)
+        hint = f"Did you mean {near}? " if near else ""
         raise UnsupportedError(
             f"There is no quantization called {name!r}.", f"{hint}ivl has {', '.join(MIXES)}."
         )

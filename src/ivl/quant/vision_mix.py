@@ -8,11 +8,10 @@ runs as a convolution, is F16 in a file of F16 and F32 in any other.
 
 from __future__ import annotations
 
-import difflib
-
 from ivl.errors import UnsupportedError
 from ivl.quant.block_sizes import BLOCK_SIZES
 from ivl.quant.mixes import MIXES
+from ivl.spelling import nearest
 
 VISION_TYPES = ("F32", "F16", "BF16", "Q8_0", "Q5_0", "Q4_0")
 """K-quants are not among them: 3200, the width of the 6B tower, is no multiple of 256."""
@@ -22,8 +21,8 @@ def find_vision_type(name: str) -> str:
     """The type of a name in any case. Raises UnsupportedError that names the nearest."""
     found = name.upper()
     if found not in VISION_TYPES:
-        near = difflib.get_close_matches(found, VISION_TYPES, n=1)
-        hint = f"Did you mean {near[0]}? " if near else ""
+        near = nearest(found, VISION_TYPES)
+        hint = f"Did you mean {near}? " if near else ""
         if found in MIXES:
             hint = "K-quants do not divide the rows of the 6B tower. " if "K" in found else ""
         raise UnsupportedError(

@@ -1,0 +1,38 @@
+"""Errors in the words of the command line.
+
+The Python API's own words are what errors are written in, an option between backticks: `max_tiles`,
+`device="cpu"`. Here such a name becomes the option of the command that runs, --max-tiles and
+--device cpu, if it has one.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from contextvars import ContextVar
+
+_NAMED = re.compile(r'`([a-z_]+)(?:="?([\w.:,-]+)"?)?`')
+_ALTERNATIVE = re.compile(r",? or [^,.;`]*`([a-z_]+)`[^,.;]*")
+_options: ContextVar[Mapping[str, str]] = ContextVar("options")
+
+
+def speak_of(options: Mapping[str, str]) -> None:
+    """From now on a command runs with these options: the parameter's name to the option's."""
+    _options.set(options)
+
+
+def spoken(text: str) -> str:
+    """The text with options as one types them. An alternative ("..., or raise `max_pixels`") that
+    the command does not have is left out."""
+    options = _options.get({})
+
+    def without_what_is_not_there(found: re.Match[str]) -> str:
+        return found[0] if found[1] in options else ""
+
+    def option(found: re.Match[str]) -> str:
+        name, value = found.groups()
+        if name not in options:
+            return found[0]
+        return options[name] if value is None else f"{options[name]} {value}"
+
+    return _NAMED.sub(option, _ALTERNATIVE.sub(without_what_is_not_there, text))
