@@ -63,6 +63,21 @@ def test_penalties_beyond_float32_leave_numbers(penalty: float, temperature: flo
     assert sampler.choose(logits) == 0 if penalty < 1 else sampler.choose(logits) in (0, 1, 2)
 
 
+def test_the_penalty_may_weigh_the_last_tokens_alone() -> None:
+    """Those of the prompt count until the answer has pushed them out; a window of 0 weighs none."""
+    logits = torch.tensor([4.0, 3.9, 3.8, 0.0])
+
+    def chosen(window: int | None, count: int = 4) -> list[int]:
+        options = GenerationOptions(repetition_penalty=1.5, penalty_window=window)
+        sampler = Sampler(options, [1, 0])
+        return [sampler.choose(logits) for _ in range(count)]
+
+    assert chosen(0) == [0, 0, 0, 0]
+    assert chosen(1) == [1, 0, 1, 0]
+    assert chosen(None, 2) == [2, 0]
+    assert chosen(2) == [2, 1, 0, 2]
+
+
 def test_what_is_not_finite_is_seen() -> None:
     rows = torch.zeros(5, 1000)
     rows[1, 7], rows[2, 999], rows[3, 0] = torch.nan, torch.inf, -torch.inf

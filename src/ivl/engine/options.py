@@ -35,6 +35,8 @@ class GenerationOptions:
     top_p: float = 1.0
     min_p: float = 0.0
     repetition_penalty: float = 1.0
+    penalty_window: int | None = None
+    """repetition_penalty weighs so many of the last tokens of prompt and answer; None: all."""
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     logit_bias: tuple[tuple[int, float], ...] = ()
@@ -43,7 +45,7 @@ class GenerationOptions:
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("max_tokens", "top_k", "seed"):
+        for name in ("max_tokens", "top_k", "penalty_window", "seed"):
             optional = name != "top_k"
             self._set(name, _whole(name, getattr(self, name), optional=optional))
         for name in (
@@ -59,6 +61,7 @@ class GenerationOptions:
         _check(0 < self.top_p <= 1, "top_p", "above 0 and at most 1")
         _check(0 <= self.min_p < 1, "min_p", "at least 0 and below 1")
         _check(self.repetition_penalty > 0, "repetition_penalty", "above 0")
+        _check((self.penalty_window or 0) >= 0, "penalty_window", "0 or more")
         _check(-2 <= self.presence_penalty <= 2, "presence_penalty", "between -2 and 2")
         _check(-2 <= self.frequency_penalty <= 2, "frequency_penalty", "between -2 and 2")
 
@@ -109,6 +112,7 @@ class GenerationKeywords(TypedDict, total=False):
     top_p: float
     min_p: float
     repetition_penalty: float
+    penalty_window: int | None
     presence_penalty: float
     frequency_penalty: float
     logit_bias: Mapping[int, float]
@@ -122,6 +126,7 @@ _OTHER_NAMES = {
     **dict.fromkeys(("num_predict", "n_predict"), "max_tokens"),
     **dict.fromkeys(("stop_strings", "stop_sequences"), "stop"),
     "repeat_penalty": "repetition_penalty",
+    "repeat_last_n": "penalty_window",
     "random_seed": "seed",
 }
 

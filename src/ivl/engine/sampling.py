@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable
 
 import torch
@@ -25,7 +26,7 @@ def not_finite(dtype: torch.dtype, num_tokens: int) -> NonFiniteError:
     after = f" after {num_tokens} tokens of the answer" if num_tokens else ""
     hint = "`ivl check` says whether its files are damaged."
     if dtype == torch.float16:
-        hint = f"Numbers of float16 end at 65504: load it with --dtype bfloat16. {hint}"
+        hint = f'Numbers of float16 end at 65504: load it with `dtype="bfloat16"`. {hint}'
     kind = str(dtype).removeprefix("torch.")
     return NonFiniteError(
         f"The model has computed, in {kind}, numbers that are not finite{after}.", hint
@@ -40,7 +41,12 @@ class Sampler:
 
     def __init__(self, options: GenerationOptions, prompt_ids: Iterable[int] = ()) -> None:
         self.options = options
-        self.seen = set(prompt_ids)
+        # All tokens, or, with a window, the last ones.
+        self._seen: set[int] | deque[int] = (
+            set(prompt_ids)
+            if options.penalty_window is None
+            else deque(prompt_ids, options.penalty_window)
+        )
         self.counts: dict[int, int] = {}
         self.generator = torch.Generator()
         if options.seed is None:
@@ -69,7 +75,10 @@ class Sampler:
 
     def record(self, token: int) -> None:
         """Counts a token as chosen."""
-        self.seen.add(token)
+        if isinstance(self._seen, set):
+            self._seen.add(token)
+        else:
+            self._seen.append(token)
         self.counts[token] = self.counts.get(token, 0) + 1
 
     def draw(self, probabilities: Tensor) -> int:
@@ -89,7 +98,7 @@ class Sampler:
         """One that has chosen the same tokens so far, and draws from the same random numbers."""
         other = Sampler.__new__(Sampler)
         other.options, other.generator = self.options, self.generator
-        other.seen, other.counts = set(self.seen), dict(self.counts)
+        other._seen, other.counts = self._seen.copy(), dict(self.counts)
         return other
 
     def probabilities(self, logits: Tensor) -> Tensor:
@@ -114,7 +123,7 @@ class Sampler:
 
     def _penalize(self, logits: Tensor) -> Tensor:
         options = self.options
-        repeats = options.repetition_penalty != 1 and self.seen
+        repeats = options.repetition_penalty != 1 and self._seen
         counts = (options.presence_penalty or options.frequency_penalty) and self.counts
         if not options.logit_bias and not repeats and not counts:
             return logits
@@ -123,7 +132,7 @@ class Sampler:
             ids, biases = zip(*options.logit_bias, strict=True)
             logits[list(ids)] += torch.tensor(biases, device=logits.device)
         if repeats:
-            ids = torch.tensor(sorted(self.seen), device=logits.device)
+            ids = torch.tensor(sorted(set(self._seen)), device=logits.device)
             values = logits[ids]
             factor = min(max(options.repetition_penalty, SMALLEST), LARGEST)
             weighed = torch.where(values > 0, values / factor, values * factor)

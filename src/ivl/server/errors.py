@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +15,7 @@ from starlette.exceptions import HTTPException
 from ivl.errors import BusyError, CapacityError, IvlError, NonFiniteError, UnavailableError
 
 OLLAMA_PREFIX = "/api/"
+SERVE_OPTIONS = frozenset({"context", "device", "dtype", "kv", "mmproj", "vision_batch", "vision"})
 RETRY_AFTER_S = 2
 BACK_AFTER_S = 10
 
@@ -44,7 +46,7 @@ KINDS = {
 
 def api_error(error: IvlError) -> ApiError:
     """What a person can mend, as an API says it. What only who runs the server can mend is 5xx."""
-    text = str(error)
+    text = _in_words_of_the_server(str(error))
     if isinstance(error, UnavailableError):
         return ApiError(503, text, headers={"Retry-After": str(BACK_AFTER_S)})
     if isinstance(error, NonFiniteError):
@@ -55,6 +57,20 @@ def api_error(error: IvlError) -> ApiError:
     if isinstance(error, CapacityError):
         return ApiError(400, text, code="context_length_exceeded")
     return ApiError(400, text)
+
+
+def _in_words_of_the_server(text: str) -> str:
+    """Hints of the floors below name options as Python has them, `context`: who runs the server has
+    them on its command line, and whoever asks has fields of those names."""
+
+    def option(found: re.Match[str]) -> str:
+        name, value = found.groups()
+        if name not in SERVE_OPTIONS:
+            return found[0]
+        words = f"ivl serve --{name.replace('_', '-')}"
+        return f"`{words} {value}`" if value else f"`{words}`"
+
+    return re.sub(r'`([a-z_]+)(?:="?([\w.:,-]+)"?)?`', option, text)
 
 
 def error_body(error: ApiError, path: str) -> dict[str, Any]:

@@ -90,6 +90,7 @@ class Options(Fields):
             "seed": self.seed,
             "stop": (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ()),
             "repetition_penalty": self.repeat_penalty,
+            "penalty_window": None if self.repeat_last_n == -1 else self.repeat_last_n,
             "presence_penalty": self.presence_penalty,
             "frequency_penalty": self.frequency_penalty,
         }

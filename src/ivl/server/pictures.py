@@ -13,6 +13,7 @@ import pypdfium2
 from PIL import Image
 
 from ivl.errors import RequestError
+from ivl.prompt.pixels import load_pages, num_frames
 from ivl.server.errors import ApiError
 from ivl.server.settings import ServerSettings
 
@@ -93,9 +94,12 @@ def is_pdf(data: bytes) -> bool:
 
 
 def pages_of(data: bytes, settings: ServerSettings) -> list[Picture]:
-    """The pictures in a file: one image, or every page of a PDF."""
+    """The pictures in a file: one image, or every page of a PDF, a TIFF or an animation."""
     if not is_pdf(data):
-        return [data]
+        most = settings.max_image_pixels
+        if num_frames(data, max_pixels=most) == 1:
+            return [data]
+        return [*load_pages(data, max_pixels=most, most=settings.max_images)]
     with _pdfium_lock:
         return list(_draw_pages(data, settings.max_images))
 
