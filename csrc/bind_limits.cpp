@@ -2,6 +2,7 @@
 #include <nanobind/nanobind.h>
 
 #include <chrono>
+#include <stdexcept>
 
 #include "memory.hpp"
 #include "select.hpp"
@@ -21,6 +22,7 @@ double seconds_since(std::chrono::steady_clock::time_point start) {
 // Bytes a second that all threads together read, once through `num_bytes` of written memory.
 double read_bandwidth(int64_t num_bytes) {
   constexpr int64_t kPart = int64_t{1} << 20;
+  if (num_bytes < 0) throw std::invalid_argument("num_bytes is negative");
   const int64_t parts = num_bytes / kPart;
   ivl::Buffer buffer(static_cast<size_t>(parts * kPart));
   uint8_t* data = buffer.data();

@@ -41,13 +41,16 @@ struct Part {
 
 void multiply_parts(Team& team, const Part* parts, int count, const Inputs& x) {
   int64_t tasks = 0;
-  for (int i = 0; i < count; ++i) tasks += OutputTasks(parts[i].layer->rows, x.num_rows()).count();
+  const auto tasks_of = [&](const Part& part) {
+    return OutputTasks(part.layer->rows, x.num_rows(), team.num_threads());
+  };
+  for (int i = 0; i < count; ++i) tasks += tasks_of(parts[i]).count();
   team.for_each(tasks, [&](int64_t task) {
     const Part* part = parts;
-    OutputTasks of_part(part->layer->rows, x.num_rows());
+    OutputTasks of_part = tasks_of(*part);
     while (task >= of_part.count()) {
       task -= of_part.count();
-      of_part = OutputTasks((++part)->layer->rows, x.num_rows());
+      of_part = tasks_of(*++part);
     }
     const auto [first, last] = of_part.range(task);
     multiply_outputs(*part->layer, x, first, last, part->out + first, part->layer->rows,
@@ -57,10 +60,10 @@ void multiply_parts(Team& team, const Part* parts, int count, const Inputs& x) {
 
 }  // namespace
 
-OutputTasks::OutputTasks(int64_t outputs, int64_t num_rows) : outputs_(outputs) {
+OutputTasks::OutputTasks(int64_t outputs, int64_t num_rows, int num_threads) : outputs_(outputs) {
   const auto rounded = [](int64_t n) { return n / kLeastOutputs * kLeastOutputs; };
   const int64_t most = num_rows <= Inputs::kTileRows ? kFewOutputs : kManyOutputs;
-  large_ = std::clamp(rounded(outputs / (8 * num_threads())), 2 * kLeastOutputs, most);
+  large_ = std::clamp(rounded(outputs / (8 * num_threads)), 2 * kLeastOutputs, most);
   small_ = std::max(kLeastOutputs, rounded(large_ / 4));
   num_large_ = outputs * 3 / 4 / large_;
 }
@@ -150,14 +153,15 @@ void Decoder::store_tokens(uint8_t* layer, const Rows& rows, const KVLayout& lay
 void Decoder::attend_part(uint8_t* layer, const Rows& rows, const KVLayout& layout,
                           const Attention& part, int64_t head) {
   static thread_local Buffer scratch;
+  const AttentionKernels& of_isa = attention();
   const int64_t group = shape_.group(), dim = shape_.head_dim, q_width = shape_.q_width();
-  scratch.reserve(static_cast<size_t>(attention().scratch_bytes(part.num_tokens * group, dim)));
+  scratch.reserve(static_cast<size_t>(of_isa.scratch_bytes(part.num_tokens * group, dim)));
   const bool whole = num_parts_of_[part.row] == 1;
   const int64_t at = part.row * q_width + head * group * dim;
   // States of one part and head: its tokens one after another, the heads of each side by side.
   float* state = states_.as<float>() +
                  2 * ((part.part * shape_.kv_heads + head) * num_rows_ + part.row) * group;
-  attention().attend(
+  of_isa.attend(
       {rows.q + at, q_width, part.num_tokens, group, position_of_[part.row], layout, layer,
        shape_.kv_heads * layout.head_bytes(), head * layout.head_bytes(),
        segment_of_[part.row]->blocks, part.first_key, part.last_key,
@@ -235,7 +239,7 @@ void Decoder::run_layer(Team& team, const DecoderLayer& layer, uint8_t* cache, K
   const Part o = {&layer.o, x, true};
   multiply_parts(team, &o, 1, o_in_);
   team.for_each(tiles, [&](int64_t tile) { norm_tile(x, layer.ffn_norm, tile, ffn_in_); });
-  const OutputTasks ffn(shape_.intermediate, num_rows_);
+  const OutputTasks ffn(shape_.intermediate, num_rows_, team.num_threads());
   team.for_each(ffn.count(), [&](int64_t task) {
     const auto [first, last] = ffn.range(task);
     ffn_part(layer, first, last);

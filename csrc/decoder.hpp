@@ -47,7 +47,7 @@ struct CacheView {
 // long runs, then small ones, so that threads end together. Every task begins at a multiple of 32.
 class OutputTasks {
  public:
-  OutputTasks(int64_t outputs, int64_t num_rows);
+  OutputTasks(int64_t outputs, int64_t num_rows, int num_threads);
   int64_t count() const;
   std::pair<int64_t, int64_t> range(int64_t task) const;
 

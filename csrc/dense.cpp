@@ -29,15 +29,15 @@ void dense_pack(Dense type, const void* weight, int dtype, int64_t rows, int64_t
                 int64_t stride, float float16_most, void* panels, float* scales) {
   const DensePack pack = {weight, dtype,        rows,   columns, type == Dense::int8,
                           stride, float16_most, panels, scales};
+  const DensePackKernels& of_isa = pack_kernels();
   parallel_for((rows + kPanel - 1) / kPanel, [&](int64_t panel) {
     static thread_local Buffer scratch;
-    scratch.reserve(static_cast<size_t>(pack_kernels().scratch_bytes(pack)));
-    pack_kernels().pack(pack, panel, scratch.data());
+    scratch.reserve(static_cast<size_t>(of_isa.scratch_bytes(pack)));
+    of_isa.pack(pack, panel, scratch.data());
   });
 }
 
-#if defined(IVL_HAS_AVX512) && defined(__x86_64__) && \
-    (defined(__clang__) ? __clang_major__ >= 14 : __GNUC__ >= 12)
+#if defined(IVL_HAS_AVX512) && defined(IVL_COMPILES_FLOAT16)
 #define IVL_HAS_FLOAT16_TILES 1
 namespace avx512 {
 void pack_tile_head(const TileAttention&, int64_t tile, int64_t head, uint16_t* keys,

@@ -10,10 +10,10 @@ namespace {
 const FloatKernels& kernels() { IVL_SELECT(float_kernels) }
 
 // Weight rows [first, last) on this thread.
-void run(const FloatTask& task, int64_t first, int64_t last) {
+void run(const FloatKernels& of_isa, const FloatTask& task, int64_t first, int64_t last) {
   static thread_local Buffer scratch;
-  scratch.reserve(static_cast<size_t>(kernels().scratch_bytes(task.num_rows)));
-  kernels().multiply(task, first, last, scratch.data());
+  scratch.reserve(static_cast<size_t>(of_isa.scratch_bytes(task.num_rows)));
+  of_isa.multiply(task, first, last, scratch.data());
 }
 
 }  // namespace
@@ -40,18 +40,19 @@ void float_matmul(const FloatProduct& product) {
   const int64_t step = of_isa.task_rows;
   parallel_for((product.rows + step - 1) / step, [&](int64_t part) {
     const int64_t first = part * step, last = first + step;
-    run(task, first, last < product.rows ? last : product.rows);
+    run(of_isa, task, first, last < product.rows ? last : product.rows);
   });
 }
 
 void FloatRows::resize(int64_t num_rows, int64_t columns) {
   num_rows_ = num_rows;
   columns_ = columns;
-  memory_.reserve(static_cast<size_t>(4 * kernels().prepared_size(num_rows, columns) + 64));
+  kernels_ = &ivl::kernels();
+  memory_.reserve(static_cast<size_t>(4 * kernels_->prepared_size(num_rows, columns) + 64));
 }
 
 void FloatRows::fill(const float* x, int64_t tile) {
-  const FloatKernels& of_isa = kernels();
+  const FloatKernels& of_isa = *kernels_;
   const int64_t all = of_isa.num_preparations(num_rows_), each = kTileRows / of_isa.part_rows;
   for (int64_t part = tile * each; part < (tile + 1) * each && part < all; ++part) {
     of_isa.prepare(x, static_cast<int>(Dtype::float32), num_rows_, columns_, part,
@@ -62,7 +63,8 @@ void FloatRows::fill(const float* x, int64_t tile) {
 void float_matmul_outputs(const void* weights, Dtype dtype, int64_t rows, const float* bias,
                           const FloatRows& x, int64_t first, int64_t last, float* out,
                           int64_t out_stride, bool add) {
-  run({weights, static_cast<int>(dtype), rows, x.columns(), x.data(), x.num_rows(), bias,
+  run(x.kernels(),
+      {weights, static_cast<int>(dtype), rows, x.columns(), x.data(), x.num_rows(), bias,
        out - first, static_cast<int>(Dtype::float32), out_stride, add},
       first, last < rows ? last : rows);
 }

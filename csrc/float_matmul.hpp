@@ -11,6 +11,8 @@
 
 namespace ivl {
 
+struct FloatKernels;
+
 struct FloatProduct {
   const void* weights;  // (rows, columns), without gaps
   Dtype weights_dtype;
@@ -38,8 +40,11 @@ class FloatRows {
   int64_t num_rows() const { return num_rows_; }
   int64_t columns() const { return columns_; }
   const float* data() const { return memory_.as<float>(); }
+  // Those that the order is for: another instruction set may be chosen in the meantime.
+  const FloatKernels& kernels() const { return *kernels_; }
 
  private:
+  const FloatKernels* kernels_ = nullptr;  // of `resize`
   int64_t num_rows_ = 0, columns_ = 0;
   Buffer memory_;
 };

@@ -1,5 +1,7 @@
 #include "isa.hpp"
 
+#include <atomic>
+
 #if defined(__x86_64__) || defined(__i386__)
 #include <cpuid.h>
 
@@ -37,14 +39,9 @@ struct Features {
 };
 #endif
 
-bool& chosen_is_set() {
-  static bool value = false;
-  return value;
-}
-Isa& chosen() {
-  static Isa value = Isa::portable;
-  return value;
-}
+// An Isa, or kNone before one was chosen. Any thread may read it or choose.
+constexpr int kNone = -1;
+std::atomic<int> chosen{kNone};
 
 }  // namespace
 
@@ -75,18 +72,19 @@ std::vector<Isa> usable_isas() {
 }
 
 Isa current_isa() {
-  if (!chosen_is_set()) {
-    chosen() = usable_isas().back();
-    chosen_is_set() = true;
+  int isa = chosen.load(std::memory_order_relaxed);
+  if (isa == kNone) {
+    const int best = static_cast<int>(usable_isas().back());
+    // What another thread has chosen in the meantime stays.
+    if (chosen.compare_exchange_strong(isa, best)) isa = best;
   }
-  return chosen();
+  return static_cast<Isa>(isa);
 }
 
 bool use_isa(const std::string& name) {
   for (Isa isa : usable_isas()) {
     if (name == isa_name(isa)) {
-      chosen() = isa;
-      chosen_is_set() = true;
+      chosen.store(static_cast<int>(isa), std::memory_order_relaxed);
       return true;
     }
   }

@@ -41,13 +41,19 @@ void run_panels(const PanelTask& task, const QuantizedRows& x) {
 
 bool PackedMatrix::supports(int type_id) { return layout_index(type_id) >= 0; }
 
-PackedMatrix::PackedMatrix(const std::vector<Part>& parts, int type_id, int64_t columns)
-    : type_id_(type_id), rows_(0), columns_(columns) {
-  static_assert(kPartRows == kPanelRows, "a part ends where a panel does");
+int64_t PackedMatrix::row_bytes(int type_id, int64_t columns) {
   const Layout& layout = find_layout(type_id);
   if (columns < 0 || columns % layout.block != 0) {
     throw std::invalid_argument("columns are no whole number of blocks");
   }
+  return columns / layout.block * layout.block_bytes;
+}
+
+PackedMatrix::PackedMatrix(const std::vector<Part>& parts, int type_id, int64_t columns)
+    : type_id_(type_id), rows_(0), columns_(columns) {
+  static_assert(kPartRows == kPanelRows, "a part ends where a panel does");
+  const Layout& layout = find_layout(type_id);
+  row_bytes(type_id, columns);
   for (const Part& part : parts) {
     if (part.rows < 0 || rows_ % kPartRows != 0) {
       throw std::invalid_argument("a part that is not the last has no whole number of panels");

@@ -30,6 +30,9 @@ class PackedMatrix {
   // Block formats by their numbers in GGUF files; AWQ has none there.
   static constexpr int kAwq = -1;
   static bool supports(int type_id);
+  // Bytes of a row of blocks. Throws std::invalid_argument for a format that is not supported, and
+  // for columns that blocks do not divide.
+  static int64_t row_bytes(int type_id, int64_t columns);
 
   // Rows of a matrix one after the other, each columns / block size blocks.
   struct Part {
@@ -37,9 +40,8 @@ class PackedMatrix {
     int64_t rows;
   };
 
-  // The rows of all parts, which are not kept. Throws std::invalid_argument for a format that is not
-  // supported, columns that blocks do not divide, or a part other than the last whose rows are no
-  // multiple of kPartRows.
+  // The rows of all parts, which are not kept. Throws std::invalid_argument as `row_bytes` does, and
+  // for a part other than the last whose rows are no multiple of kPartRows.
   PackedMatrix(const std::vector<Part>& parts, int type_id, int64_t columns);
   static constexpr int64_t kPartRows = 16;
 

@@ -8,6 +8,7 @@
 #include <new>
 #include <utility>
 
+#include "allocate.hpp"
 #include "threads.hpp"
 
 #if defined(__linux__)
@@ -29,10 +30,20 @@ constexpr size_t kLargePage = size_t{2} << 20;
 // Of address space; memory is taken as it is written to.
 constexpr size_t kRegion = size_t{128} << 20;
 
+// How many calls of `allocate` go well before one fails; negative: all do.
+std::atomic<int64_t> allocations_left{-1};
+
+bool is_to_fail() {
+  return allocations_left.load(std::memory_order_relaxed) >= 0 && allocations_left.fetch_sub(1) == 0;
+}
+
+}  // namespace
+
 uint8_t* allocate(size_t num_bytes) {
   const bool large = num_bytes >= kLargePage;
   const size_t alignment = large ? kLargePage : kLine;
   const size_t rounded = (num_bytes + kLine - 1) / kLine * kLine;
+  if (rounded < num_bytes || is_to_fail()) throw std::bad_alloc();
 #if defined(_WIN32)
   void* data = _aligned_malloc(rounded, alignment);
 #else
@@ -47,7 +58,7 @@ uint8_t* allocate(size_t num_bytes) {
   return static_cast<uint8_t*>(data);
 }
 
-void release(uint8_t* data) {
+void release(uint8_t* data) noexcept {
 #if defined(_WIN32)
   _aligned_free(data);
 #else
@@ -55,7 +66,7 @@ void release(uint8_t* data) {
 #endif
 }
 
-}  // namespace
+void fail_allocation(int64_t after) { allocations_left = after; }
 
 Buffer::Buffer(size_t num_bytes)
     : data_(num_bytes == 0 ? nullptr : allocate(num_bytes)), num_bytes_(num_bytes) {}
@@ -72,7 +83,9 @@ Buffer& Buffer::operator=(Buffer&& other) noexcept {
 }
 
 void Buffer::reserve(size_t num_bytes) {
-  if (num_bytes > num_bytes_) *this = Buffer(num_bytes);
+  if (num_bytes <= num_bytes_) return;
+  *this = Buffer();  // first: what is lost anyway need not be there beside the new
+  *this = Buffer(num_bytes);
 }
 
 namespace {
@@ -94,9 +107,13 @@ class WeightRegion {
  public:
   explicit WeightRegion(size_t num_bytes) : buffer_(num_bytes) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
-    if (buffer_.size() < kLargePage || patience_.load() == 0) return;
-    --patience_;
-    small_pages_from(0);
+    if (buffer_.size() < kLargePage) return;
+    // Two regions that are made at once must not both take the last one off: below zero it would
+    // never be zero again.
+    int patience = patience_.load();
+    while (patience > 0 && !patience_.compare_exchange_weak(patience, patience - 1)) {
+    }
+    if (patience > 0) small_pages_from(0);
 #endif
   }
 

@@ -20,7 +20,8 @@ class Buffer {
   Buffer(const Buffer&) = delete;
   Buffer& operator=(const Buffer&) = delete;
 
-  // Makes room for at least `num_bytes`; what was there is lost if it has to grow.
+  // Makes room for at least `num_bytes`; what was there is lost if it has to grow. Empty when it
+  // throws std::bad_alloc.
   void reserve(size_t num_bytes);
 
   size_t size() const { return num_bytes_; }

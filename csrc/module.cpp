@@ -18,7 +18,7 @@ void bind_threads(nb::module_&);
 NB_MODULE(_cpu, m) {
   // Changes whenever a function is called in another way: an extension that was built from older
   // sources is recognised by it (ivl.kernels.cpu).
-  m.attr("interface") = 3;
+  m.attr("interface") = 4;
   m.def("isa", [] { return std::string(ivl::isa_name(ivl::current_isa())); });
   m.def("use_isa", &ivl::use_isa);
   m.def("usable_isas", [] {

@@ -2,8 +2,10 @@
 
 #include <atomic>
 #include <condition_variable>
-#include <cstdlib>
 #include <mutex>
+#include <new>
+#include <stdexcept>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -19,17 +21,23 @@
 namespace ivl {
 namespace {
 
-int count_in_use = 1;
+std::atomic<int> count_in_use{1};
 
 // What the threads share during one parallel_for.
 struct Work {
   const std::function<void(int64_t)>* body;
   int64_t num_tasks;
   std::atomic<int64_t> next{0};
+  FirstError error{};
 
-  void run() {
-    for (int64_t task; (task = next.fetch_add(1, std::memory_order_relaxed)) < num_tasks;) {
-      (*body)(task);
+  void run() noexcept {
+    try {
+      for (int64_t task; (task = next.fetch_add(1, std::memory_order_relaxed)) < num_tasks;) {
+        (*body)(task);
+      }
+    } catch (...) {
+      error.keep();
+      next.store(num_tasks, std::memory_order_relaxed);  // the others take no more
     }
   }
 };
@@ -39,7 +47,7 @@ void run_work(void* work) { static_cast<Work*>(work)->run(); }
 // ---- GNU's OpenMP
 
 using GompParallel = void (*)(void (*)(void*), void*, unsigned num_threads, unsigned flags);
-GompParallel gomp_parallel = nullptr;
+std::atomic<GompParallel> gomp_parallel{nullptr};
 
 // ---- Our own threads
 
@@ -57,8 +65,13 @@ constexpr int SPINS = 2000;
 
 class Pool {
  public:
-  explicit Pool(int num_workers) {
-    for (int i = 0; i < num_workers; ++i) threads_.emplace_back([this] { serve(); });
+  explicit Pool(int num_workers) : wanted_(num_workers) {
+    threads_.reserve(static_cast<size_t>(num_workers));
+    try {
+      for (int i = 0; i < num_workers; ++i) threads_.emplace_back([this] { serve(); });
+    } catch (const std::system_error&) {
+      // The system grants no more threads: those that are there do the work.
+    }
   }
 
   ~Pool() {
@@ -67,11 +80,11 @@ class Pool {
     for (std::thread& thread : threads_) thread.join();
   }
 
-  int num_workers() const { return static_cast<int>(threads_.size()); }
+  int wanted() const { return wanted_; }
 
   void run(Work& work) {
     work_ = &work;
-    busy_.store(num_workers(), std::memory_order_relaxed);
+    busy_.store(static_cast<int>(threads_.size()), std::memory_order_relaxed);
     announce();
     work.run();
     // All tasks are taken; those that others took are short, so waiting is spinning.
@@ -110,6 +123,7 @@ class Pool {
     }
   }
 
+  const int wanted_;
   std::vector<std::thread> threads_;
   std::atomic<uint32_t> round_{0};
   std::atomic<int> busy_{0}, num_asleep_{0};
@@ -122,58 +136,88 @@ class Pool {
 std::mutex pool_mutex;  // one parallel_for at a time uses the pool
 Pool* pool = nullptr;   // never freed at exit: its threads may outlive what a destructor needs
 
+std::atomic<bool> is_forked{false};
+
 #if !defined(_WIN32)
-// A forked child has none of the threads: it begins with a pool of its own.
-void forget_pool() {
+// A forked child has none of the threads, and perhaps a lock that one of them held: it begins with a
+// pool of its own.
+void begin_in_child() {
   pool = nullptr;
   new (&pool_mutex) std::mutex;
+  gomp_parallel = nullptr;
+  is_forked = true;
 }
 #endif
 
-void run_on_pool(Work& work) {
+// To be called before there are threads that a child would miss.
+void prepare_for_forks() {
+#if !defined(_WIN32)
+  static const int registered = pthread_atfork(nullptr, nullptr, begin_in_child);
+  (void)registered;
+#endif
+}
+
+void run_on_pool(Work& work, int num_threads) {
   std::unique_lock<std::mutex> lock(pool_mutex, std::try_to_lock);
   if (!lock.owns_lock()) {  // another thread of the program computes: its threads are taken
     work.run();
     return;
   }
-  if (!pool || pool->num_workers() != count_in_use - 1) {
-#if !defined(_WIN32)
-    static const int registered = pthread_atfork(nullptr, nullptr, forget_pool);
-    (void)registered;
-#endif
+  if (!pool || pool->wanted() != num_threads - 1) {
+    prepare_for_forks();
     delete pool;
-    pool = new Pool(count_in_use - 1);
+    pool = nullptr;  // should there be no memory for the next
+    pool = new Pool(num_threads - 1);
   }
   pool->run(work);
 }
 
 }  // namespace
 
-int num_threads() { return count_in_use; }
-void set_num_threads(int count) { count_in_use = count < 1 ? 1 : count; }
+void FirstError::keep() noexcept {
+  if (is_taken_.exchange(true, std::memory_order_relaxed)) return;
+  error_ = std::current_exception();
+  is_there_.store(true, std::memory_order_release);
+}
+
+void FirstError::rethrow() const {
+  if (is_there_.load(std::memory_order_acquire)) std::rethrow_exception(error_);
+}
+
+int num_threads() { return count_in_use.load(std::memory_order_relaxed); }
+void set_num_threads(int count) {
+  count_in_use.store(count < 1 ? 1 : count, std::memory_order_relaxed);
+}
 
 void parallel_for(int64_t num_tasks, const std::function<void(int64_t)>& body) {
-  const int64_t count = num_tasks < count_in_use ? num_tasks : count_in_use;
-  if (count <= 1) {
+  const int threads = num_threads();
+  if (num_tasks <= 1 || threads <= 1) {
     for (int64_t task = 0; task < num_tasks; ++task) body(task);
     return;
   }
   Work work{&body, num_tasks};
-  if (gomp_parallel) {
+  if (const GompParallel parallel = gomp_parallel.load(std::memory_order_relaxed)) {
     // Always the whole team: GNU's runtime ends threads that a smaller team does not need.
-    gomp_parallel(run_work, &work, static_cast<unsigned>(count_in_use), 0);
+    parallel(run_work, &work, static_cast<unsigned>(threads), 0);
   } else {
-    run_on_pool(work);
+    run_on_pool(work, threads);
   }
+  work.error.rethrow();
 }
 
 Team::Phase& Team::next_phase() {
-  if (phase_ == end_) std::abort();  // more phases than were announced
+  if (phase_ == end_) throw std::logic_error("more phases than were announced");
   return *phase_++;
 }
 
-void Team::wait_for(const Phase& phase, int64_t num_tasks) {
+namespace {
+// What threads leave a phase by that another has failed in; nobody sees it.
+struct Stopped {};
+}  // namespace
+
+void Team::wait_for(const Phase& phase, int64_t num_tasks) const {
   for (int turn = 0; phase.done.load(std::memory_order_acquire) < num_tasks; ++turn) {
+    if (error_.is_there()) throw Stopped();  // the phase will never end
     if (turn < SPINS) {
       relax();
     } else {
@@ -188,10 +232,17 @@ void parallel_phases(int64_t num_phases, const std::function<void(Team&)>& body)
   const uintptr_t aligned = (reinterpret_cast<uintptr_t>(memory.data()) + 127) / 128 * 128;
   Team::Phase* phases = reinterpret_cast<Team::Phase*>(aligned);
   for (int64_t i = 0; i < num_phases; ++i) new (phases + i) Team::Phase{{0}, {0}};
-  parallel_for(count_in_use, [&](int64_t) {
-    Team team(phases, num_phases);
-    body(team);
+  const int threads = num_threads();
+  FirstError error;
+  parallel_for(threads, [&](int64_t) {
+    Team team(phases, num_phases, threads, error);
+    try {
+      body(team);
+    } catch (...) {
+      error.keep();
+    }
   });
+  error.rethrow();
 }
 
 bool use_openmp(const std::string& path) {
@@ -199,6 +250,7 @@ bool use_openmp(const std::string& path) {
     gomp_parallel = nullptr;
     return true;
   }
+  if (is_forked) return false;
 #if defined(_WIN32) || !defined(RTLD_NOLOAD)
   return false;
 #else
@@ -206,11 +258,13 @@ bool use_openmp(const std::string& path) {
   if (!library) return false;
   const auto found = reinterpret_cast<GompParallel>(dlsym(library, "GOMP_parallel"));
   dlclose(library);  // only the count: whoever loaded it keeps it
-  if (found) gomp_parallel = found;
-  return found != nullptr;
+  if (!found) return false;
+  prepare_for_forks();
+  gomp_parallel = found;
+  return true;
 #endif
 }
 
-const char* thread_pool() { return gomp_parallel ? "openmp" : "own"; }
+const char* thread_pool() { return gomp_parallel.load() ? "openmp" : "own"; }
 
 }  // namespace ivl

@@ -1,8 +1,7 @@
 // Tiles of float16 products, by AVX-512 FP16. Called only where the processor has it.
 #pragma once
 
-#if defined(__AVX512VNNI__) && defined(__x86_64__) && \
-    (defined(__clang__) ? __clang_major__ >= 14 : __GNUC__ >= 12)
+#if defined(__AVX512VNNI__) && defined(IVL_COMPILES_FLOAT16)
 #define IVL_HAS_FLOAT16_TILES 1
 #include <immintrin.h>
 

@@ -3,8 +3,9 @@
 #pragma once
 
 #include <cstdint>
-#include <cstdlib>
 #include <cstring>
+
+#include "../allocate.hpp"
 
 namespace ivl {
 namespace IVL_VARIANT {
@@ -16,19 +17,21 @@ namespace {
 template <typename T>
 class Scratch {
  public:
-  ~Scratch() { std::free(memory_); }
+  ~Scratch() { release(memory_); }
+  // Room for `count` numbers. Throws std::bad_alloc.
   T* of(int64_t count) {
     if (count > count_) {
-      std::free(memory_);
-      memory_ = static_cast<T*>(std::malloc(static_cast<size_t>(count) * sizeof(T)));
-      if (!memory_) std::abort();
+      release(memory_);
+      memory_ = nullptr;
+      count_ = 0;
+      memory_ = allocate(static_cast<size_t>(count) * sizeof(T));
       count_ = count;
     }
-    return memory_;
+    return reinterpret_cast<T*>(memory_);
   }
 
  private:
-  T* memory_ = nullptr;
+  uint8_t* memory_ = nullptr;
   int64_t count_ = 0;
 };
 

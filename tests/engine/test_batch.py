@@ -269,11 +269,14 @@ def test_what_the_store_can_never_hold_is_refused(model: Any) -> None:
     assert batch.close()
 
 
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError, MemoryError])
 def test_memory_that_runs_out_fails_the_request_alone(
-    model: Any, batch: BatchEngine, monkeypatch: pytest.MonkeyPatch
+    model: Any, batch: BatchEngine, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
 ) -> None:
+    """torch's and that of our kernels."""
+
     def no_memory(*_: Any) -> Any:
-        raise torch.OutOfMemoryError("no")
+        raise error("no")
 
     bystander, _ = submit(batch, ask(model, "Stay.", max_tokens=100))
     bystander.next()

@@ -42,7 +42,7 @@ def quantized(module: ModuleType, x: torch.Tensor) -> np.ndarray:
     rows, columns = x.shape
     values = np.empty((rows, columns), np.int8)
     scales = np.empty((rows, columns // 32), np.float32)
-    module.quantize_rows(x.data_ptr(), rows, columns, values.ctypes.data, scales.ctypes.data)
+    module.quantize_rows(x, values, scales)
     return values * scales.astype(np.float64).repeat(32, axis=1)
 
 
@@ -122,7 +122,8 @@ def test_unaligned_memory(extension: ModuleType) -> None:
     x = torch.randn(3 * 512 + 1)
     out = np.zeros(3 * 32 * 4 + 1, np.uint8)
     same = CpuMatrix(moved, "Q6_K", extension)
-    same.packed.matmul(x[1:].data_ptr(), 0, 3, 0, out.ctypes.data + 1, 0)
+    unaligned = out[1:].view(np.float32).reshape(3, 32)
+    same.packed.matmul(x[1:].reshape(3, 512), None, unaligned)
     expected = matrix.linear(x[1:].reshape(3, 512).clone())
     assert out[1:].tobytes() == expected.numpy().tobytes()
 

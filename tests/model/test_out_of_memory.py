@@ -23,6 +23,11 @@ def test_a_failure_of_an_accelerators_allocator() -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
 
+def test_a_failure_of_our_own_kernels() -> None:
+    with pytest.raises(CapacityError), capacity_error("encoding", "fewer tiles"):
+        raise MemoryError("std::bad_alloc")
+
+
 def test_other_failures_stay_what_they_are() -> None:
     with pytest.raises(RuntimeError, match="shape"), capacity_error("encoding", "fewer tiles"):
         torch.ones(2).view(3)

@@ -1,7 +1,15 @@
-# The compiled extension; `ivl.kernels.cpu` documents what it does.
+# The compiled extension; `ivl.kernels.cpu` documents what it does. Arrays are contiguous, on the
+# CPU, and of the type and the shape that a function says; others are refused (csrc/arguments.hpp):
+# TypeError for another type or device, ValueError for another shape.
+
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from torch import Tensor
+
+Array = Tensor | np.ndarray | Any
+"""The last: a capsule of `torch.utils.dlpack.to_dlpack`, which is quicker to read than a tensor."""
 
 def isa() -> str: ...
 def use_isa(name: str) -> bool: ...
@@ -13,6 +21,8 @@ def set_num_threads(count: int) -> None: ...
 def thread_pool() -> str: ...
 def use_openmp(path: str) -> bool: ...
 def tasks_not_run_once(num_tasks: int) -> int: ...
+def fail_in_task(num_tasks: int, failing: int, phases: int) -> None: ...
+def fail_allocation(after: int) -> None: ...
 
 # limits
 def read_bandwidth(num_bytes: int) -> float: ...
@@ -21,27 +31,54 @@ def byte_products(rounds: int) -> float: ...
 # matmul
 class PackedMatrix:
     part_rows: int
-    def __init__(self, parts: list[tuple[int, int]], type_id: int, columns: int) -> None: ...
+    def __init__(self, parts: Sequence[Array], type_id: int, columns: int) -> None: ...
     @property
     def num_bytes(self) -> int: ...
-    def matmul(
-        self, x: int, x_dtype: int, num_rows: int, bias: int, out: int, out_dtype: int
-    ) -> None: ...
-    def rows_at(self, ids: int, num_ids: int, out: int) -> None: ...
+    def matmul(self, x: Array, bias: Array | None, out: Array) -> None: ...
+    def rows_at(self, ids: Array, out: Array) -> None: ...
 
 def supports_format(type_id: int) -> bool: ...
-def quantize_rows(x: int, num_rows: int, columns: int, values: int, scales: int) -> None: ...
-def float_matmul(
-    weights: int,
-    weights_dtype: int,
-    rows: int,
-    columns: int,
-    x: int,
-    x_dtype: int,
-    num_rows: int,
-    bias: int,
-    out: int,
-) -> None: ...
+def quantize_rows(x: Array, values: Array, scales: Array) -> None: ...
+def float_matmul(weights: Array, x: Array, bias: Array | None, out: Array) -> None: ...
+
+# decoder
+class KVBlocks:
+    def __init__(
+        self, layers: Sequence[Array], type: int, kv_heads: int, head_dim: int
+    ) -> None: ...
+
+class Decoder:
+    def __init__(
+        self,
+        hidden: int,
+        heads: int,
+        kv_heads: int,
+        head_dim: int,
+        intermediate: int,
+        norm_eps: float,
+        layers: list[tuple[Any, ...]],
+        norm: Array | None,
+    ) -> None: ...
+    def extend(
+        self,
+        x: Array,
+        cos: Array,
+        sin: Array,
+        segments: Sequence[tuple[int, int, Sequence[int]]],
+        cache: KVBlocks,
+    ) -> None: ...
+    def attend(
+        self,
+        layer: int,
+        q: Array,
+        k: Array,
+        v: Array,
+        cos: Array,
+        sin: Array,
+        segments: Sequence[tuple[int, int, Sequence[int]]],
+        cache: KVBlocks,
+        out: Array,
+    ) -> None: ...
 
 # codec
 OUT_OF_RANGE: int
@@ -81,5 +118,8 @@ def dense_multiply(
     out: Tensor,
     epilogue: int,
     channel_scales: Tensor | None,
+) -> None: ...
+def dense_pack(
+    type: int, weight: Tensor, float16_most: float, panels: Tensor, scales: Tensor
 ) -> None: ...
 def tile_attention(qkv: Tensor, num_heads: int, out: Tensor) -> None: ...

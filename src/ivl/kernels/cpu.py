@@ -21,7 +21,7 @@ try:
 except ImportError:  # no compiler when ivl was installed, or a file of another Python
     _extension = None
 
-INTERFACE = 3
+INTERFACE = 4
 """Of the extension that these sources go with; see `csrc/module.cpp`."""
 ISA_VARIABLE = "IVL_ISA"
 REFERENCE = "reference"

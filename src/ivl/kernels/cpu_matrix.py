@@ -9,8 +9,9 @@ from types import ModuleType
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.dlpack import to_dlpack  # pyright: ignore[reportPrivateImportUsage]
 
-from ivl.kernels.float_linear import DTYPE_NUMBERS, float_linear
+from ivl.kernels.float_linear import float_linear
 from ivl.kernels.mapped import release_pages
 from ivl.kernels.matrix import Matrix
 from ivl.quant.formats import find_format
@@ -37,9 +38,8 @@ class CpuMatrix(Matrix):
         self.format = found.name
         self.rows = sum(len(part) for part in parts)
         self.columns = blocks.shape[1] // found.block_bytes * found.block_size
-        kept = [np.ascontiguousarray(part) for part in parts]
-        places = [(part.ctypes.data, len(part)) for part in kept]
-        self.packed = extension.PackedMatrix(places, found.type_id, self.columns)
+        contiguous = [np.ascontiguousarray(part) for part in parts]
+        self.packed = extension.PackedMatrix(contiguous, found.type_id, self.columns)
         for part in parts:
             release_pages(part)
         self._bias: tuple[Tensor, Tensor] | None = None
@@ -58,24 +58,20 @@ class CpuMatrix(Matrix):
             raise ValueError(f"x must be (..., {self.columns}), not {tuple(x.shape)}")
         x = x.detach().contiguous()
         out = torch.empty((*x.shape[:-1], self.rows), dtype=x.dtype)
-        dtype = DTYPE_NUMBERS[x.dtype]
-        bias_at = 0 if bias is None else self._float_bias(bias).data_ptr()
-        num_rows = x.numel() // self.columns if self.columns else 0
-        self.packed.matmul(x.data_ptr(), dtype, num_rows, bias_at, out.data_ptr(), dtype)
+        added = None if bias is None else to_dlpack(self._float_bias(bias))
+        self.packed.matmul(to_dlpack(x), added, to_dlpack(out))
         return out
 
     def rows_at(self, ids: Tensor) -> Tensor:
         flat = ids.flatten().to(torch.int64).contiguous()
-        if flat.numel() and not 0 <= int(flat.min()) <= int(flat.max()) < self.rows:
-            raise IndexError(f"ids must be in [0, {self.rows})")
         out = torch.empty((flat.numel(), self.columns))
-        self.packed.rows_at(flat.data_ptr(), flat.numel(), out.data_ptr())
+        self.packed.rows_at(to_dlpack(flat), to_dlpack(out))  # IndexError for one that is not there
         return out.reshape(*ids.shape, self.columns)
 
     def _float_bias(self, bias: Tensor) -> Tensor:
         """The bias in float32, converted once for each tensor."""
         if bias.dtype == torch.float32 and bias.is_contiguous():
-            return bias
+            return bias.detach()
         if self._bias is None or self._bias[0] is not bias:
             self._bias = (bias, bias.detach().float().contiguous())
         return self._bias[1]
@@ -94,6 +90,8 @@ class CpuFloatMatrix(Matrix):
         self.rows, self.columns = len(blocks), blocks.shape[1] // dtype.itemsize
         if blocks.size:
             memory = (ctypes.c_uint8 * blocks.size).from_address(self._blocks.ctypes.data)
+            # Whoever holds the tensor holds the bytes.
+            memory.array = self._blocks  # pyright: ignore[reportAttributeAccessIssue]
             self.weight = torch.frombuffer(memory, dtype=dtype).view(self.rows, self.columns)
         else:
             self.weight = torch.empty(self.rows, self.columns, dtype=dtype)

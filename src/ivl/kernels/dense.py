@@ -14,7 +14,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ivl.kernels import cpu
-from ivl.kernels.float_linear import DTYPE_NUMBERS
 
 Arithmetic = Literal["int8", "float16"]
 PANEL = 32
@@ -112,10 +111,7 @@ class DenseMatrix:
             part, last = part.detach().contiguous(), first + len(part)
             _extension().dense_pack(
                 _TYPES[arithmetic],
-                part.data_ptr(),
-                DTYPE_NUMBERS[part.dtype],
-                len(part),
-                self.inputs,
+                part,
                 FLOAT16_MOST,
                 self.panels[first // PANEL : -(-last // PANEL)],
                 self.scales[first:last],

@@ -13,11 +13,12 @@ import time
 
 import torch
 from torch import Tensor
+from torch.utils.dlpack import to_dlpack  # pyright: ignore[reportPrivateImportUsage]
 
 from ivl.kernels import cpu
 
-DTYPE_NUMBERS = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 30}
-"""The types that kernels know, by their numbers in GGUF files (ggml_type)."""
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+"""The types that kernels know."""
 
 FEW_ROWS = 8
 """Up to so many rows our kernel reads the weights only once, and is never the slower one."""
@@ -44,8 +45,8 @@ def can_multiply(x: Tensor, weight: Tensor) -> bool:
     """Whether our kernel can: on a CPU, with the extension, and no gradient is wanted."""
     return (
         weight.device.type == "cpu"
-        and x.dtype in DTYPE_NUMBERS
-        and weight.dtype in DTYPE_NUMBERS
+        and x.dtype in DTYPES
+        and weight.dtype in DTYPES
         and weight.is_contiguous()
         and not (torch.is_grad_enabled() and (weight.requires_grad or x.requires_grad))
         and cpu.extension() is not None
@@ -87,8 +88,9 @@ def _multiply(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     out = torch.empty((*x.shape[:-1], rows), dtype=x.dtype)
     bias = None if bias is None else bias.detach().float().contiguous()
     extension.float_matmul(
-        weight.data_ptr(), DTYPE_NUMBERS[weight.dtype], rows, columns,
-        x.data_ptr(), DTYPE_NUMBERS[x.dtype], x.numel() // max(1, columns),
-        0 if bias is None else bias.data_ptr(), out.data_ptr(),
-    )  # fmt: skip
+        to_dlpack(weight.detach()),
+        to_dlpack(x),
+        None if bias is None else to_dlpack(bias),
+        to_dlpack(out),
+    )
     return out

@@ -13,11 +13,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.dlpack import to_dlpack  # pyright: ignore[reportPrivateImportUsage]
 
 from ivl.config import DecoderConfig
 from ivl.kernels import cpu
 from ivl.kernels.cpu_matrix import CpuFloatMatrix, CpuMatrix
-from ivl.kernels.float_linear import DTYPE_NUMBERS, FEW_ROWS, ours_is_faster
+from ivl.kernels.float_linear import DTYPES, FEW_ROWS, ours_is_faster
 from ivl.kernels.linear import QuantizedLinear
 from ivl.model.cache import KVStore, Segment
 from ivl.model.decoder import Decoder, DecoderLayer
@@ -68,7 +69,11 @@ class CpuKVStore(KVStore):
             torch.empty((num_blocks, block_bytes), dtype=torch.uint8)
             for _ in range(config.num_layers if num_layers is None else num_layers)
         ]
-        self.addresses = [layer.data_ptr() for layer in self.layers]
+        extension = cpu.loaded()
+        assert extension is not None, "there are no fused layers without it"
+        self.held = extension.KVBlocks(
+            self.layers, _KV_NUMBERS[kv], config.num_kv_heads, config.head_dim
+        )
 
     @property
     def num_bytes(self) -> int:
@@ -92,7 +97,6 @@ class FusedLayers:
     ) -> None:
         config = decoder.config
         self.num_layers = len(layers)
-        self._kept: list[Any] = []
         self._plain_types: set[torch.dtype] = set()
         self._layers = list(layers)
         self._norm = decoder.norm if len(layers) == len(decoder.layers) else None
@@ -104,7 +108,7 @@ class FusedLayers:
             config.intermediate_size,
             config.norm_eps,
             [self._describe(layer) for layer in layers],
-            0 if self._norm is None else self._numbers(self._norm.weight),
+            None if self._norm is None else _floats(self._norm.weight),
         )
 
     def extend(self, x: Tensor, segments: Sequence[Segment], cos: Tensor, sin: Tensor) -> Tensor:
@@ -115,7 +119,7 @@ class FusedLayers:
         if len(x) > FEW_ROWS and not all(ours_is_faster(dtype) for dtype in self._plain_types):
             return self._extend_by_torch(x, call)
         hidden = x.float().contiguous() if x.dtype != torch.float32 else x.clone()
-        self._fused.extend(hidden.data_ptr(), len(hidden), *call.rotations, *call.cache)
+        self._fused.extend(to_dlpack(hidden), *call.arguments())
         return hidden.to(x.dtype)
 
     def _extend_by_torch(self, x: Tensor, call: _Call) -> Tensor:
@@ -123,56 +127,48 @@ class FusedLayers:
             attn, normed = layer.attn, layer.attn_norm(x)
             q, k, v = (linear(normed).float().contiguous() for linear in (attn.q, attn.k, attn.v))
             out = torch.empty_like(q)
-            self._fused.attend(
-                index, q.data_ptr(), k.data_ptr(), v.data_ptr(), len(x), *call.rotations,
-                *call.cache, out.data_ptr(),
-            )  # fmt: skip
+            self._fused.attend(index, *map(to_dlpack, (q, k, v)), *call.arguments(), to_dlpack(out))
             x = x + attn.o(out.to(x.dtype))
             x = x + layer.ffn(layer.ffn_norm(x))
         return x if self._norm is None else self._norm(x)
 
     def _describe(self, layer: DecoderLayer) -> tuple[Any, ...]:
         q, k, v, o, gate, up, down = (self._linear(linear) for linear in _linears(layer))
-        attn_norm, ffn_norm = (
-            self._numbers(norm.weight) for norm in (layer.attn_norm, layer.ffn_norm)
-        )
+        attn_norm, ffn_norm = (_floats(norm.weight) for norm in (layer.attn_norm, layer.ffn_norm))
         return (attn_norm, q, k, v, o, ffn_norm, gate, up, down)
 
-    def _linear(self, linear: nn.Module) -> tuple[Any, ...]:
-        """(packed matrix, plain numbers, their type, rows, columns, bias)"""
+    def _linear(self, linear: nn.Module) -> tuple[Any, Tensor | None]:
+        """The weight, packed or plain, and the bias."""
         bias = getattr(linear, "bias", None)
-        bias_at = 0 if bias is None else self._numbers(bias)
+        bias = None if bias is None else _floats(bias)
         matrix = getattr(linear, "matrix", None)
         if isinstance(matrix, CpuMatrix):
-            return (matrix.packed, 0, 0, matrix.rows, matrix.columns, bias_at)
+            return matrix.packed, bias
         weight = linear.weight if matrix is None else matrix.weight
         assert isinstance(weight, Tensor)
-        self._kept.append(weight)
         self._plain_types.add(weight.dtype)
-        return (None, weight.data_ptr(), DTYPE_NUMBERS[weight.dtype], *weight.shape, bias_at)
-
-    def _numbers(self, vector: Tensor) -> int:
-        """Address of a vector in float32, kept."""
-        self._kept.append(vector.detach().float().contiguous())
-        return self._kept[-1].data_ptr()
+        return weight.detach(), bias
 
 
 class _Call:
-    """What one call needs beside hidden states, kept while it runs."""
+    """What one call needs beside hidden states."""
 
     def __init__(self, segments: Sequence[Segment], cos: Tensor, sin: Tensor) -> None:
         store = segments[0].cache.store.part(0)
         assert isinstance(store, CpuKVStore)
         same = all(segment.cache.store.part(0) is store for segment in segments)
         assert same, "one store for a batch"
-        self._kept = [cos.float().contiguous(), sin.float().contiguous()]
-        self.rotations = tuple(tensor.data_ptr() for tensor in self._kept)
-        described = []
-        for segment in segments:
-            blocks = torch.tensor(segment.cache.blocks, dtype=torch.int32)
-            self._kept.append(blocks)
-            described.append((segment.num_tokens, segment.cache.length, blocks.data_ptr()))
-        self.cache = (described, _KV_NUMBERS[store.kv], store.addresses)
+        described = [(s.num_tokens, s.cache.length, s.cache.blocks) for s in segments]
+        self._rotations = cos.float().contiguous(), sin.float().contiguous()
+        self._cache = (described, store.held)
+
+    def arguments(self) -> tuple[Any, ...]:
+        """For one call: a capsule can be read once."""
+        return (*map(to_dlpack, self._rotations), *self._cache)
+
+
+def _floats(vector: Tensor) -> Tensor:
+    return vector.detach().float().contiguous()
 
 
 def _checked(layer: nn.Module) -> DecoderLayer:
@@ -189,4 +185,4 @@ def _is_readable(linear: nn.Module) -> bool:
     if isinstance(linear, QuantizedLinear):
         return isinstance(linear.matrix, CpuMatrix | CpuFloatMatrix)
     weight = getattr(linear, "weight", None)
-    return isinstance(weight, Tensor) and weight.dtype in DTYPE_NUMBERS and weight.is_contiguous()
+    return isinstance(weight, Tensor) and weight.dtype in DTYPES and weight.is_contiguous()

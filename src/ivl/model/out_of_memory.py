@@ -1,4 +1,4 @@
-"""Turns a failed allocation, of torch's or of C++'s, into an error that says what to do."""
+"""Turns a failed allocation, of torch's or of our kernels', into an error that says what to do."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def capacity_error(doing: str, hint: str) -> Iterator[None]:
     """Within it, running out of memory raises CapacityError: "The memory ran out while `doing`"."""
     try:
         yield
-    except (torch.OutOfMemoryError, MemoryError) as error:
+    except (torch.OutOfMemoryError, MemoryError) as error:  # the second: of C++ and of numpy
         raise CapacityError(f"The memory ran out while {doing}.", hint) from error
     except RuntimeError as error:
         if CPU_MESSAGE not in str(error):
