@@ -5,13 +5,17 @@ from __future__ import annotations
 import gc
 import json
 import threading
+import time
+import weakref
 from collections import Counter
 from itertools import pairwise
 from typing import Any
 
 import httpx
+import pytest
 
 from ivl.engine.batch import BatchLimits
+from ivl.engine.batch_request import BatchRequest
 from tests.server.conftest import (
     TIMEOUT_S,
     RunningServer,
@@ -87,3 +91,42 @@ def test_pictures_that_wait_are_bounded(tiny: Any) -> None:
         answers = ask_at_once(server, body, 8)
         assert {answer.status_code for answer in answers} == {200, 429}
         assert server.post("/v1/chat/completions", body).status_code == 200
+
+
+def test_pictures_go_with_their_request(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At once, without the collector: between two of its runs there can be a gigabyte of them."""
+    tiles: list[weakref.ref[Any]] = []
+    chat = BatchRequest.chat.__func__  # type: ignore[attr-defined]
+
+    def noted(cls: Any, *given: Any, **named: Any) -> BatchRequest:
+        request = chat(cls, *given, **named)
+        assert request.tiles_u8 is not None
+        tiles.append(weakref.ref(request.tiles_u8))
+        return request
+
+    monkeypatch.setattr(BatchRequest, "chat", classmethod(noted))
+    picture = {"type": "image_url", "image_url": {"url": data_url(png((90, 50), "red"))}}
+    content = [picture, {"type": "text", "text": "Go on."}]
+    body: dict[str, Any] = {"messages": [{"role": "user", "content": content}], "max_tokens": 6}
+    with running(tiny) as server:
+        gc.collect()
+        gc.disable()
+        try:
+            for more in ({}, {"n": 2}, {"structured_outputs": {"regex": "[a-z]{4}"}}):
+                assert server.post("/v1/chat/completions", {**body, **more}).status_code == 200
+            url = f"{server.url}/v1/chat/completions"
+            for most in (6, 300):
+                sent = {**body, "stream": True, "max_tokens": most}
+                with httpx.stream("POST", url, json=sent, timeout=TIMEOUT_S) as answer:
+                    for line in answer.iter_lines():
+                        if most == 300 and line:
+                            break
+            refused = server.post("/v1/chat/completions", {**body, "logit_bias": {"99999": 1}})
+            assert refused.status_code == 400
+            server.wait_until_idle()
+            until = time.monotonic() + 5
+            while any(one() is not None for one in tiles) and time.monotonic() < until:
+                time.sleep(0.01)
+            assert [one() is None for one in tiles] == [True] * 5
+        finally:
+            gc.enable()

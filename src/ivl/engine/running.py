@@ -14,6 +14,7 @@ from ivl.engine.batch_request import (
     BatchTimings,
     ChosenToken,
     Ended,
+    Event,
     Failed,
     Listener,
     Piece,
@@ -25,6 +26,11 @@ from ivl.engine.stopping import StopText
 from ivl.errors import IvlError
 from ivl.model.cache import KVCache, KVStore, Segment
 from ivl.prompt.tokenizer import StreamDecoder, Tokenizer
+
+
+def _hears_nothing(event: Event) -> None:
+    """In the place of a listener that has heard the ending. It may hold the ticket, and the ticket
+    the request: in such a circle pictures stay until the collector comes."""
 
 
 class RunningRequest:
@@ -154,8 +160,9 @@ class RunningRequest:
         """The last event. A listener that cannot take it has no other to wait for."""
         self.has_ended = True
         self._release(self)
+        listener, self.listener = self.listener, _hears_nothing
         with contained(lambda _: None, "its ending was sent"):
-            self.listener(ending)
+            listener(ending)
 
     def _send(self, text: str, token: ChosenToken) -> None:
         self._num_characters += len(text)
