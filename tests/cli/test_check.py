@@ -79,6 +79,49 @@ def test_a_model_alone_is_read_and_run(directory: Path, capsys: Captured) -> Non
     assert found["weights"]["tensors"] == len(load_file(directory / "model.safetensors"))
 
 
+@pytest.fixture
+def overflowing(tiny_model_dir: Path, tmp_path: Path) -> Path:
+    """A model that is sound in bfloat16, and in float16 has no number for what follows an `e`: the
+    letter's channel is made large, and times itself it is larger than float16 holds."""
+    from ivl.prompt.tokenizer import load_tokenizer
+
+    directory = Path(shutil.copytree(tiny_model_dir, tmp_path / "overflowing"))
+    tensors = load_file(directory / "model.safetensors")
+    [letter] = load_tokenizer(directory).encode_text("e")
+    layer = "language_model.model.layers.1."
+    channel = tensors["language_model.model.embed_tokens.weight"]
+    channel[:, 0] = 0
+    channel[letter, 0] = 60
+    for name in ("mlp.gate_proj.weight", "mlp.up_proj.weight"):
+        tensors[layer + name][0] = 0
+        tensors[layer + name][0, 0] = 2000
+    save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+    return directory
+
+
+def test_numbers_too_large_for_float16_are_found_by_real_prompts(
+    overflowing: Path, capsys: Captured
+) -> None:
+    assert run(["check", str(overflowing), "--device", "cpu", "--dtype", "bfloat16"]) == 0
+    assert "read and 16 written, all finite" in capsys.readouterr().out
+    assert run(["check", str(overflowing), "--device", "cpu", "--dtype", "float16"]) == 2
+    out, err = capsys.readouterr()
+    assert "all finite" in out  # the weights are
+    assert "hold NaN or infinity" in err
+    assert "hint: Try --dtype bfloat16" in err
+
+
+def test_an_answer_ends_where_its_numbers_do(overflowing: Path, capsys: Captured) -> None:
+    command = ["ask", "See?", "--model", str(overflowing), "--device", "cpu", "--max-tokens", "8"]
+    assert run([*command, "--dtype", "bfloat16"]) == 0
+    capsys.readouterr()
+    assert run([*command, "--dtype", "float16"]) == 2
+    err = capsys.readouterr().err
+    assert "error: The model has computed, in float16, numbers that are not finite" in err
+    assert "--dtype bfloat16" in err
+    assert "`ivl check`" in err
+
+
 @pytest.mark.parametrize(
     ("value", "message"), [(float("nan"), "hold NaN"), (0.0, "nothing but zeros")]
 )

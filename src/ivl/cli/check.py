@@ -9,6 +9,7 @@ from typer import Argument, Option
 
 from ivl.cli.check_against import Against, check_against
 from ivl.cli.check_reference import check_reference, record_reference
+from ivl.cli.check_trial import TRIAL_TOKENS, try_out
 from ivl.cli.findings import Findings, dtype_name
 from ivl.cli.options import KV, Json, MaxTiles, Mmproj, Quiet, Threads, Vision
 from ivl.cli.terminal import Status
@@ -219,7 +220,7 @@ def _check_weights(source: ModelSource, findings: Findings) -> None:
 def _check_alone(
     source: ModelSource, device: str | None, dtype: str | None, findings: Findings
 ) -> None:
-    """Tokenizer, and one image through the model."""
+    """Tokenizer, one image through the model, and pages and texts as people show them to it."""
     from ivl.api import choose_dtype, load_network
     from ivl.devices import choose_device
     from ivl.evaluate.integrity import run_once
@@ -230,7 +231,8 @@ def _check_alone(
     sees = "no image tokens: a text-only model" if config.vision is None else "image tokens"
     findings.record["tokenizer"] = {"vocabulary": tokenizer.vocab_size}
     findings.add("tokenizer", f"{tokenizer.vocab_size} of {config.decoder.vocab_size} ids, {sees}")
-    context = 64 + (config.tokens_per_tile if config.vision else 0)
+    tokens_per_tile = config.tokens_per_tile if config.vision else 0
+    context = min(TRIAL_TOKENS + tokens_per_tile, config.decoder.max_positions)
     network = load_network(
         source,
         device=where,
@@ -243,3 +245,11 @@ def _check_alone(
     findings.note_machine(where, kind)
     what = "logits" if config.vision is None else "features and logits"
     findings.add("one run", f"{what} finite, in {dtype_name(kind)} on {where.type}")
+    findings.status.show("reading pages and texts")
+    num_positions, num_written = try_out(network, tokenizer, context)
+    findings.status.clear()
+    findings.record["trial"] = {"positions": num_positions, "written": num_written}
+    findings.add(
+        "prompts",
+        f"logits of {num_positions} tokens read and {num_written} written, all finite",
+    )

@@ -6,13 +6,14 @@ still hold garbage, or zeros where its pieces never arrived. Here every value is
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ivl.errors import CheckpointError
+from ivl.evaluate.data import TokenizedSample
 from ivl.model.internvl import InternVL
 from ivl.model.source import ModelSource
 from ivl.prompt.tokenizer import Tokenizer, require_image_tokens
@@ -123,13 +124,43 @@ def run_once(model: InternVL, tokenizer: Tokenizer) -> None:
     _require_finite("logits", logits, model.dtype)
 
 
-def _require_finite(what: str, values: Tensor, dtype: torch.dtype) -> None:
+@torch.inference_mode()
+def run_samples(model: InternVL, samples: Iterable[TokenizedSample]) -> int:
+    """Reads prompts and their true answers, and looks at the logits of every position: what is too
+    large for a type is so at some tokens, and at others not. Returns how many positions there were.
+
+    Raises CheckpointError when what comes out is not finite.
+    """
+    num_positions = 0
+    for sample in samples:
+        ids = torch.tensor([*sample.prompt_ids, *(sample.answer_ids or [])], device=model.device)
+        places = torch.zeros_like(ids, dtype=torch.bool)
+        places[: len(sample.is_image)] = torch.tensor(sample.is_image, device=model.device)
+        features = None
+        if sample.tiles_u8 is not None:
+            features = model.encode_tiles(torch.from_numpy(sample.tiles_u8))
+            _require_finite("image features", features, model.dtype, sample.sample.name)
+        cache = model.new_cache(len(ids))
+        x = model.embed(ids, places, features)
+        logits = model.prefill(x, cache, num_logits=len(ids))
+        _require_finite("logits", logits, model.dtype, sample.sample.name)
+        num_positions += len(ids)
+    return num_positions
+
+
+def _require_finite(
+    what: str, values: Tensor, dtype: torch.dtype, source: str = "a test image"
+) -> None:
     bad = values.numel() - int(torch.isfinite(values).sum())
-    if not bad:
-        return
-    raise CheckpointError(
-        f"The {what} of a test image hold NaN or infinity: {bad} of {values.numel()} values.",
-        "Try --dtype bfloat16, whose range is wider than that of float16."
-        if dtype == torch.float16
-        else "The weights are finite but not those of a trained model: download them again.",
-    )
+    if bad:
+        raise CheckpointError(
+            f"The {what} of {source} hold NaN or infinity: {bad} of {values.numel()} values.",
+            not_finite_hint(dtype),
+        )
+
+
+def not_finite_hint(dtype: torch.dtype) -> str:
+    """What to do about a model whose weights are finite, and what it computes is not."""
+    if dtype == torch.float16:
+        return 'Try `dtype="bfloat16"`, whose range is wider than that of float16.'
+    return "The weights are finite but not those of a trained model: download them again."
