@@ -11,12 +11,17 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
 import pytest
 
 from ivl.cli.main import run
+from ivl.cli.options import ModelChoice
+from ivl.cli.serve import _models
+from ivl.errors import ConfigError
+from ivl.server.settings import ServerSettings
 
 TIMEOUT_S = 60
 
@@ -131,3 +136,35 @@ def test_options_that_cannot_be(
 def test_a_model_that_is_not_there(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert run(["serve", "--model", str(tmp_path / "none"), "--port", "0"]) == 2
     assert "none" in capsys.readouterr().err
+
+
+def test_another_model_has_no_revision_of_the_first() -> None:
+    choice = ModelChoice(model="OpenGVLab/InternVL2_5-1B", revision="v1", mmproj=Path("a.gguf"))
+    models = _models(choice, None, ["small=demo"])
+    assert models["small"] == replace(choice, model="demo", revision=None, mmproj=None)
+
+
+@pytest.mark.parametrize(
+    "origin",
+    ["localhost:3000", "http://a.example/", "http://", "http://a b", "http://u@a", "a.example", ""],
+)
+def test_an_origin_that_no_browser_would_send(origin: str) -> None:
+    with pytest.raises(ConfigError, match="is no origin of web pages") as caught:
+        ServerSettings(cors_origins=(origin,))
+    assert caught.value.hint
+    for right in ("*", "null", "http://localhost:3000", "https://a.example", "http://[::1]:80"):
+        ServerSettings(cors_origins=(right, "chrome-extension://abc"))
+
+
+def test_an_origin_without_a_scheme_on_the_command_line(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert run(["serve", "--cors", "localhost:3000", "--port", "0"]) == 2
+    assert "hint: An origin has a scheme: http://localhost:3000" in capsys.readouterr().err
+
+
+def test_an_open_door_is_said(tiny_model_dir: Path) -> None:
+    with serving(tiny_model_dir, "--host", "0.0.0.0") as (_, _, lines):
+        assert any("everybody who can reach" in line and "--api-key" in line for line in lines)
+    with serving(tiny_model_dir, "--host", "0.0.0.0", "--api-key", "k") as (_, _, lines):
+        assert not any("everybody" in line for line in lines)

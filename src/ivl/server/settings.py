@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
@@ -54,7 +55,8 @@ def check_origin(origin: str) -> None:
     try:
         parts = urlsplit(origin)
         plain = f"{parts.scheme}://{parts.netloc}"
-        usable = bool(parts.scheme and parts.hostname) and origin == plain and "@" not in origin
+        plausible = re.fullmatch(r"[\w.:\[\]+-]+://[\w.:\[\]-]+", origin) is not None
+        usable = plausible and bool(parts.hostname) and origin == plain
         _ = parts.port  # a ValueError for what is no port
     except ValueError:
         usable, plain = False, ""
