@@ -37,6 +37,13 @@ def is_device_fault(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(sign in str(error) for sign in DEVICE_FAULTS)
 
 
+def _is_contained(error: BaseException) -> bool:
+    """Whether it is kept from the others: every exception but a fault of the device, and what a
+    library in Rust raises when it has failed, which derives from BaseException."""
+    is_failure = isinstance(error, Exception) or type(error).__name__ == "PanicException"
+    return is_failure and not is_device_fault(error)
+
+
 @contextmanager
 def contained(fail: Fail, doing: str) -> Iterator[None]:
     """Whatever is raised within it, but for a fault of the device, is handed to `fail`."""
@@ -44,8 +51,8 @@ def contained(fail: Fail, doing: str) -> Iterator[None]:
         yield
     except IvlError as error:
         fail(error)
-    except Exception as error:
-        if is_device_fault(error):
+    except BaseException as error:
+        if not _is_contained(error):
             raise
         log.exception("a request has failed while %s", doing)
         fail(None)
@@ -55,7 +62,7 @@ def contained(fail: Fail, doing: str) -> Iterator[None]:
 class Failure:
     """What an attempt has ended with."""
 
-    error: Exception
+    error: BaseException
 
     def end(self, fail: Fail, doing: str) -> None:
         """Ends the request whose attempt it was, as `contained` does."""
@@ -72,7 +79,7 @@ def attempt(compute: Callable[[], T]) -> Done[T] | Failure:
     """The result, or what was raised instead, but for a fault of the device."""
     try:
         return Done(compute())
-    except Exception as error:
-        if is_device_fault(error):
+    except BaseException as error:
+        if not _is_contained(error):
             raise
         return Failure(error)

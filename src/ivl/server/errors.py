@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -13,6 +12,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from ivl.errors import BusyError, CapacityError, IvlError, NonFiniteError, UnavailableError
+from ivl.spelling import nearest
 
 OLLAMA_PREFIX = "/api/"
 SERVE_OPTIONS = frozenset({"context", "device", "dtype", "kv", "mmproj", "vision_batch", "vision"})
@@ -127,8 +127,8 @@ def _where_else(path: str, known: list[str]) -> str:
     end = plain.rpartition("/")[2]
     if end in NOT_HERE:
         return f" {NOT_HERE[end]}"
-    near = difflib.get_close_matches(plain, fixed, n=1, cutoff=0.8)
-    return f" Is it {near[0]}?" if near else ""
+    near = nearest(plain, fixed)
+    return f" Is it {near}?" if near else ""
 
 
 def install_handlers(app: FastAPI) -> None:

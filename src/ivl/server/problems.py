@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from pydantic import BaseModel, ValidationError
 
 from ivl.server.errors import ApiError
 from ivl.server.foreign import Words, advice_for_field, advice_for_part
+from ivl.spelling import did_you_mean
 
 Step = str | int
 _PYTHONS_WORDS = re.compile(
@@ -106,9 +106,8 @@ def _unknown_field(problem: Problem, kind: type[BaseModel], words: Words) -> str
     if advice is None:
         top_level = len(problem.path) == 1
         known = [other for other in _names(kind, deep=not top_level) if other != name]
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0.8)
-        return f"There is no field {shown(problem.path)!r} here." + (
-            f" Did you mean {near[0]!r}?" if near else ""
+        return (
+            f"There is no field {shown(problem.path)!r} here. {did_you_mean(name, known)}".strip()
         )
     return f"There is no field {shown(problem.path)!r} here: {advice}"
 
