@@ -206,3 +206,13 @@ def test_float32_takes_twice_what_16_bits_do_on_gpus() -> None:
         assert ratio == pytest.approx(2), what
     quantized = ivl.plan("8b", device="A100 SXM 80GB", type="Q4_K_M").plan
     assert change(quantized, gpu_itemsize=4).parts.weights < 2 * quantized.parts.weights
+
+
+@pytest.mark.parametrize(
+    ("device", "name"), [("2x A6000:48GB", "2 x RTX A6000"), ("4x BIG:48GB:900GB/s", "4 x BIG")]
+)
+def test_devices_that_are_not_needed_are_not_hidden(device: str, name: str) -> None:
+    report = ivl.plan("26b", device=device)
+    assert f"on 1 of {name}" in report.verdict.text
+    assert any("devices are used" in warning for warning in report.verdict.warnings)
+    assert "1 of" not in ivl.plan("26b", device="2x RTX 3090").verdict.text

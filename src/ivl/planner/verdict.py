@@ -3,6 +3,7 @@ wrongly."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -214,10 +215,15 @@ def _listed(changes: Sequence[Change]) -> str:
 
 
 def _where(plan: Plan) -> str:
-    names: dict[str, int] = {}
-    for share in plan.placement.shares:
-        names[share.device.name] = names.get(share.device.name, 0) + 1
-    text = " and ".join(f"{count} x {n}" if count > 1 else n for n, count in names.items())
+    used = Counter(share.device.name for share in plan.placement.shares)
+    there = Counter(slot.device.name for slot in plan.machine.gpus)
+    words = []
+    for name, count in used.items():
+        if there[name] > count:  # a model is split where it has to be, and not otherwise
+            words.append(f"{count} of {there[name]} x {name}")
+        else:
+            words.append(f"{count} x {name}" if count > 1 else name)
+    text = " and ".join(words)
     return f"on {text}" if text else "there"
 
 
@@ -249,6 +255,12 @@ def _warnings(plan: Plan) -> Iterator[str]:
         )
     if len(plan.machine.gpus) > 1:
         yield "Memory is not shared between devices: each must hold its own part."
+        used = sum(share.device.is_gpu for share in plan.placement.shares)
+        if 0 < used < len(plan.machine.gpus):
+            yield (
+                f"{used} of {len(plan.machine.gpus)} devices are used, for no more are needed: "
+                "the others can hold copies of the model, each with a server of its own."
+            )
     if config.vision is not None and plan.parts.vision > 2 * GIB:
         yield (
             f"The vision tower alone takes {plan.parts.vision / GIB:.1f} GiB, on one device; sizes "
