@@ -17,8 +17,8 @@ PACKAGE = ROOT / "src" / "ivl"
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z0-9]*(?:-[a-z0-9]+)*(?![\w-])")
 
 FOREIGN = {
-    # swift, DeepSpeed and llama.cpp, by which adapters are merged; pip
-    *("--adapters", "--lora", "--editable"),
+    # swift, DeepSpeed and llama.cpp, by which adapters are merged; pip; xcode-select
+    *("--adapters", "--lora", "--editable", "--install"),
 }
 """Options of other programs that hints tell people to use."""
 

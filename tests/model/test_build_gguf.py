@@ -59,7 +59,7 @@ def test_two_projectors_are_for_the_person_to_choose(demo_pair: Path, tmp_path: 
         shutil.copy(mmproj, tmp_path / name)
     with pytest.raises(CheckpointError, match=r"2 projectors: a\.gguf, b\.gguf") as caught:
         open_source(tmp_path / "text.gguf")
-    assert "--mmproj" in caught.value.hint
+    assert "`mmproj`" in caught.value.hint
     assert open_source(tmp_path / "text.gguf", tmp_path / "b.gguf").config.vision is not None
 
 
