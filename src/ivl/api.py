@@ -55,8 +55,8 @@ def load(
     model: str | os.PathLike[str] = "demo",
     *,
     mmproj: str | os.PathLike[str] | None = None,
-    device: str | None = None,
-    dtype: str | None = None,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
     context: int | None = None,
     vision_batch: int = DEFAULT_VISION_BATCH,
     vision: str = "auto",
@@ -83,6 +83,8 @@ def load(
     draft: a smaller model of the same vocabulary, which guesses `draft_tokens` ahead, or `lookup`.
     Raises CapacityError, before anything is loaded, when the memory is too small.
     """
+    device, dtype = _names(device, dtype)
+    _check_kinds(model, context=context, vision_batch=vision_batch, draft_tokens=draft_tokens)
     use_threads(threads)
     found = locate_pair(
         model, mmproj, revision=revision, offline=offline, show_progress=bool(progress)
@@ -111,6 +113,28 @@ def load(
     network = load_network(source, device=places, dtype=kind, kv=kept, progress=progress, **options)
     use_arithmetic(network, arithmetic)
     return Model(Engine(network, tokenizer, speculation=speculation, **options))
+
+
+def _names(device: object, dtype: object) -> tuple[str | None, str | None]:
+    """A device and a type by the names that they have here, which torch's objects have too."""
+    named = str(device) if isinstance(device, torch.device) else device
+    kind = str(dtype).removeprefix("torch.") if isinstance(dtype, torch.dtype) else dtype
+    for name, value in (("device", named), ("dtype", kind)):
+        if value is not None and not isinstance(value, str):
+            raise ConfigError(f"{name} is a {type(value).__name__}, not a name.", "Such as cpu.")
+    return named, kind  # type: ignore[return-value]
+
+
+def _check_kinds(model: object, **numbers: object) -> None:
+    """ConfigError for what is no name of a model, and for numbers that are none."""
+    if not isinstance(model, str | os.PathLike):
+        raise ConfigError(
+            f"The model is a {type(model).__name__}, not a name or a path.",
+            'Give "demo", a size such as "4b", a directory, a GGUF file, or a hub id.',
+        )
+    for name, value in numbers.items():
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
+            raise ConfigError(f"{name} is {value!r}, and must be a whole number.")
 
 
 def load_speculation(
@@ -273,6 +297,10 @@ class Model:
     @torch.inference_mode()
     def encode_tiles(self, tiles_u8: np.ndarray | Tensor) -> Tensor:
         """uint8 (n, tile_px, tile_px, 3) -> features (n, tokens_per_tile, hidden)."""
+        if not isinstance(tiles_u8, np.ndarray | Tensor):
+            raise RequestError(
+                f"The tiles are a {type(tiles_u8).__name__}, and must be an array of bytes."
+            )
         tiles = torch.as_tensor(tiles_u8)
         return self.engine.model.encode_tiles(tiles, self.engine.vision_batch)
 
@@ -280,9 +308,16 @@ class Model:
     def logits(self, input_ids: Any, features: Tensor | None = None) -> Tensor:
         """ids (tokens,), features (n, tokens_per_tile, hidden) -> float32 (tokens, vocab).
 
-        The features stand in for the ids of `<IMG_CONTEXT>`.
+        The features stand in for the ids of `<IMG_CONTEXT>`. RequestError for ids that the model
+        does not have.
         """
         ids = torch.as_tensor(input_ids, device=self.engine.model.device).long().flatten()
+        most = self.config.decoder.vocab_size
+        if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < most:
+            raise RequestError(
+                f"There are ids from {int(ids.min())} to {int(ids.max())}.",
+                f"Those of this model are 0 to {most - 1}.",
+            )
         places = torch.zeros_like(ids, dtype=torch.bool)
         if features is not None:
             places = ids == self.engine.tokenizer.control("<IMG_CONTEXT>")
@@ -298,6 +333,11 @@ def as_messages(
     A slot becomes as many as its image has pages; where no message has slots, they go to the front
     of the last one. RequestError for what is no message, and for keys that would be lost.
     """
+    if not isinstance(messages, Message | Mapping | Sequence):
+        raise RequestError(
+            f"The messages are a {type(messages).__name__}.",
+            'Give a question, or a list of {"role": "user", "content": "..."}.',
+        )
     given = [messages] if isinstance(messages, Message | Mapping) else list(messages)
     history = [_as_message(message) for message in given]
     num_slots = sum(message.num_images for message in history)
@@ -375,7 +415,11 @@ def choose_dtype(
     where matrices stay quantized on a processor, whose products are float32 in any case."""
     if dtype is not None:
         if dtype not in DTYPES:
-            raise ConfigError(f"There is no dtype {dtype!r}.", f"Known: {', '.join(DTYPES)}.")
+            short = {"bf16": "bfloat16", "fp16": "float16", "half": "float16", "fp32": "float32"}
+            meant = f" Did you mean {short[dtype]!r}?" if dtype in short else ""
+            raise ConfigError(
+                f"There is no dtype {dtype!r}.{meant}", f"Known: {', '.join(DTYPES)}."
+            )
         return DTYPES[dtype]
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16

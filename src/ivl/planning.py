@@ -150,8 +150,10 @@ def find_machine(
     device: str | Sequence[str] | None, host: str | None = None, memory: str | None = None
 ) -> Machine:
     """This machine, or the one that is described."""
-    names = [device] if isinstance(device, str) else list(device or ())
-    machine = described(names, host) if names else this_machine()
+    names = [device] if isinstance(device, str) else device or ()
+    if not isinstance(names, Sequence) or not all(isinstance(name, str) for name in names):
+        raise ConfigError(f"{device!r} names no device.", 'Give a name such as "2x RTX 3090".')
+    machine = described(list(names), host) if names else this_machine()
     if host is not None and not names:
         raise ConfigError("`host` describes another machine.", "Name its devices with `device`.")
     return with_memory(machine, memory) if memory is not None else machine

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -73,12 +74,30 @@ def test_a_full_disk_is_said_in_words(command: list[str]) -> None:
     assert hint.startswith("hint: ")
 
 
-@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-"])
-def test_streams_may_be_closed(closed: str) -> None:
+@pytest.mark.parametrize(("closed", "status"), [("<&-", 0), (">&-", 2), ("2>&-", 0)])
+def test_streams_may_be_closed(closed: str, status: int) -> None:
+    """An answer that goes nowhere is an error, as it is for other programs."""
     command = f"exec {sys.executable} -m ivl plan 8b --device cpu {closed}"
     done = subprocess.run(["sh", "-c", command], capture_output=True, text=True)
-    assert done.returncode == 0
+    assert done.returncode == status
     assert "Traceback" not in done.stderr
+    assert ("Writing failed: Bad file descriptor." in done.stderr) == (status == 2)
+
+
+def test_an_empty_path_is_a_variable_that_is_not_set(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [*IVL, "convert", "demo", ""], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert "error: OUT is empty." in done.stderr
+    assert not list(tmp_path.glob("*.gguf"))
+
+
+def test_a_name_that_is_no_text_comes_back_in_json(tmp_path: Path) -> None:
+    name = os.fsencode(tmp_path) + b"/bad\xff.png"
+    done = subprocess.run([*IVL, "read", "--json", name], capture_output=True)
+    assert done.returncode == 2
+    assert os.fsencode(json.loads(done.stdout)[0]["file"]) == name
 
 
 def test_a_reader_that_goes_away_is_no_error() -> None:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 from typer import Argument, Option
 
-from ivl.cli.options import Json, Quiet
+from ivl.cli.options import Json, Out, Quiet
 from ivl.cli.terminal import Status, disk_size, print_json
 
 TypeOption = Annotated[
@@ -38,7 +38,7 @@ Force = Annotated[bool, Option("--force", help="Replace files that are there.")]
 
 def command(
     model: Annotated[str, Argument(metavar="DIR", hidden=True)],
-    out: Annotated[Path, Argument(metavar="OUT", hidden=True)],
+    out: Out,
     *,
     kind: TypeOption = "Q4_K_M",
     vision: VisionOption = None,

@@ -190,6 +190,7 @@ def _complain(message: str, hint: str) -> int:
 
 def _silence_stdout() -> None:
     """Point stdout at nothing, so that the interpreter's last flush cannot fail aloud."""
+    _Closed.is_told = True
     try:
         number = sys.stdout.fileno()
     except (OSError, ValueError):  # it is no file of the system's
@@ -215,10 +216,29 @@ def main() -> NoReturn:
 
 
 def _open_what_was_closed() -> None:
-    """A program may be started with streams that are closed (`<&-`): Python has None for them."""
-    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
-        if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
+    """A program may be started with streams that are closed (`<&-`): Python has None for them.
+
+    Nothing is read from such a stdin, nothing said on such a stderr, and an answer that should go
+    to such a stdout is an error, as on a disk that is full.
+    """
+    if sys.stdin is None:
+        sys.stdin = open(os.devnull, encoding="utf-8")  # noqa: SIM115
+    if sys.stdout is None:
+        # Its file has a number of its own, so that no other file gets that of stdout.
+        sys.stdout = io.TextIOWrapper(io.BufferedWriter(_Closed(os.devnull, "w")), encoding="utf-8")
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+
+
+class _Closed(io.FileIO):
+    """A file that takes nothing, and says so until that has been told."""
+
+    is_told = False
+
+    def write(self, data: Any) -> int:
+        if _Closed.is_told:
+            return len(data)
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
 
 
 if __name__ == "__main__":

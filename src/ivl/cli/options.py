@@ -17,10 +17,10 @@ from dataclasses import MISSING, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
-from typer import Option
+from typer import Argument, Option
 
 from ivl.engine.options import DEFAULT_DRAFT_TOKENS, GenerationOptions
-from ivl.errors import RequestError
+from ivl.errors import ConfigError, RequestError
 from ivl.planner.memory import DEFAULT_VISION_BATCH
 
 Threads = Annotated[
@@ -28,6 +28,14 @@ Threads = Annotated[
 ]
 
 
+def _named(text: str) -> Path:
+    """An empty name would be the present directory: it is a variable that is not set."""
+    if not text:
+        raise ConfigError("OUT is empty.", "Is the variable set that it comes from?")
+    return Path(text)
+
+
+Out = Annotated[Path, Argument(metavar="OUT", hidden=True, parser=_named)]
 Mmproj = Annotated[
     Path | None,
     Option(

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from typer import Argument, Option
 
 from ivl.cli.convert import Force, ImatrixOption
-from ivl.cli.options import Json, Quiet
+from ivl.cli.options import Json, Out, Quiet
 from ivl.cli.terminal import Status, disk_size, print_json
 from ivl.errors import CheckpointError, ConfigError, RequestError
 from ivl.paths import local_path
@@ -36,7 +36,7 @@ VisionOption = Annotated[
 
 def command(
     source: Annotated[str, Argument(metavar="IN", hidden=True)],
-    out: Annotated[Path, Argument(metavar="OUT", hidden=True)],
+    out: Out,
     kind: Annotated[str | None, Argument(metavar="[TYPE]", hidden=True)] = None,
     *,
     option: TypeOption = None,

@@ -12,6 +12,7 @@ from ivl.cli.inputs import load_model
 from ivl.cli.options import ModelChoice, with_options
 from ivl.cli.terminal import Status
 from ivl.errors import ConfigError
+from ivl.family import FAMILY, find
 from ivl.paths import local_path
 from ivl.planner.threads import choose_threads
 
@@ -180,8 +181,20 @@ def _models(choice: ModelChoice, name: str | None, also: list[str]) -> dict[str,
             other, model = _name_of(text), text
         if not other or not model or other in models:
             raise ConfigError(f"--also {text} has no name of its own.", "Give NAME=MODEL.")
+        if not _could_be(model):
+            raise ConfigError(
+                f"--also {text}: there is no model {model!r}.",
+                f"Known: demo, {', '.join(size.name for size in FAMILY)}, a directory, a GGUF "
+                "file, or a hub id owner/name.",
+            )
         models[other] = replace(choice, model=model, mmproj=None, revision=None)
     return models
+
+
+def _could_be(model: str) -> bool:
+    """Whether a model may be found by that name when it is asked for."""
+    path = local_path(model)
+    return model == "demo" or find(model) is not None or "/" in model or path.exists()
 
 
 def _name_of(model: str) -> str:

@@ -182,7 +182,10 @@ def image_record(
 
 
 def print_json(value: Mapping[str, Any] | list[dict[str, Any]]) -> None:
-    print(json.dumps(value, ensure_ascii=False, indent=2))
+    text = json.dumps(value, ensure_ascii=False, indent=2)
+    # Names of files need not be text. What is not is escaped, so that a program gets it back.
+    is_text = not any("\ud800" <= letter <= "\udfff" for letter in text)
+    print(text if is_text else json.dumps(value, indent=2))
 
 
 def disk_size(num_bytes: int) -> str:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from ivl.documents.pdf import open_pdf
 from ivl.documents.reading import open_pages
-from ivl.errors import RequestError
 from ivl.paths import local_path
 from ivl.planner.pages import PageSize
 
@@ -30,15 +30,7 @@ def page_sizes(name: str) -> list[PageSize]:
 
 
 def _pdf_sizes(name: str) -> list[PageSize]:
-    import pypdfium2
-
-    try:
-        document = pypdfium2.PdfDocument(local_path(name))
-    except pypdfium2.PdfiumError as error:
-        raise RequestError(
-            f"{name} cannot be opened as PDF: {error}.",
-            "It is damaged, or needs a password.",
-        ) from None
+    document = open_pdf(local_path(name), name)
     try:
         sizes = [document.get_page_size(number) for number in range(len(document))]
     finally:

@@ -39,7 +39,8 @@ class Timings:
         """One line for people."""
         parts = [f"{self.num_prompt_tokens} prompt tokens in {self.prefill_s:.2f} s"]
         if self.num_tiles:
-            parts.insert(0, f"{self.num_tiles} tiles in {self.encode_s:.2f} s")
+            tiles = "1 tile" if self.num_tiles == 1 else f"{self.num_tiles} tiles"
+            parts.insert(0, f"{tiles} in {self.encode_s:.2f} s")
         rate = self.decode_tokens_per_s
         speed = f" ({rate:.1f} tokens/s)" if rate else ""
         parts.append(f"{self.num_answer_tokens} tokens in {self.decode_s:.2f} s{speed}")

@@ -227,7 +227,8 @@ class Conversation:
 class Generation:
     """One answer while it comes into being: iterate over it for its pieces of text.
 
-    `answer` is there when the iteration has ended, also when it was ended early (`close`).
+    `answer` is there when the iteration has ended, also when it was ended early: by `close`, or by
+    leaving a `with` block.
     """
 
     def __init__(
@@ -252,6 +253,12 @@ class Generation:
 
     def __iter__(self) -> Iterator[str]:
         return self._pieces
+
+    def __enter__(self) -> Generation:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def close(self) -> None:
         """Ends the answer where it stands; the conversation can go on from there."""

@@ -12,13 +12,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
+from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 from torch import Tensor
 
 from ivl.errors import RequestError
 from ivl.prompt.tokenizer import Tokenizer
 
 MAX_GRAMMAR_CHARACTERS = 64 * 1024
+LIMITS = LLParserLimits(
+    initial_lexer_fuel=200_000, max_lexer_states=50_000, max_grammar_size=200_000
+)
+"""A fifth of llguidance's own: what needs more takes seconds and gigabytes."""
 WHITE_SPACE = r"[ \t\n]{1,16}"
 """Between the parts of JSON. Without a bound a model can write line breaks until its end."""
 
@@ -61,9 +65,9 @@ class TokenRules:
         return self._matcher.is_stopped()
 
     def _broken(self) -> RequestError:
-        reason = self._matcher.get_error().splitlines()[:1]
         return RequestError(
-            f"The form of the answer cannot be followed further: {' '.join(reason)}",
+            f"The form of the answer cannot be followed further: "
+            f"{_reason([self._matcher.get_error()])}",
             "Use a simpler schema or expression.",
         )
 
@@ -109,16 +113,32 @@ class GrammarCompiler:
         return self._compile(LLMatcher.grammar_from_regex(f"({pattern})"), "choice")
 
     def _compile(self, grammar: str, kind: str) -> Grammar:
-        failed, messages = LLMatcher.validate_grammar_with_warnings(grammar, self._tokenizer)
-        matcher = None if failed else LLMatcher(self._tokenizer, grammar, log_level=0)
-        if matcher is not None and matcher.is_error():
-            messages = [matcher.get_error()]
-        elif matcher is not None and not messages:
-            return Grammar(matcher)
-        reason = messages[0].strip().splitlines()[0] if messages else "it matches nothing"
-        raise RequestError(
-            f"The {kind} cannot be enforced: {reason[:300]}", "Leave out what is not supported."
+        failed, messages = LLMatcher.validate_grammar_with_warnings(
+            grammar, self._tokenizer, limits=LIMITS
         )
+        if not failed and not messages:
+            matcher = LLMatcher(self._tokenizer, grammar, log_level=0, limits=LIMITS)
+            # The first mask builds most of what all others need. Here it costs the time of who
+            # asks; in the engine's thread it would be everybody's.
+            first = matcher.deep_copy()
+            first.compute_bitmask()
+            if not matcher.is_error() and not first.is_error():
+                return Grammar(matcher)
+            messages = [matcher.get_error() or first.get_error()]
+        raise RequestError(
+            f"The {kind} cannot be enforced: {_reason(messages)}",
+            "Use a simpler one, or leave out what is not supported.",
+        )
+
+
+def _reason(messages: list[str]) -> str:
+    """The line that says what is wrong, of what llguidance says, in words."""
+    lines = [line.strip() for text in messages for line in text.splitlines() if line.strip()]
+    if not lines or any(line.startswith("NoExtensionBias") for line in lines):
+        return "nothing has that form."
+    # The parser of expressions draws where the fault is, and names it last.
+    named = [line for line in lines if line.startswith("error: ")]
+    return (named[-1].removeprefix("error: ") if named else lines[0])[:300]
 
 
 class _Vocabulary:

@@ -156,11 +156,13 @@ def check_capacity(
     held = f" after {num_cached} of the conversation" if num_cached else ""
     images = ""
     if num_tiles:
-        images = f", {num_tiles * config.tokens_per_tile} of them for {num_tiles} tiles"
+        tiles = "1 tile" if num_tiles == 1 else f"{num_tiles} tiles"
+        images = f", {num_tiles * config.tokens_per_tile} of them for {tiles}"
+    anew = ", or begin a new conversation" if num_cached else ""
     raise CapacityError(
         f"The question has {len(prompt)} tokens{held}{images}, and the context holds {context}.",
         "Use fewer images, fewer tiles (`max_tiles`), or load the model with a larger context "
-        "(`context`)."
+        f"(`context`){anew}."
         if num_tiles
-        else "Shorten the text, or load the model with a larger context (`context`).",
+        else f"Shorten the text, or load the model with a larger context (`context`){anew}.",
     )

@@ -154,7 +154,9 @@ def compare(reader: Reader, sample: TokenizedSample, file: Path) -> Comparison:
         names = ("ids", "log_probs", "log_rest")
         theirs = Distribution(**{name: kept[name][rows] for name in names})
         kls.append(kl_divergence(theirs, log_q))
-        agreements.append(log_q.argmax(-1) == theirs.ids[:, 0])
+        # Of several that are equally likely, either is the likeliest.
+        at_theirs = log_q.gather(-1, theirs.ids[:, :1])[:, 0]
+        agreements.append(at_theirs == log_q.amax(-1))
         targets.append(log_q.gather(-1, ids[:, None])[:, 0])
     tile_cosines = torch.empty(0, dtype=torch.float64)
     if features is not None:

@@ -8,6 +8,7 @@ our kernels run on torch's threads; elsewhere on their own (csrc/threads.hpp).
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from types import ModuleType
 
@@ -28,6 +29,16 @@ def use_threads(threads: int | None = None) -> int:
     if (module := cpu.loaded()) is not None:
         module.set_num_threads(count)
     return count
+
+
+def _after_fork() -> None:
+    """GNU's OpenMP waits in a forked process for threads that only its parent has. With one thread
+    torch does not ask for them; our kernels have a pool of their own there (csrc/threads.hpp)."""
+    torch.set_num_threads(1)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def join_pool_of_torch(module: ModuleType) -> bool:

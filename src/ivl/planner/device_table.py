@@ -346,10 +346,27 @@ def _gib(num_bytes: int) -> str:
     return f"{num_bytes / GIB:g} GB"
 
 
+_PROCESSORS = re.compile(
+    r"\b(xeon|epyc|threadripper|opteron|celeron|pentium|athlon|ampere altra|graviton\d?|raspberry|"
+    r"ryzen|core\s+(i[3579]|ultra)|i[3579]-?\d{4,5}\w*|n100|snapdragon|cortex)\b",
+    re.IGNORECASE,
+)
+"""What people call processors; the table has devices that are faster than those."""
+
+
 def _nearest(name: str) -> str:
     """The hint for a name that is not known: what is called nearly so, and how to do without."""
     if re.search(r"\b(?:i?mac\w*|apple|mbp|mba)\b", name, re.IGNORECASE):
         return f'Name its chip, as in "m3 max 64gb". {_BY_HAND}'
+    asked = written(name)
+    size = "64GB" if asked.named_bytes is None else f"{asked.named_bytes // GIB or 1}GB"
+    if asked.says_ram and not says_which(words_of(name)):
+        return f'Main memory beside GPUs is --host {size}; a processor alone is "cpu {size}".'
+    if _PROCESSORS.search(name):
+        return (
+            f'A processor is "cpu {size}", with its memory\'s bandwidth behind it where that is '
+            f'known: "cpu {size}:80GB/s".'
+        )
     wanted = " ".join(sorted(words_of(name)))
     keys: dict[str, str] = {}
     for device in table():

@@ -103,8 +103,14 @@ def place(
     if backend.splitting == "tensor":
         return _tensor_parallel(parts, backend, gpus, heads)
     if backend.name == "ivl" and gpu_layers is None and not tower_on_processor:
-        slot = max(gpus, key=lambda s: s.device.memory_bytes - s.used_bytes)
-        whole = _whole(parts, backend, slot)
+        # The fastest that holds all of it; of equals, the one with the most room.
+        order = sorted(
+            gpus,
+            key=lambda s: (s.device.bandwidth or 0, s.device.memory_bytes - s.used_bytes),
+            reverse=True,
+        )
+        wholes = [_whole(parts, backend, slot) for slot in order]
+        whole = next((whole for whole in wholes if whole.fits), wholes[0])
         if whole.fits or (len(gpus) == 1 and machine.host is None):
             return whole
     return _by_layers(

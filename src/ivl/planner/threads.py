@@ -9,6 +9,9 @@ from pathlib import Path
 
 from ivl.errors import ConfigError
 
+THREADS_PER_CORE = 4
+LEAST_LIMIT = 16
+"""More threads than four for each processor, or 16, are a mistake."""
 CGROUPS = Path("/sys/fs/cgroup")
 OWN_CGROUP = Path("/proc/self/cgroup")
 TOPOLOGY = Path("/sys/devices/system/cpu")
@@ -50,14 +53,20 @@ def usable_cores() -> Cores:
 def choose_threads(threads: int | None, name: str = "threads") -> int:
     """The number asked for, else that of `OMP_NUM_THREADS`, else one for each usable core.
 
-    Raises ConfigError, which calls the number `name`, for less than one.
+    Raises ConfigError, which calls the number `name`, for less than one, and for so many that they
+    would only stand in each other's way.
     """
+    cores = usable_cores()
+    most = max(LEAST_LIMIT, THREADS_PER_CORE * cores.allowed)
     if threads is not None:
-        if threads < 1:
-            raise ConfigError(f"{name} is {threads}.", "Give 1 or more, or leave it out.")
+        if isinstance(threads, bool) or not isinstance(threads, int) or not 1 <= threads <= most:
+            raise ConfigError(
+                f"{name} is {threads!r}.",
+                f"Give 1 to {most} ({cores.allowed} processors are here), or leave it out.",
+            )
         return threads
     wish = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
-    return int(wish) if wish.isdigit() and int(wish) else usable_cores().threads
+    return min(int(wish), most) if wish.isdigit() and int(wish) else cores.threads
 
 
 def physical_cores(allowed: Collection[int], topology: Path) -> int:

@@ -90,6 +90,12 @@ def replace_context(work: Workload, config: ModelConfig, context: int | None) ->
     most = int(decoder.max_positions * (decoder.rope_factor or 1))
     needed = work.prompt_tokens(config) + ANSWER_TOKENS
     if context is None:
+        if work.tiles and work.prompt_tokens(config) >= most:
+            raise ConfigError(
+                f"{work.num_tiles} tiles are {work.image_tokens(config)} tokens, and the longest "
+                f"context of this model is {most}.",
+                "Give fewer tiles (--max-tiles) or images.",
+            )
         rounded = -(-needed // 1024) * 1024
         return replace(work, context=min(most, max(min(DEFAULT_CONTEXT, most), rounded)))
     if not 1 <= context <= most:

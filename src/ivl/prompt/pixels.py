@@ -320,6 +320,8 @@ def _open_path(path: str | os.PathLike[str], label: str) -> BinaryIO:
         raise RequestError(
             f"{label[:60]} is an address, not a file", "download it and give the path of the file"
         )
+    if not os.fspath(path):
+        raise RequestError("the name of the image is empty", "give the path of a file")
     try:
         return local_path(path).open("rb")
     except FileNotFoundError:
@@ -330,7 +332,12 @@ def _open_path(path: str | os.PathLike[str], label: str) -> BinaryIO:
     except PermissionError:
         raise RequestError(f"{label} may not be read", "check its permissions") from None
     except (OSError, ValueError) as error:
-        raise RequestError(f"{label[:200]!r} cannot be opened: {error}") from None
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        is_data = len(label) > 255 and "/" not in label[:4]
+        raise RequestError(
+            f"{label[:60]!r} cannot be opened: {reason}",
+            "is it base64? give the bytes: base64.b64decode(...)" if is_data else "",
+        ) from None
 
 
 def _seekable(file: BinaryIO, label: str) -> BinaryIO:
@@ -388,8 +395,9 @@ def _not_an_image(file: BinaryIO, label: str) -> RequestError:
     if b"<svg" in start:
         return RequestError(f"{label} is an SVG drawing", "export it as PNG")
     is_text = min(start.translate(None, delete=b"\t\n\f\r\x1b"), default=32) >= 32
+    whose = "the file" if label == "the image" else label
     return RequestError(
-        f"{label} is {'a text file' if is_text else 'not an image'}",
+        f"{label} is a text file" if is_text else f"{whose} is not an image",
         "give a JPEG, PNG, WebP, GIF, TIFF, BMP, AVIF or JPEG 2000 file",
     )
 

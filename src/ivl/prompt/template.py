@@ -294,6 +294,11 @@ def _check_unicode(text: str) -> None:
     try:
         text.encode()
     except UnicodeEncodeError as error:
+        if "\udc80" <= text[error.start] <= "\udcff":  # as Python has bytes that are no text
+            raise RequestError(
+                f"a text has bytes that are not UTF-8, the first at character {error.start}",
+                "set the terminal and the locale (LANG) to UTF-8",
+            ) from None
         raise RequestError(
             f"a text is not valid Unicode at character {error.start}",
             "send characters outside the basic plane whole, not as halves of a surrogate pair",

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any, NamedTuple
 
 from ivl.errors import ConfigError, RequestError
@@ -41,6 +41,9 @@ def tile_grid(
 
     Raises RequestError for an image without pixels and ConfigError for limits that no grid meets.
     """
+    for side in (width, height):
+        if isinstance(side, bool) or not isinstance(side, Real):
+            raise RequestError(f"a side of an image is {side!r}", "give its pixels as numbers")
     if width < 1 or height < 1:
         raise RequestError(
             f"an image of {width} x {height} pixels has nothing to show",

@@ -70,13 +70,17 @@ def settings_of(request: Request) -> ServerSettings:
 def parse_json(body: bytes, settings: ServerSettings) -> Any:
     """JSON as RFC 8259 has it (no NaN), in UTF-8, nested at most `max_json_depth` deep."""
     try:
-        raw = json.loads(body.decode("utf-8"), parse_constant=_refuse_constant)
+        # A byte order mark is ignored, as RFC 8259 allows.
+        raw = json.loads(body.decode("utf-8-sig"), parse_constant=_refuse_constant)
     except UnicodeDecodeError as error:
         raise ApiError(400, f"The body is not UTF-8: byte {error.start} is wrong.") from None
     except RecursionError:
         raise ApiError(400, "The body is nested too deeply.") from None
     except ValueError as error:
-        raise ApiError(400, f"The body is not JSON: {str(error)[:200]}.") from None
+        reason = str(error)[:200]
+        if "int_max_str_digits" in str(error):
+            reason = "a number has thousands of digits"
+        raise ApiError(400, f"The body is not JSON: {reason}.") from None
     _check_depth(raw, settings.max_json_depth)
     return raw
 

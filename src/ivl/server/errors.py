@@ -10,6 +10,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from ivl.errors import BusyError, CapacityError, IvlError, NonFiniteError, UnavailableError
 from ivl.spelling import nearest
@@ -109,6 +110,7 @@ NOT_HERE = {
     "assistants": "Nothing is stored here; send the conversation.",
     "threads": "Nothing is stored here; send the conversation.",
     "moderations": "Nothing is moderated here.",
+    "completion": "llama.cpp's own API is not spoken here; ask /v1/completions.",
     "messages": "Anthropic's API is not spoken here; ask /v1/chat/completions or /api/chat.",
     "v1": "This is the base URL of OpenAI's API: ask /v1/models or /v1/chat/completions.",
     "api": "Ollama's clients take the address without /api: ask /api/tags or /api/chat.",
@@ -159,6 +161,10 @@ def install_handlers(app: FastAPI) -> None:
         problems = error.errors()
         message = str(problems[0]["msg"]) if problems else "The request is not valid"
         return response_of(ApiError(400, f"{message}."), request.url.path)
+
+    @app.exception_handler(ClientDisconnect)
+    async def _(request: Request, error: ClientDisconnect) -> JSONResponse:
+        return response_of(ApiError(499, "The client has gone."), request.url.path)
 
     @app.exception_handler(Exception)
     async def _(request: Request, error: Exception) -> JSONResponse:

@@ -10,6 +10,7 @@ import re
 import time
 import uuid
 from typing import Any
+from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -46,6 +47,8 @@ class Guard:
         method: str = scope["method"]
         if method == "HEAD":  # the same answer as to GET, without what is in it (RFC 9110, 9.3.2)
             scope = {**scope, "method": "GET"}
+        if scope["path"].startswith(("http://", "https://")):  # the absolute form, for proxies
+            scope = {**scope, "path": urlsplit(scope["path"]).path or "/"}
         if len(scope["path"]) > 1 and scope["path"].endswith("/"):
             scope = {**scope, "path": scope["path"].rstrip("/") or "/"}
 
@@ -103,6 +106,11 @@ class Guard:
                 challenge = {"WWW-Authenticate": "Bearer"}
                 text = "A valid API key is needed: `Authorization: Bearer KEY`."
                 return ApiError(401, text, code="invalid_api_key", headers=challenge)
+        coding = headers.get("content-encoding", "identity").lower()
+        if coding not in ("", "identity"):
+            return ApiError(
+                415, f"A body in {coding[:50]!r} is not unpacked here; send it as it is."
+            )
         length = headers.get("content-length", "0")
         if not length.isdecimal():
             return ApiError(400, "Content-Length is no number.")

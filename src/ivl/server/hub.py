@@ -15,7 +15,7 @@ from anyio import to_thread
 from ivl.engine.batch import BatchEngine, BatchState
 from ivl.engine.engine import Engine
 from ivl.engine.grammar import GrammarCompiler
-from ivl.errors import CapacityError, UnavailableError
+from ivl.errors import CapacityError, IvlError, UnavailableError
 from ivl.server.errors import ApiError
 
 log = logging.getLogger("ivl.server")
@@ -211,9 +211,11 @@ class ModelHub:
                 try:
                     batch = await to_thread.run_sync(self._loaders[name])
                     break
-                except CapacityError:
+                except CapacityError as error:
                     if not self._loaded:
-                        raise
+                        raise _cannot_load(name, error, 503) from error
+                except IvlError as error:
+                    raise _cannot_load(name, error, 500) from error
                 # The least recently used goes.
                 leaving = min(self._loaded.values(), key=lambda m: (m.num_users > 0, m.last_used))
                 await self._unload(leaving)
@@ -244,3 +246,11 @@ class ModelHub:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
+
+
+def _cannot_load(name: str, error: IvlError, status: int) -> ApiError:
+    """Whoever asks for the model is not to blame; who runs the server finds the reason."""
+    log.error("%s cannot be loaded: %s", name, error)
+    return ApiError(
+        status, f"The model {name!r} cannot be loaded: {error}", code="model_not_loaded"
+    )

@@ -14,12 +14,14 @@ from ivl.checkpoint.locate import locate_pair
 from ivl.checkpoint.safetensors import SafetensorsDirectory
 from ivl.devices import free_bytes
 from ivl.engine.batch import BatchEngine, BatchLimits
-from ivl.errors import CapacityError, IvlError
+from ivl.engine.batch_request import BatchRequest
+from ivl.errors import CapacityError, ConfigError, IvlError
 from ivl.family import num_parameters
 from ivl.model.cache import BLOCK_TOKENS
 from ivl.model.source import open_source
 from ivl.planner.kv_cache import kv_bytes_per_token
 from ivl.planner.memory import GIB
+from ivl.prompt.template import user_message
 from ivl.quant.mixes import mix_of_file_type
 from ivl.server.hub import StoredFacts
 
@@ -50,6 +52,13 @@ def start_engine(model: Model, limits: BatchLimits) -> BatchEngine:
             )
         wanted = min(wanted, held)
     tokens = max(wanted, BLOCK_TOKENS)
+    shortest = len(BatchRequest.chat(engine, [user_message("Hi")]).prompt) + 1
+    if tokens < shortest:
+        raise ConfigError(
+            f"A cache of {tokens} tokens holds no question: the shortest has {shortest}, with its "
+            "answer.",
+            "Use a larger --kv-tokens, or leave it out.",
+        )
     return BatchEngine(engine, replace(limits, kv_tokens=tokens))
 
 

@@ -10,6 +10,7 @@ addresses, names without a dot, and those of the domains that are kept for machi
 from __future__ import annotations
 
 import ipaddress
+import re
 import socket
 from urllib.parse import urlsplit
 
@@ -20,6 +21,7 @@ from ivl.server.settings import ServerSettings
 
 NEARBY = (".localhost", ".local", ".internal", ".home.arpa")
 """RFC 6761, RFC 6762, ICANN's reservation of 2024 (Docker's host.docker.internal), RFC 8375."""
+_NAME = re.compile(r"[a-z0-9_.:-]*")
 PORTS = {"http": "80", "https": "443"}
 
 
@@ -38,18 +40,23 @@ def refusal(headers: Headers, settings: ServerSettings) -> ApiError | None:
         )
     if origin is None or origin in settings.cors_origins or _is_same(origin, host):
         return None
-    return ApiError(
-        403,
-        f"Pages of {origin[:200]} may not use this server. Start it with --cors {origin[:200]}, or "
-        "with an --api-key.",
-        code="origin_not_allowed",
-    )
+    if origin == "null":
+        text = (
+            "Files and sandboxed frames may not use this server. Serve the page by http, and start "
+        )
+        text += "the server with --cors and the page's origin, or with an --api-key."
+    else:
+        text = f"Pages of {origin[:200]} may not use this server. Start it with --cors "
+        text += f"{origin[:200]}, or with an --api-key."
+    return ApiError(403, text, code="origin_not_allowed")
 
 
 def is_own_name(host: str, allowed: tuple[str, ...] = ()) -> bool:
     """Whether a `Host` header has a name that the page of a stranger cannot have."""
     name = _name_of(host)
     known = {other.lower() for other in (*allowed, socket.gethostname())}
+    if _NAME.fullmatch(name.strip("[]").partition("%")[0]) is None:
+        return False
     if name in known or "*" in allowed or "." not in name or name.endswith(NEARBY):
         return True
     try:

@@ -12,6 +12,7 @@ from urllib.parse import unquote
 import pypdfium2
 from PIL import Image
 
+from ivl.documents.pdf import open_pdf
 from ivl.errors import RequestError
 from ivl.prompt.pixels import load_pages, num_frames
 from ivl.server.errors import ApiError
@@ -105,14 +106,9 @@ def pages_of(data: bytes, settings: ServerSettings) -> list[Picture]:
 
 
 def _draw_pages(data: bytes, most: int) -> list[Image.Image]:
+    document = open_pdf(data)
     try:
-        document = pypdfium2.PdfDocument(data)
-    except pypdfium2.PdfiumError as error:
-        if "password" in str(error).lower():
-            raise RequestError("The PDF needs a password.", "Save it without one.") from None
-        raise RequestError("The PDF is damaged or incomplete.", "Save it again.") from None
-    try:
-        if not 1 <= len(document) <= most:
+        if len(document) > most:
             raise RequestError(
                 f"The PDF has {len(document)} pages, and may have 1 to {most}.",
                 "Send the pages that matter.",

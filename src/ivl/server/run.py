@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import ipaddress
 import logging
 import socket
@@ -18,6 +19,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from ivl.errors import ConfigError
 from ivl.server.app import create_app
+from ivl.server.errors import ApiError
 from ivl.server.hub import FindFacts, Loader, ModelHub
 from ivl.server.settings import ServerSettings
 
@@ -61,9 +63,13 @@ def bind(host: str, port: int) -> socket.socket:
         sock.listen(BACKLOG)
     except OSError as error:
         sock.close()
+        hint = "--host is an address of this machine: 127.0.0.1, or 0.0.0.0 for all of them."
+        if error.errno == errno.EADDRINUSE:
+            hint = "Is another server running? `--port` takes another number, 0 a free one."
+        elif error.errno == errno.EACCES:
+            hint = "Ports below 1024 are for the administrator: `--port 8000`."
         raise ConfigError(
-            f"The address {host}, port {port}, cannot be used: {error.strerror}.",
-            "Is another server running? `--port` takes another number, 0 a free one.",
+            f"The address {host}, port {port}, cannot be used: {error.strerror}.", hint
         ) from None
     return sock
 
@@ -153,7 +159,8 @@ class ModelServer(uvicorn.Server):
 
     def _end_if_failed(self, loading: asyncio.Future[None]) -> None:
         if not loading.cancelled() and (error := loading.exception()) is not None:
-            self.failure = error
+            # Who starts the server hears what is wrong, and not how clients would be told.
+            self.failure = error.__cause__ if isinstance(error, ApiError) else error
             self.should_exit = True
 
     async def on_tick(self, counter: int) -> bool:

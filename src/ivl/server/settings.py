@@ -43,15 +43,26 @@ class ServerSettings:
     """When it is to stop, the server gives running answers so long to end."""
 
     def __post_init__(self) -> None:
-        """ConfigError for an origin that no browser would send."""
+        """ConfigError for an origin that no browser would send, and for a key that nobody can."""
+        if self.api_key is not None and not re.fullmatch(r"[!-~]+", self.api_key):
+            what = "has characters that no header can have" if self.api_key.strip() else "is empty"
+            raise ConfigError(
+                f"The --api-key {what}.",
+                "Is the variable set that it comes from? Leave it out for a server without a key.",
+            )
         for origin in self.cors_origins:
             check_origin(origin)
 
 
 def check_origin(origin: str) -> None:
-    """ConfigError unless it is `*`, `null`, or scheme://host[:port] and nothing else."""
-    if origin in ("*", "null"):
+    """ConfigError unless it is `*`, or scheme://host[:port] and nothing else."""
+    if origin == "*":
         return
+    if origin == "null":
+        raise ConfigError(
+            "'null' is what browsers send for every file and every sandboxed frame.",
+            "Serve the page by http and name its origin, or let all pages in with --cors '*'.",
+        )
     try:
         parts = urlsplit(origin)
         plain = f"{parts.scheme}://{parts.netloc}"
