@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import ivl
@@ -335,3 +336,70 @@ def test_an_open_file_of_one_picture_is_asked_about_twice(model: ivl.Model) -> N
     pictures()[0].save(buffer, "PNG")
     answers = [model.ask(buffer, "What?", max_tokens=4).tokens for _ in range(2)]
     assert answers[0] == answers[1]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"model": None}, {"model": 5}, {"context": "big"}, {"context": 1.5}, {"device": 3},
+        {"dtype": "bf16"}, {"dtype": 16}, {"threads": 10**12}, {"vision_batch": "x"},
+    ],
+)  # fmt: skip
+def test_what_cannot_be_loaded_with_is_said(options: dict[str, Any]) -> None:
+    with pytest.raises(IvlError):
+        ivl.load(**{"model": "demo", **options})
+
+
+def test_torchs_own_names_are_understood(tiny_model_dir: Path) -> None:
+    device, dtype = torch.device("cpu"), torch.float32
+    loaded = ivl.load(tiny_model_dir, device=device, dtype=dtype)
+    assert loaded.engine.model.dtype == dtype
+
+
+def test_steps_below_an_answer_say_what_is_wrong(tiny_model_dir: Path) -> None:
+    model = ivl.load(tiny_model_dir, device="cpu", dtype="float32")
+    for ids in ([10**6], [-1]):
+        with pytest.raises(RequestError, match="There are ids"):
+            model.logits(ids)
+    with pytest.raises(RequestError, match="tiles are a NoneType"):
+        model.encode_tiles(None)  # type: ignore[arg-type]
+    with pytest.raises(RequestError, match="messages are a NoneType"):
+        model.stream(None)  # type: ignore[arg-type]
+    with pytest.raises(RequestError, match="side of an image is 'a'"):
+        ivl.tile_grid("a", 10)  # type: ignore[arg-type]
+    with pytest.raises(RequestError, match="name of the image is empty"):
+        model.ask("", "What?")
+    with pytest.raises(RequestError, match="cannot be opened") as caught:
+        model.ask("iVBORw0KGgo" * 800, "What?")
+    assert "base64.b64decode" in caught.value.hint
+    assert len(str(caught.value)) < 300
+    with pytest.raises(RequestError, match="not UTF-8"):
+        model.ask(None, "What is \udcff?")
+
+
+def test_an_answer_ends_with_its_block(tiny_model_dir: Path) -> None:
+    model = ivl.load(tiny_model_dir, device="cpu", dtype="float32")
+    with model.stream("Go on.") as pieces:
+        for _ in pieces:
+            break
+    assert pieces.answer is not None
+    assert pieces.answer.finish_reason == "cancelled"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+def test_a_forked_process_answers_too(tiny_model_dir: Path) -> None:
+    """In a program of its own, which has used its threads before."""
+    program = f"""
+import os, signal, ivl
+from PIL import Image
+model = ivl.load({str(tiny_model_dir)!r}, dtype="float32", threads=2)
+ask = lambda: model.ask(Image.new("RGB", (300, 200)), "Go on.", max_tokens=4).text
+before = ask()
+child = os.fork()
+if child == 0:
+    signal.alarm(60)
+    os._exit(0 if ask() == before else 1)
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

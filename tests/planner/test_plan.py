@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 import ivl
-from ivl.errors import IvlError
+from ivl.errors import ConfigError, IvlError
 from ivl.planner.device_table import GIB
 from ivl.planner.verdict import change
 from ivl.quant.formats import FORMATS
@@ -216,3 +216,36 @@ def test_devices_that_are_not_needed_are_not_hidden(device: str, name: str) -> N
     assert f"on 1 of {name}" in report.verdict.text
     assert any("devices are used" in warning for warning in report.verdict.warnings)
     assert "1 of" not in ivl.plan("26b", device="2x RTX 3090").verdict.text
+
+
+def test_more_tiles_than_any_context_holds_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"1001 tiles are 25625. tokens.*context.*65536"):
+        ivl.plan("8b", max_tiles=1000, device="RTX 4090")
+
+
+@pytest.mark.parametrize("devices", ["rtx 4090, rtx 3090", "3090 + 4090", ["3090", "4090"]])
+def test_of_several_devices_the_fastest_is_used(devices: object) -> None:
+    report = ivl.plan("8b", device=devices)  # type: ignore[arg-type]
+    assert [share.device.name for share in report.plan.placement.shares] == ["RTX 4090"]
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("64gb ram", "--host 64GB"),
+        ("threadripper 256gb", "A processor is"),
+        ("i9-14900k 64gb", "A processor is"),
+        ("ryzen 9 7950x", "A processor is"),
+        ("raspberry pi 5", "A processor is"),
+    ],
+)
+def test_processors_are_not_taken_for_cards(name: str, hint: str) -> None:
+    with pytest.raises(IvlError) as caught:
+        ivl.plan("1b", device=name)
+    assert hint in caught.value.hint
+
+
+@pytest.mark.parametrize("device", [5, [None], {"a": 1}])
+def test_what_is_no_name_is_refused(device: object) -> None:
+    with pytest.raises(ConfigError, match="names no device"):
+        ivl.plan("1b", device=device)  # type: ignore[arg-type]

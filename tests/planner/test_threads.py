@@ -82,3 +82,6 @@ def test_a_number_that_is_asked_for_wins(monkeypatch: pytest.MonkeyPatch) -> Non
     assert choose_threads(5) == 5
     with pytest.raises(ConfigError, match="0"):
         choose_threads(0)
+    for wrong in (10**12, 10_000, True, 1.5, "2"):
+        with pytest.raises(ConfigError, match="threads is"):
+            choose_threads(wrong)  # type: ignore[arg-type]

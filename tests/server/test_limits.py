@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import socket
 import threading
@@ -156,6 +157,53 @@ def test_schemas_meant_to_harm(endless: RunningServer, kind: str) -> None:
     )
     assert answer.status_code in (200, 400)
     still_answers(endless)
+
+
+@pytest.mark.parametrize("regex", ["(a{1000}){1000}{1000}", "((a{500}){500}|b)*c"])
+def test_forms_meant_to_harm(endless: RunningServer, regex: str) -> None:
+    """What needs more than its share of work is refused, or its answer ends; the others go on."""
+    body = {**LONG, "max_tokens": 5, "structured_outputs": {"regex": regex}}
+    answers = ask_at_once(endless, body, 4)
+    assert {answer.status_code for answer in answers} <= {400, 200}
+    for answer in answers:
+        if answer.status_code == 400:
+            assert "simpler" in answer.json()["error"]["message"]
+    still_answers(endless)
+
+
+def test_forms_that_nothing_has_are_refused_in_words(endless: RunningServer) -> None:
+    for regex, reason in {"[^\\s\\S]": "nothing has that form", "(a": "unclosed group"}.items():
+        body = {**LONG, "structured_outputs": {"regex": regex}}
+        answer = endless.post("/v1/chat/completions", body)
+        assert answer.status_code == 400
+        assert reason in answer.json()["error"]["message"]
+
+
+def test_bodies_that_are_packed_or_marked(endless: RunningServer) -> None:
+    body = json.dumps({**LONG, "max_tokens": 1}).encode()
+    path, kind = "/v1/chat/completions", {"content-type": "application/json"}
+    packed = endless.http.post(
+        path, content=gzip.compress(body), headers={**kind, "content-encoding": "gzip"}
+    )
+    assert packed.status_code == 415
+    assert "gzip" in packed.json()["error"]["message"]
+    marked = endless.http.post(path, content=b"\xef\xbb\xbf" + body, headers=kind)
+    assert marked.status_code == 200
+    long = endless.http.post(path, content=b'{"n": ' + b"9" * 5000 + b"}", headers=kind)
+    assert long.status_code == 400
+    assert "sys." not in long.json()["error"]["message"]
+
+
+def test_a_client_that_leaves_in_its_body_writes_no_traceback(
+    endless: RunningServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("ERROR"):
+        for _ in range(3):
+            with connect(endless) as connection:
+                head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\n"
+                connection.sendall(head + b'Content-Length: 500\r\n\r\n{"model"')
+        still_answers(endless)
+    assert not caplog.records
 
 
 def test_a_cache_that_is_too_small_for_all_still_answers_all(tiny: Any) -> None:

@@ -27,6 +27,7 @@ from urllib.parse import urlsplit
 from ivl.checkpoint.hub_errors import HubUnreachable, failures, translate
 from ivl.checkpoint.hub_files import INDEX_NAME, Choice, Wish, choose_files
 from ivl.errors import CapacityError, CheckpointError, ConfigError, UnsupportedError
+from ivl.family import FAMILY
 from ivl.lfs_pointer import refuse_lfs_pointer
 from ivl.paths import local_path
 
@@ -149,7 +150,8 @@ def _no_such_model(name: str) -> CheckpointError:
     looks_like_path = name.startswith((".", "/", "~")) or "\\" in name or name.count("/") != 1
     if "/" not in name and "\\" not in name:
         near = f"OpenGVLab/{name}" if name.startswith("InternVL") else "OpenGVLab/InternVL2_5-4B"
-        hint = f"Give a directory, or a hub id such as {near}."
+        sizes = ", ".join(size.name for size in FAMILY)
+        hint = f"Give demo, a size ({sizes}), a directory, or a hub id such as {near}."
     elif looks_like_path or name.endswith(_FILE_SUFFIXES):
         hint = f"There is no such directory; the present one is {os.getcwd()}."
     else:

@@ -221,7 +221,7 @@ class Chat:
 
     def _add_images(self, names: list[str]) -> None:
         """All of them, or none when one cannot be opened."""
-        opened = [open_image(name, self.max_pixels) for name in names]
+        opened = [open_image(name, self.max_pixels, in_chat=True) for name in names]
         for pages in opened:
             self.waiting = [*self.waiting, *pages]
             width, height = pages[0].image.size

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from ivl.cli.dropped import SUFFIXES, is_file
 from ivl.cli.options import Drafting, ModelChoice
 from ivl.cli.terminal import Status
 from ivl.engine.request import LIMIT_OPTION
-from ivl.errors import RequestError
+from ivl.errors import CheckpointError, RequestError
 from ivl.interrupts import interrupted_at_once
 from ivl.paths import local_path
 from ivl.planner.threads import choose_threads
@@ -59,13 +60,15 @@ def open_images(names: Sequence[str], max_pixels: int | None = None) -> list[Pic
     return [page for name in names for page in open_image(name, max_pixels)]
 
 
-def open_image(name: str, max_pixels: int | None = None) -> list[Picture]:
+def open_image(name: str, max_pixels: int | None = None, *, in_chat: bool = False) -> list[Picture]:
     """The pages of an image; RequestError, with a guess at what went wrong, when there is none."""
     is_word = "/" not in name and "\\" not in name and not Path(name).suffix
     if name != STDIN and is_word and not local_path(name).exists():
         raise RequestError(
             f"there is no image {name}",
-            f"Is it a word of the question? A question goes in quotation marks: {EXAMPLE}",
+            "Check its spelling; Tab completes the names of files."
+            if in_chat
+            else f"Is it a word of the question? A question goes in quotation marks: {EXAMPLE}",
         )
     images = load_pages(
         read_stdin() if name == STDIN else name,
@@ -126,6 +129,10 @@ def load_model(choice: ModelChoice, status: Status, drafting: Drafting | None = 
             offline=choice.offline,
             progress=status.show_loading if status.is_seen else None,
         )
+    except CheckpointError as error:
+        if choice.model == os.environ.get("IVL_MODEL"):
+            error.hint = f"$IVL_MODEL names it. {error.hint}"
+        raise
     finally:
         status.clear()
     if model.engine.model.device.type == "cpu":
