@@ -130,7 +130,7 @@ def test_an_image_may_come_through_a_pipe(
         (["Hi", "--top-p", "7"], "top_p", "ivl ask --help"),
         (["Hi", "--top-k", "some"], "--top-k", "ivl ask --help"),
         (["Hi", "--max-tokens", "0"], "max_tokens", "ivl ask --help"),
-        (["Hi", "--threads", "0"], "--threads", "1 or more"),
+        (["Hi", "--threads", "0"], "--threads", "Give 1 to"),
         (["Hi", "--device", "tpu"], "tpu", "cpu"),
         (["Hi", "--device", "cuda:99"], "cuda:99", "--device cpu"),
         (["Hi", "--dtype", "int3"], "int3", "bfloat16"),

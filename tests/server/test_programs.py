@@ -134,6 +134,7 @@ def test_what_asks_for_nothing_passes(
         ("/v1/v1/chat/completions", {}, "Is it /v1/chat/completions?"),
         ("/v1/api/chat", {}, "Is it /api/chat?"),
         ("/v1/chat/completion", {}, "Is it /v1/chat/completions?"),
+        ("/completion", {}, "ask /v1/completions"),
         ("/v1/embeddings", {}, "not computed here"),
         ("/api/pull", {}, "when the server is started"),
     ],

@@ -110,12 +110,12 @@ NOT_HERE = {
     "assistants": "Nothing is stored here; send the conversation.",
     "threads": "Nothing is stored here; send the conversation.",
     "moderations": "Nothing is moderated here.",
-    "completion": "llama.cpp's own API is not spoken here; ask /v1/completions.",
+    "/completion": "llama.cpp's own API is not spoken here; ask /v1/completions.",
     "messages": "Anthropic's API is not spoken here; ask /v1/chat/completions or /api/chat.",
     "v1": "This is the base URL of OpenAI's API: ask /v1/models or /v1/chat/completions.",
     "api": "Ollama's clients take the address without /api: ask /api/tags or /api/chat.",
 }
-"""Ends of paths that other servers have."""
+"""Paths that other servers have: whole ones, or how they end."""
 
 
 def _where_else(path: str, known: list[str]) -> str:
@@ -126,9 +126,9 @@ def _where_else(path: str, known: list[str]) -> str:
         if plain == other or other.endswith(plain) or plain.endswith(other):
             base = "/v1" if other.startswith("/v1/") else ""
             return f" Is it {other}? The base URL ends with {base or 'the port'} then."
-    end = plain.rpartition("/")[2]
-    if end in NOT_HERE:
-        return f" {NOT_HERE[end]}"
+    advice = NOT_HERE.get(plain) or NOT_HERE.get(plain.rpartition("/")[2])
+    if advice:
+        return f" {advice}"
     near = nearest(plain, fixed)
     return f" Is it {near}?" if near else ""
 
