@@ -6,7 +6,6 @@ import json
 import queue
 import random
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,18 +23,6 @@ from ivl.errors import BusyError, CapacityError, RequestError, UnavailableError
 from ivl.prompt.template import Message, user_message
 
 TIMEOUT_S = 60
-
-
-@pytest.fixture(scope="module")
-def model(tiny_model_dir: Path) -> Any:
-    return ivl.load(tiny_model_dir, dtype="float32", device="cpu")
-
-
-@pytest.fixture
-def batch(model: Any) -> Iterator[BatchEngine]:
-    engine = BatchEngine(model.engine, BatchLimits(kv_tokens=16 * 512))
-    yield engine
-    engine.close(0)
 
 
 def picture(seed: int, size: tuple[int, int] = (90, 50)) -> Image.Image:

@@ -6,7 +6,7 @@ import gc
 import logging
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,18 +29,6 @@ TIMEOUT_S = 60
 NUM_REQUESTS, POISONED = 8, 3
 TEXTS = [f"Number {n}, go on." for n in range(NUM_REQUESTS)]
 IMAGES = [(picture(20 + n),) if n % 2 else () for n in range(NUM_REQUESTS)]
-
-
-@pytest.fixture(scope="module")
-def model(tiny_model_dir: Path) -> Any:
-    return ivl.load(tiny_model_dir, dtype="float32", device="cpu")
-
-
-@pytest.fixture
-def batch(model: Any) -> Iterator[BatchEngine]:
-    engine = BatchEngine(model.engine, BatchLimits(kv_tokens=16 * 512))
-    yield engine
-    engine.close(0)
 
 
 @pytest.fixture(scope="module")

@@ -18,11 +18,6 @@ from ivl.errors import CapacityError, ConfigError, RequestError
 from ivl.prompt.template import Control, ImageTokens, Text, render, user_message
 
 
-@pytest.fixture(scope="module")
-def model(tiny_model_dir: Path) -> Any:
-    return ivl.load(tiny_model_dir, dtype="float32", device="cpu")
-
-
 def picture(seed: int, size: tuple[int, int] = (90, 50)) -> Image.Image:
     rng = np.random.default_rng(seed)
     return Image.fromarray(rng.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))

@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-import pytest
-
-import ivl
 from ivl.calibrate.samples import Sample as CalibrationSample
 from ivl.calibrate.sequences import make_sequences
 from ivl.engine.forced import tokenize_samples
@@ -16,11 +12,6 @@ from ivl.evaluate.data import Sample
 from ivl.prompt.template import user_message
 
 SYSTEM = "Only numbers, please."
-
-
-@pytest.fixture(scope="module")
-def model(tiny_model_dir: Path) -> Any:
-    return ivl.load(tiny_model_dir, dtype="float32", device="cpu")
 
 
 def test_a_models_own_system_text_is_in_every_prompt(model: Any) -> None:

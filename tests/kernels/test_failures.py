@@ -6,7 +6,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from types import ModuleType
 
 import pytest
@@ -15,7 +15,6 @@ import torch
 from ivl.kernels import cpu
 from ivl.kernels.cpu_matrix import CpuMatrix
 from ivl.kernels.dense import DenseMatrix, Norm, Rows
-from ivl.kernels.threads import join_pool_of_torch, use_threads
 from ivl.model.build import random_model
 from ivl.model.cache import KVCache, Segment
 from ivl.model.cpu_decoder import use_fused_layers
@@ -23,22 +22,6 @@ from tests.kernels.random_blocks import random_blocks
 from tests.model.test_cache import CONFIG
 
 pytestmark = pytest.mark.skipif(cpu.loaded() is None, reason="the C++ extension was not built")
-
-
-@pytest.fixture(params=["openmp", "own"])
-def extension(request: pytest.FixtureRequest) -> Iterator[ModuleType]:
-    module = cpu.loaded()
-    assert module is not None
-    before = module.num_threads()
-    if request.param == "own":
-        module.use_openmp("")
-    elif not join_pool_of_torch(module):
-        pytest.skip("torch has no GNU OpenMP here")
-    use_threads(3)
-    yield module
-    module.fail_allocation(-1)
-    use_threads(before)
-    join_pool_of_torch(module)
 
 
 @pytest.mark.parametrize("phases", [0, 1, 3])

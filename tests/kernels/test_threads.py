@@ -5,7 +5,6 @@ from __future__ import annotations
 import multiprocessing
 import threading
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -20,21 +19,6 @@ from ivl.model.cpu_decoder import use_fused_layers
 from tests.model.test_cache import CONFIG
 
 pytestmark = pytest.mark.skipif(cpu.loaded() is None, reason="the C++ extension was not built")
-
-
-@pytest.fixture(params=["openmp", "own"])
-def extension(request: pytest.FixtureRequest) -> Iterator:
-    module = cpu.loaded()
-    assert module is not None
-    before = module.num_threads()
-    if request.param == "own":
-        module.use_openmp("")
-    elif not join_pool_of_torch(module):
-        pytest.skip("torch has no GNU OpenMP here")
-    assert module.thread_pool() == request.param
-    yield module
-    use_threads(before)
-    join_pool_of_torch(module)
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3, 5])
