@@ -13,7 +13,15 @@ import pytest
 from PIL import Image
 
 from ivl.server.durations import parse_duration
-from ivl.server.foreign import FIELDS, OLLAMA, OPENAI, PARTS, RESPONSES, advice_for_field
+from ivl.server.foreign import (
+    COMPLETIONS,
+    FIELDS,
+    OLLAMA,
+    OPENAI,
+    PARTS,
+    RESPONSES,
+    advice_for_field,
+)
 from ivl.server.ollama_fields import OllamaChat, OllamaGenerate, Options
 from ivl.server.openai_fields import ChatRequest, CompletionRequest
 from ivl.server.origins import is_own_name
@@ -30,6 +38,10 @@ def chat(**fields: Any) -> tuple[str, dict[str, Any]]:
 
 def parts(*given: Any) -> tuple[str, dict[str, Any]]:
     return chat(messages=[{"role": "user", "content": list(given)}])
+
+
+def image(**fields: Any) -> dict[str, Any]:
+    return {"type": "image_url", "image_url": {"url": data_url(png((9, 9))), **fields}}
 
 
 def responses(**fields: Any) -> tuple[str, dict[str, Any]]:
@@ -72,6 +84,11 @@ OLLAMA_DEFAULTS = {
         ollama(options=OLLAMA_DEFAULTS),
         ollama(think=False, tools=[], format="", keep_alive="5m", logprobs=None),
         ollama(options=None, format=None, keep_alive=None),
+        ollama(options={"num_predict": 2, "num_gqa": 8, "rope_frequency_base": 0, "f16_kv": True}),
+        ollama(model="Demo:latest", truncate=True, shift=True),
+        chat(max_tokens=2.0, top_k=40.0, seed=1.0, n=1.0),
+        chat(model="", max_tokens=10**30, temperature=1, stop=["a", "b", "c", "d", "e", "f"]),
+        parts({"type": "text", "text": "x"}, image(format="image/png", detail="auto")),
     ],
 )
 def test_what_asks_for_nothing_passes(
@@ -112,6 +129,15 @@ def test_what_asks_for_nothing_passes(
         (*parts({"type": "image_url", "image_url": {"url": "file:///etc/passwd"}}), "no files of"),
         (*chat(messages=[{"role": "user", "content": {"type": "text"}}]),
          "messages[0].content: Input should be a valid string or a list"),
+        (*parts(image(max_dynamic_patch=4)), "image_url.max_dynamic_patch' here: send 'max_tiles'"),
+        (*parts(image(prompt="x")), "There is no field 'messages[0].content[0].image_url.prompt'"),
+        (*parts({"type": "image_url", "image_url": {"url": "data:image/png;base64,b'iVBO'"}}),
+         "add .decode()"),
+        (*chat(max_tokens=2.5), "max_tokens: Input should be a valid integer"),
+        ("/v1/completions", {"messages": HI}, "send 'prompt'"),
+        ("/v1/completions", {"prompt": "x", "images": ["a"]}, "to /v1/chat/completions"),
+        (*ollama(messages=[{**HI[0], "images": ["./page.png"]}]), "paths are not read here"),
+        (*ollama(options={"typical_p": 0.7}), "this sampler is not here"),
         (*chat(messages=[{**HI[0], "images": ["a"]}]), "'messages[0].images' here: send a part"),
         (*chat(response_format={"type": "json_schema", "schema": {}}),
          "'response_format.schema' here: it stands in 'json_schema'"),
@@ -135,6 +161,10 @@ def test_what_asks_for_nothing_passes(
         ("/v1/api/chat", {}, "Is it /api/chat?"),
         ("/v1/chat/completion", {}, "Is it /v1/chat/completions?"),
         ("/completion", {}, "ask /v1/completions"),
+        ("/openai/deployments/demo/chat/completions", {}, "Is it /v1/chat/completions?"),
+        ("/v1/chat", {}, "Is it /v1/chat/completions?"),
+        ("/v1/generate", {}, "Is it /api/generate?"),
+        ("/v1beta/models/demo:generateContent", {}, "Gemini's API is not spoken here"),
         ("/v1/embeddings", {}, "not computed here"),
         ("/api/pull", {}, "when the server is started"),
     ],
@@ -155,6 +185,7 @@ def test_advice_names_fields_that_there_are() -> None:
     """What another API calls a thing is a field of that API's own bodies."""
     fields = {
         OPENAI: {*ChatRequest.model_fields, *CompletionRequest.model_fields},
+        COMPLETIONS: {*CompletionRequest.model_fields, "max_tiles"},
         RESPONSES: {*ResponsesRequest.model_fields, *ChatRequest.model_fields},
         OLLAMA: {
             *OllamaChat.model_fields, *OllamaGenerate.model_fields, "images", "content",

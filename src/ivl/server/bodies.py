@@ -71,7 +71,8 @@ def parse_json(body: bytes, settings: ServerSettings) -> Any:
     """JSON as RFC 8259 has it (no NaN), in UTF-8, nested at most `max_json_depth` deep."""
     try:
         # A byte order mark is ignored, as RFC 8259 allows.
-        raw = json.loads(body.decode("utf-8-sig"), parse_constant=_refuse_constant)
+        text = body.decode("utf-8-sig")
+        raw = json.loads(text, parse_constant=_refuse_constant, parse_float=_parse_float)
     except UnicodeDecodeError as error:
         raise ApiError(400, f"The body is not UTF-8: byte {error.start} is wrong.") from None
     except RecursionError:
@@ -83,6 +84,13 @@ def parse_json(body: bytes, settings: ServerSettings) -> Any:
         raise ApiError(400, f"The body is not JSON: {reason}.") from None
     _check_depth(raw, settings.max_json_depth)
     return raw
+
+
+def _parse_float(text: str) -> float | int:
+    """JSON has one kind of numbers: 40.0, as some languages write it, is the whole number 40."""
+    number = float(text)
+    is_exact = abs(number) < 2**53 and number.is_integer()
+    return int(number) if is_exact else number
 
 
 def _refuse_constant(name: str) -> NoReturn:

@@ -112,6 +112,20 @@ NOT_HERE = {
     "moderations": "Nothing is moderated here.",
     "/completion": "llama.cpp's own API is not spoken here; ask /v1/completions.",
     "messages": "Anthropic's API is not spoken here; ask /v1/chat/completions or /api/chat.",
+    "generateContent": "Gemini's API is not spoken here; ask /v1/chat/completions or /api/chat.",
+    "batches": "Batches are not kept here; send the requests, many at once if you like.",
+    "rerank": "Nothing is ranked here.",
+    "score": "Nothing is ranked here.",
+    "tokenize": "Tokens are counted in the 'usage' of an answer.",
+    "detokenize": "Tokens are counted in the 'usage' of an answer.",
+    "apply-template": "Prompts are written by the server.",
+    "props": "What is served is at /v1/models, what it does at /metrics.",
+    "slots": "What is served is at /v1/models, what it does at /metrics.",
+    "ping": "It is /health.",
+    "healthz": "It is /health.",
+    "livez": "It is /health.",
+    "readyz": "It is /health.",
+    "health": "It is /health.",
     "v1": "This is the base URL of OpenAI's API: ask /v1/models or /v1/chat/completions.",
     "api": "Ollama's clients take the address without /api: ask /api/tags or /api/chat.",
 }
@@ -122,11 +136,13 @@ def _where_else(path: str, known: list[str]) -> str:
     """What somebody who asks for a path that is not there may have meant."""
     plain = "/" + "/".join(part for part in path.split("/") if part)
     fixed = [other for other in known if other.count("/") > 1 and "{" not in other]
-    for other in fixed:
-        if plain == other or other.endswith(plain) or plain.endswith(other):
+    # The longest first: who asks for /x/chat/completions does not mean /v1/completions.
+    for other in sorted(fixed, key=len, reverse=True):
+        is_cut_off = plain.count("/") > 1 and other.startswith(plain + "/")
+        if is_cut_off or plain.endswith("/" + other.split("/", 2)[2]):
             base = "/v1" if other.startswith("/v1/") else ""
             return f" Is it {other}? The base URL ends with {base or 'the port'} then."
-    advice = NOT_HERE.get(plain) or NOT_HERE.get(plain.rpartition("/")[2])
+    advice = NOT_HERE.get(plain) or NOT_HERE.get(re.split("[/:]", plain)[-1])
     if advice:
         return f" {advice}"
     near = nearest(plain, fixed)

@@ -8,7 +8,7 @@ server, text-generation-inference, Ollama and Anthropic.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 ANY: Final = object()
@@ -52,6 +52,15 @@ OPENAI: Final = Words(
     text="a part of the type text",
     system="a message of the role system",
     messages="'messages'",
+)
+COMPLETIONS: Final = replace(
+    OPENAI,
+    json="'structured_outputs.json'",
+    max_tiles="it to /v1/chat/completions, as 'max_tiles'",
+    image="it to /v1/chat/completions, as a part of a message",
+    file="it to /v1/chat/completions, as a part of a message",
+    system="it to /v1/chat/completions, as a message",
+    messages="'prompt', a text, or messages to /v1/chat/completions",
 )
 RESPONSES: Final = Words(
     max_tokens="'max_output_tokens'",
@@ -125,7 +134,8 @@ FIELDS: Final[dict[str, Foreign]] = {
     "min_new_tokens": Foreign("an answer ends where the model ends it.", (0,)),
     "min_length": Foreign("an answer ends where the model ends it.", (0,)),
     "ignore_eos": Foreign("an answer ends where the model ends it.", (False,)),
-    "truncate": Foreign(NOT_DONE, (False,)),
+    "truncate": Foreign("a prompt that is too long is refused.", (False, True)),
+    "shift": Foreign("an answer ends where the context does.", (False, True)),
     "truncate_prompt_tokens": Foreign("a prompt that is too long is refused."),
     "n_keep": Foreign("a prompt that is too long is refused.", (0, -1)),
     "num_keep": Foreign("a prompt that is too long is refused.", (0, -1, 4)),
@@ -174,6 +184,7 @@ FIELDS: Final[dict[str, Foreign]] = {
     "repetition_penalty": Foreign("send {repetition_penalty}.", (1, 1.0)),
     "repeat_last_n": Foreign("{repetition_penalty} weighs all tokens.", (64, -1, 0)),
     "penalize_nl": Foreign(NOT_DONE, (False, True)),
+    "penalize_newline": Foreign(NOT_DONE, (False, True)),
     "random_seed": Foreign("send {seed}."),
     "seeds": Foreign("send {seed}."),
     "stop_sequences": Foreign("send {stop}.", ([],)),
@@ -288,9 +299,18 @@ FIELDS: Final[dict[str, Foreign]] = {
     "api_base": Foreign(CLIENTS_OWN),
     "base_url": Foreign(CLIENTS_OWN),
     "anthropic_version": Foreign(NOT_DONE),
+    "rope_frequency_base": Foreign(LOADING, (0,)),
+    "rope_frequency_scale": Foreign(LOADING, (0, 1)),
+    "num_gqa": Foreign(LOADING, (ANY,)),
     "num_gpu": Foreign(LOADING),
     "num_thread": Foreign(LOADING),
 }  # fmt: skip
+
+PART_FIELDS: Final = (
+    *("max_dynamic_patch", "min_dynamic_patch", "max_num", "max_patches", "max_tiles"),
+    *("max_pixels", "min_pixels", "fps", "num_frames", "cache_control", "detail"),
+)
+"""Those of `FIELDS` that stand in parts of messages too."""
 
 PARTS: Final[dict[str, str]] = {
     "video_url": "send frames of the video, {image} for each.",

@@ -113,11 +113,16 @@ class ModelHub:
 
     def find(self, name: str | None) -> str:
         """The name as this server has it; ApiError 404 for a model that it does not serve."""
-        if name is None or name in self._loaders:
-            return name or self.names[0]
+        if not name:
+            return self.names[0]
         plain = name.removesuffix(LATEST)
-        if plain in self._loaders:
-            return plain
+        for wanted in (name, plain):
+            if wanted in self._loaders:
+                return wanted
+        # Some programs write names in small letters, or with a capital one.
+        alike = [known for known in self.names if known.lower() == plain.lower()]
+        if len(alike) == 1:
+            return alike[0]
         served = ", ".join(self.names)
         raise ApiError(
             404,

@@ -20,15 +20,6 @@ PLACEMENT = (
     *("use_mlock", "num_thread", "num_keep", "logits_all", "embedding_only"),
 )
 """Options that say how Ollama loads a model. Here that is said when the server is started."""
-OTHER_SAMPLERS = {
-    "mirostat": 0,
-    "mirostat_tau": 5.0,
-    "mirostat_eta": 0.1,
-    "tfs_z": 1.0,
-    "typical_p": 1.0,
-    "penalize_newline": True,
-}
-"""Options of samplers that are not here, and the values that turn them off."""
 
 JsonSchema = dict[str, Any]
 
@@ -66,9 +57,6 @@ class Options(Fields):
         if not isinstance(given, dict):
             return given
         given = {name: value for name, value in given.items() if name not in PLACEMENT}
-        for name, off in OTHER_SAMPLERS.items():
-            if given.pop(name, off) not in (off, None):
-                raise ValueError(f"{name} is not supported")
         if given.get("seed") == -1:
             del given["seed"]  # Ollama's own default: another one each time
         return given

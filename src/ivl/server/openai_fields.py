@@ -14,6 +14,7 @@ from pydantic import Field, field_validator, model_validator
 from ivl.engine.options import GenerationOptions
 from ivl.prompt.tiles import LARGEST_MAX_TILES
 from ivl.server.bodies import Fields
+from ivl.server.foreign import COMPLETIONS
 from ivl.server.sampling_fields import (
     MAX_TOP_LOGPROBS,
     NO_AUDIO,
@@ -24,9 +25,8 @@ from ivl.server.sampling_fields import (
     StructuredOutputs,
 )
 
-Count = Annotated[int, Field(ge=1, le=10_000_000)]
-Limit = Count | Literal[-1]
-"""Of tokens; -1, as other servers have it, is none."""
+Limit = Annotated[int, Field(ge=1)] | Literal[-1]
+"""Of tokens; -1, as other servers have it, is none. More than there is room for is as good."""
 MaxTiles = Annotated[int, Field(ge=1, le=LARGEST_MAX_TILES)]
 Detail = Literal["auto", "low", "high"]
 NumChoices = Annotated[int, Field(ge=1, le=128)]
@@ -44,10 +44,12 @@ class TextPart(Fields):
 
 class ImageUrl(Fields):
     """`detail`: low, one tile; high, as many as the model is made for; auto, a share of the
-    request's tiles. `max_tiles` is an addition: a limit for this image."""
+    request's tiles. `max_tiles` is an addition: a limit for this image. `format`, a media type as
+    LiteLLM sends it, changes nothing: the file itself says what it is."""
 
     url: str
     detail: Detail | None = None
+    format: str | None = None
     max_tiles: MaxTiles | None = None
 
 
@@ -62,10 +64,11 @@ class ImagePart(Fields):
 
 
 class FileData(Fields):
-    """A PDF, or an image, as a data URL."""
+    """A PDF, or an image, as a data URL. `format` as of `ImageUrl`."""
 
     file_data: str
     filename: str | None = None
+    format: str | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -214,6 +217,7 @@ class ChatRequest(ModelRequest):
 class CompletionRequest(ModelRequest):
     """A text to go on from, without turns. 16 tokens unless told otherwise, as at OpenAI's."""
 
+    words = COMPLETIONS
     prompt: str | list[str]
     logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
     best_of: Literal[1] | None = None

@@ -42,7 +42,17 @@ def decode_base64(text: str, what: str) -> bytes:
     try:
         return base64.b64decode(plain + "=" * (-len(plain) % 4), validate=True)
     except (binascii.Error, ValueError):
-        raise RequestError(f"{what} is not valid base64.") from None
+        raise RequestError(f"{what} is not valid base64.", _base64_hint(text)) from None
+
+
+def _base64_hint(text: str) -> str:
+    """What programs do in the place of encoding a file."""
+    beginning = text.strip()[:64]
+    if beginning.startswith(("b'", 'b"')):
+        return "It is Python's bytes written out: add .decode() to base64.b64encode(...)."
+    if is_remote(beginning) or re.match(r"file:|~|[.]{0,2}/|[A-Za-z]:[\\/]", beginning):
+        return "Send the file's bytes in base64: addresses and paths are not read here."
+    return "Encode the bytes of the whole file."
 
 
 def decode_data_url(url: str) -> bytes:

@@ -10,7 +10,7 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 
 from ivl.server.errors import ApiError
-from ivl.server.foreign import Words, advice_for_field, advice_for_part
+from ivl.server.foreign import PART_FIELDS, Words, advice_for_field, advice_for_part
 from ivl.spelling import did_you_mean
 
 Step = str | int
@@ -102,7 +102,10 @@ def _ways(raw: Any, loc: Sequence[Step], is_missing: bool) -> list[tuple[tuple[S
 
 def _unknown_field(problem: Problem, kind: type[BaseModel], words: Words) -> str:
     name = str(problem.path[-1]) if problem.path else ""
-    advice = _misplaced(problem.path) or advice_for_field(name, words)
+    # Within a part of a message a name means another thing than in the body.
+    is_of_part = any(isinstance(step, int) for step in problem.path[2:])
+    is_known = not is_of_part or name in PART_FIELDS
+    advice = _misplaced(problem.path) or (advice_for_field(name, words) if is_known else None)
     if advice is None:
         top_level = len(problem.path) == 1
         known = [other for other in _names(kind, deep=not top_level) if other != name]
