@@ -133,6 +133,7 @@ def test_what_asks_for_nothing_passes(
         (*parts(image(prompt="x")), "There is no field 'messages[0].content[0].image_url.prompt'"),
         (*parts({"type": "image_url", "image_url": {"url": "data:image/png;base64,b'iVBO'"}}),
          "add .decode()"),
+        (*parts({"type": "file", "file": {"file_url": "http://x/a.pdf"}}), "files are not fetched"),
         (*chat(max_tokens=2.5), "max_tokens: Input should be a valid integer"),
         ("/v1/completions", {"messages": HI}, "send 'prompt'"),
         ("/v1/completions", {"prompt": "x", "images": ["a"]}, "to /v1/chat/completions"),

@@ -175,6 +175,7 @@ FIELDS: Final[dict[str, Foreign]] = {
     "image_url": Foreign(ROUND_OFF),
     "image_data": Foreign(ROUND_OFF, ([],)),
     "files": Foreign("send {file} for each.", ([],)),
+    "file_url": Foreign("files are not fetched; send {file}, with the bytes in it.", ("",)),
     "video": Foreign("send frames of it, {image} for each."),
     "fps": Foreign("send frames of the video, {image} for each."),
     "num_frames": Foreign("send frames of the video, {image} for each."),
@@ -308,7 +309,7 @@ FIELDS: Final[dict[str, Foreign]] = {
 
 PART_FIELDS: Final = (
     *("max_dynamic_patch", "min_dynamic_patch", "max_num", "max_patches", "max_tiles"),
-    *("max_pixels", "min_pixels", "fps", "num_frames", "cache_control", "detail"),
+    *("max_pixels", "min_pixels", "fps", "num_frames", "cache_control", "file_url"),
 )
 """Those of `FIELDS` that stand in parts of messages too."""
 
