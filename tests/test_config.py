@@ -321,7 +321,7 @@ def test_an_unknown_key_is_told_its_nearest() -> None:
 @pytest.mark.parametrize("kind", ["llava", "qwen2_vl", "internlm3", "internvl_chat_v9", None])
 def test_another_model_is_named(kind: str | None) -> None:
     raw = {"model_type": kind, "text_config": {}, "vision_config": {}}
-    with pytest.raises(UnsupportedError, match=repr(kind)) as caught:
+    with pytest.raises(UnsupportedError, match=repr(kind or "model_type")) as caught:
         parse_config(raw)
     assert "InternVL 2.5" in caught.value.hint
 
@@ -333,6 +333,12 @@ def test_another_model_is_named(kind: str | None) -> None:
         ("llm_config.num_key_value_heads", 3),
         ("llm_config.num_hidden_layers", "24"),
         ("llm_config.head_dim", 63),
+        ("llm_config.max_position_embeddings", "32768"),
+        ("llm_config.num_attention_heads", -1),
+        ("llm_config.rope_scaling", "dynamic"),
+        ("vision_config.layer_norm_eps", 0),
+        ("vision_config.patch_size", "14"),
+        ("vision_config.num_hidden_layers", 10**9),
         ("llm_config.rms_norm_eps", -1e-6),
         ("llm_config.rope_theta", "1e6"),
         ("llm_config.rope_scaling", {"type": "dynamic"}),
@@ -353,8 +359,53 @@ def test_another_model_is_named(kind: str | None) -> None:
 def test_impossible_values_are_refused_by_name(path: str, value: Any) -> None:
     raw = changed(OFFICIAL_1B, path, value)
     raw["force_image_size"] = None
-    with pytest.raises(ConfigError):
+    with pytest.raises(ConfigError, match=path.rpartition(".")[2]):
         parse_config(raw)
+
+
+def test_null_is_as_good_as_absent_but_where_it_says_something() -> None:
+    """Some programs write every key that they know."""
+    raw = dict(OFFICIAL_1B)
+    for path in (
+        *("max_dynamic_patch", "min_dynamic_patch", "ps_version", "quantization_config"),
+        *("llm_config.max_position_embeddings", "llm_config.rope_scaling", "llm_config.head_dim"),
+        *("vision_config.layer_norm_eps", "vision_config.norm_type", "llm_config.architectures"),
+    ):
+        raw = changed(raw, path, None)
+    absent = json.loads(
+        json.dumps(raw), object_hook=lambda o: {k: v for k, v in o.items() if v is not None}
+    )
+    assert parse_config(raw) == parse_config(absent)
+    raw = changed(transformers_configs()["qwen2"], "vision_config.use_mean_pooling", None)
+    with pytest.raises(UnsupportedError, match="use_mean_pooling"):
+        parse_config(raw)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("quantization", {"group_size": 64, "bits": 4}),
+        ("compression_config", {"format": "pack-quantized"}),
+        ("quantization_config", {"load_in_4bit": True}),
+        ("quantization_config", {"quant_method": "fp8"}),
+    ],
+)
+def test_weights_that_another_program_has_quantized(key: str, value: Any) -> None:
+    for raw in (OFFICIAL_1B, OFFICIAL_1B["llm_config"]):
+        with pytest.raises(UnsupportedError, match="quant") as caught:
+            parse_config({**raw, key: value})
+        assert "16-bit model" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    "name", ["InternLMXComposer2ForCausalLM", "InternLM2ForRewardModel", "Qwen2ForCausalLM"]
+)
+def test_a_decoder_of_another_class_is_named(name: str) -> None:
+    decoder = {**OFFICIAL_1B["llm_config"], "model_type": "internlm2", "img_size": 490}
+    decoder["architectures"] = [name]
+    for raw in (decoder, {**OFFICIAL_1B, "llm_config": decoder}):
+        with pytest.raises(UnsupportedError, match=name):
+            parse_config(raw)
 
 
 JUNK = st.one_of(

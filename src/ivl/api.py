@@ -28,7 +28,7 @@ from ivl.engine.engine import (
     resolve_context,
 )
 from ivl.engine.options import DEFAULT_DRAFT_TOKENS, GenerationKeywords, GenerationOptions
-from ivl.engine.request import Images, MaxTiles, as_list, split_pages
+from ivl.engine.request import Images, MaxTiles, as_list, check_order, split_pages
 from ivl.engine.speculation import LOOKUP, Speculation, check_draft
 from ivl.errors import ConfigError, IvlError, RequestError
 from ivl.kernels.threads import use_threads
@@ -44,6 +44,7 @@ from ivl.prompt.pixels import DEFAULT_MAX_PIXELS
 from ivl.prompt.template import IMAGE, Message, get_template, user_message
 from ivl.prompt.tokenizer import Tokenizer
 
+IMAGES_FIRST = 'The images come first: model.ask("receipt.png", "What is the total?").'
 DTYPES = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
@@ -84,7 +85,10 @@ def load(
     Raises CapacityError, before anything is loaded, when the memory is too small.
     """
     device, dtype = _names(device, dtype)
-    _check_kinds(model, context=context, vision_batch=vision_batch, draft_tokens=draft_tokens)
+    _check_path("model", model, 'Give "demo", a size such as "4b", a directory or a hub id.')
+    if mmproj is not None:
+        _check_path("mmproj", mmproj, "Give the path of the projector's GGUF file.")
+    _check_whole(context=context, vision_batch=vision_batch, draft_tokens=draft_tokens)
     use_threads(threads)
     found = locate_pair(
         model, mmproj, revision=revision, offline=offline, show_progress=bool(progress)
@@ -125,13 +129,12 @@ def _names(device: object, dtype: object) -> tuple[str | None, str | None]:
     return named, kind  # type: ignore[return-value]
 
 
-def _check_kinds(model: object, **numbers: object) -> None:
-    """ConfigError for what is no name of a model, and for numbers that are none."""
-    if not isinstance(model, str | os.PathLike):
-        raise ConfigError(
-            f"The model is a {type(model).__name__}, not a name or a path.",
-            'Give "demo", a size such as "4b", a directory, a GGUF file, or a hub id.',
-        )
+def _check_path(name: str, given: object, hint: str) -> None:
+    if not isinstance(given, str | os.PathLike):
+        raise ConfigError(f"{name} is a {type(given).__name__}, not a name or a path.", hint)
+
+
+def _check_whole(**numbers: object) -> None:
     for name, value in numbers.items():
         if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
             raise ConfigError(f"{name} is {value!r}, and must be a whole number.")
@@ -213,9 +216,10 @@ class Model:
         that all pages of all images share, or a list with one limit for each of them. Images of
         more than `max_pixels` are refused. `options`: see `GenerationOptions`.
         """
+        check_order(question, images, IMAGES_FIRST)
         chosen = GenerationOptions.of(options)
         generation = self.conversation(system).ask(
-            _text(question), images, max_tiles=max_tiles, max_pixels=max_pixels, options=chosen
+            question, images, max_tiles=max_tiles, max_pixels=max_pixels, options=chosen
         )
         return generation.result()
 
@@ -396,15 +400,6 @@ def _with_pages(message: Message, counts: Iterator[int]) -> Message:
         else:
             parts += [IMAGE, *(["\n", IMAGE] * (next(counts) - 1))]
     return Message(message.role, parts) if message.num_images else message
-
-
-def _text(question: Any) -> str:
-    if not isinstance(question, str):
-        raise RequestError(
-            f"The question is a {type(question).__name__}, not a text.",
-            'The images come first: model.ask("receipt.png", "What is the total?").',
-        )
-    return question
 
 
 def choose_dtype(

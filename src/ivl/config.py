@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from ivl.config_keys import Section, check_keys
+from ivl.config_keys import NULL_SAYS, Section, check_keys
 from ivl.config_quantization import Quantization, read_quantization
 from ivl.errors import CheckpointError, ConfigError, UnsupportedError
 from ivl.lfs_pointer import refuse_lfs_pointer
@@ -48,7 +48,7 @@ class VisionConfig:
         _positive(self, "image_px", "patch_px")
         _above_zero(self, "norm_eps")
         _one_of("norm_type", self.norm, get_args(Norm))
-        _divides("vision hidden_size", self.hidden_size, "the number of heads", self.num_heads)
+        _divides("vision hidden_size", self.hidden_size, "num_attention_heads", self.num_heads)
         _divides("image_size", self.image_px, "patch_size", self.patch_px)
 
     @property
@@ -90,6 +90,11 @@ class DecoderConfig:
         if self.head_dim % 2:
             raise ConfigError(f"head_dim must be even, for rotary pairs, not {self.head_dim}.")
         _divides("num_attention_heads", self.num_heads, "num_key_value_heads", self.num_kv_heads)
+
+    @property
+    def longest_context(self) -> int:
+        """Tokens; only a decoder with dynamic rotary scaling reaches beyond its training."""
+        return int(self.max_positions * (self.rope_factor or 1))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -203,28 +208,43 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def parse_config(raw: dict[str, Any], preprocessor: dict[str, Any] | None = None) -> ModelConfig:
     """The configuration from the contents of `config.json`, in either layout."""
+    raw, preprocessor = _stated(raw), _stated(preprocessor or {})
     kind = raw.get("model_type")
     if kind == "internvl_chat":
         return _parse_official(raw)
     if kind == "internvl":
-        return _parse_huggingface(raw, preprocessor or {})
-    if kind in ("qwen2", "llama", "internlm2"):
+        return _parse_huggingface(raw, preprocessor)
+    if kind in get_args(Architecture):
+        quantization = read_quantization(raw)
         return ModelConfig(
             decoder=_parse_decoder(raw),
             vision=None,
             layout="official" if kind == "internlm2" else "huggingface",
             template="internvl2_5",
             dtype=_dtype(raw),
-            quantization=read_quantization(raw),
+            quantization=quantization,
         )
     raise UnsupportedError(
-        f"The configuration is of a {kind!r} model.",
+        f"The configuration is of a {kind!r} model."
+        if kind
+        else "The configuration does not say what model it is of: it has no 'model_type'.",
         "ivl runs InternVL 2.5 (model_type internvl_chat, or internvl as transformers writes it).",
     )
 
 
+def _stated(section: dict[str, Any], depth: int = 3) -> dict[str, Any]:
+    """Without the keys that are null, here and in the sections of it: all but a few say nothing
+    then. The deepest section is that of the rotary settings."""
+    return {
+        key: _stated(value, depth - 1) if depth > 1 and isinstance(value, dict) else value
+        for key, value in section.items()
+        if value is not None or key in NULL_SAYS
+    }
+
+
 def _parse_official(raw: dict[str, Any]) -> ModelConfig:
     _decoder_kind(_subsection(raw, "llm_config"))
+    quantization = read_quantization(raw, _subsection(raw, "llm_config"))
     check_keys(raw, Section.OFFICIAL)
     vision = _subsection(raw, "vision_config")
     check_keys(vision, Section.OFFICIAL_VISION)
@@ -252,7 +272,7 @@ def _parse_official(raw: dict[str, Any]) -> ModelConfig:
         layout="official",
         template=str(_required(raw, "template")),
         dtype=_dtype(raw),
-        quantization=read_quantization(raw, _subsection(raw, "llm_config")),
+        quantization=quantization,
         max_tiles=raw.get("max_dynamic_patch", 6) if raw.get("dynamic_image_size", False) else 1,
         min_tiles=raw.get("min_dynamic_patch", 1) if raw.get("dynamic_image_size", False) else 1,
         use_thumbnail=bool(raw.get("use_thumbnail", False)),
@@ -263,6 +283,7 @@ def _parse_official(raw: dict[str, Any]) -> ModelConfig:
 
 def _parse_huggingface(raw: dict[str, Any], preprocessor: dict[str, Any]) -> ModelConfig:
     _decoder_kind(_subsection(raw, "text_config"))
+    quantization = read_quantization(raw, _subsection(raw, "text_config"))
     check_keys(raw, Section.HUGGINGFACE)
     vision = _subsection(raw, "vision_config")
     check_keys(vision, Section.HUGGINGFACE_VISION)
@@ -286,7 +307,7 @@ def _parse_huggingface(raw: dict[str, Any], preprocessor: dict[str, Any]) -> Mod
         layout="huggingface",
         template="internvl2_5",
         dtype=_dtype(raw),
-        quantization=read_quantization(raw, _subsection(raw, "text_config")),
+        quantization=quantization,
         max_tiles=preprocessor.get("max_patches", 12),
         min_tiles=preprocessor.get("min_patches", 1),
         use_thumbnail=True,
@@ -311,7 +332,7 @@ def _parse_decoder(raw: dict[str, Any]) -> DecoderConfig:
         vocab_size=_required(raw, "vocab_size"),
         norm_eps=raw.get("rms_norm_eps", 1e-6),
         rope_theta=raw.get("rope_theta") or rope.get("rope_theta") or 10000.0,
-        rope_factor=_required(scaling, "factor") if _rope_kind(scaling) == "dynamic" else None,
+        rope_factor=_rope_factor(scaling),
         max_positions=raw.get("max_position_embeddings", 32768),
         qkv_bias=kind == "qwen2",
         tied_embeddings=bool(raw.get("tie_word_embeddings", False)),
@@ -323,11 +344,12 @@ def _decoder_kind(raw: dict[str, Any]) -> Architecture:
 
     It is asked before any key of the file is looked at: those of another decoder mean nothing here.
     """
-    kind = raw.get("model_type")
-    if not kind:
-        classes = raw.get("architectures")
-        name = classes[0] if isinstance(classes, list) and len(classes) == 1 else None
-        kind = _CLASSES.get(name, name) if isinstance(name, str) else _required(raw, "model_type")
+    classes = raw.get("architectures")
+    name = classes[0] if isinstance(classes, list) and len(classes) == 1 else None
+    kind = raw.get("model_type") or _CLASSES.get(name, name) or _required(raw, "model_type")
+    # A class of another name may compute something else from weights of the same kind.
+    if kind in get_args(Architecture) and name is not None and _CLASSES.get(name) != kind:
+        kind = name
     for known in get_args(Architecture):
         if known == kind:
             return known
@@ -336,10 +358,13 @@ def _decoder_kind(raw: dict[str, Any]) -> Architecture:
     )
 
 
-_CLASSES = {
+_CLASSES: dict[Any, Architecture] = {
     "Qwen2ForCausalLM": "qwen2",
+    "Qwen2Model": "qwen2",
     "InternLM2ForCausalLM": "internlm2",
+    "InternLM2Model": "internlm2",
     "LlamaForCausalLM": "llama",
+    "LlamaModel": "llama",
 }
 
 
@@ -356,6 +381,14 @@ def _rope_section(raw: dict[str, Any], key: str) -> dict[str, Any]:
         )
     check_keys(section, Section.ROPE)
     return section
+
+
+def _rope_factor(section: dict[str, Any]) -> Any:
+    if _rope_kind(section) != "dynamic":
+        return None
+    if section.get("factor") is None:
+        raise ConfigError("The configuration does not say the factor of its rope_scaling.")
+    return section["factor"]
 
 
 def _rope_kind(section: dict[str, Any]) -> Any:
@@ -389,8 +422,10 @@ def _square(value: Any) -> int:
 
 def _subsection(raw: dict[str, Any], key: str) -> dict[str, Any]:
     value = raw.get(key)
-    if not isinstance(value, dict):
+    if value is None:
         raise ConfigError(f"The configuration has no {key!r} section.")
+    if not isinstance(value, dict):
+        raise ConfigError(f"{key!r} is {value!r}, and must be a section: {{...}}.")
     return value
 
 
@@ -407,11 +442,26 @@ def _count(raw: dict[str, Any], key: str) -> int:
     return value
 
 
+_KEYS = {
+    "num_layers": "num_hidden_layers",
+    "num_heads": "num_attention_heads",
+    "num_kv_heads": "num_key_value_heads",
+    "max_positions": "max_position_embeddings",
+    "rope_factor": "the factor of rope_scaling",
+    "image_px": "image_size",
+    "patch_px": "patch_size",
+    "min_tiles": "min_dynamic_patch",
+    "max_tiles": "max_dynamic_patch",
+}
+"""What fields are called in `config.json`, where that is another name."""
+
+
 def _positive(config: object, *names: str) -> None:
     for name in names:
-        count = _count({name: getattr(config, name)}, name)
+        key = _KEYS.get(name, name)
+        count = _count({key: getattr(config, name)}, key)
         if count > (MAX_LAYERS if name == "num_layers" else MAX_COUNT):
-            raise ConfigError(f"{name} is {count}, more than any model has.", "Is it damaged?")
+            raise ConfigError(f"{key} is {count}, more than any model has.", "Is it damaged?")
 
 
 def _above_zero(config: object, *names: str) -> None:
@@ -419,7 +469,10 @@ def _above_zero(config: object, *names: str) -> None:
         value = getattr(config, name)
         number = isinstance(value, int | float) and not isinstance(value, bool)
         if not number or not 0 < value < math.inf:
-            raise ConfigError(f"{name} must be a number above 0, not {value!r}.")
+            in_vision = isinstance(config, VisionConfig)
+            norm = {"norm_eps": "layer_norm_eps" if in_vision else "rms_norm_eps"}
+            key = (_KEYS | norm).get(name, name)
+            raise ConfigError(f"{key} must be a number above 0, not {value!r}.")
 
 
 def _one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:

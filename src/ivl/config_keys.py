@@ -95,6 +95,11 @@ FIXED: dict[Section, dict[str, tuple[Any, ...]]] = {
     Section.ROPE: {"partial_rotary_factor": (1, None)},
 }
 
+NULL_SAYS = frozenset(
+    key for fixed in FIXED.values() for key, allowed in fixed.items() if None not in allowed
+)
+"""Keys of which null says something; every other one that is null is as good as absent."""
+
 # Written by transformers into every configuration, or of no effect on inference. A section's own
 # tables come first: `tie_word_embeddings` is harmless in a vision tower only.
 HARMLESS: frozenset[str] = frozenset(

@@ -14,6 +14,12 @@ from ivl.errors import ConfigError, UnsupportedError
 Quantization = Literal["awq"]
 
 KEY = "quantization_config"
+_OTHERS = {
+    "quantization": "MLX",
+    "compression_config": "compressed-tensors",
+    "sparsity_config": "compressed-tensors",
+}
+"""Keys with which other programs say that weights are quantized."""
 _TAKE = "Take the 16-bit model, or its official AWQ version (4 bits, groups of 128)."
 
 _SYNONYMS = {"w_bit": "bits", "q_group_size": "group_size"}
@@ -42,6 +48,10 @@ def read_quantization(*sections: dict[str, Any]) -> Quantization | None:
     Raises UnsupportedError for every other method and for AWQ of another layout.
     """
     # Null, false and an empty object say that nothing is quantized.
+    for section in sections:
+        for key, program in _OTHERS.items():
+            if section.get(key):
+                raise UnsupportedError(f"The weights are quantized by {program} ({key}).", _TAKE)
     stated = [section[KEY] for section in sections if section.get(KEY)]
     for settings in stated:
         _check(settings)
@@ -64,6 +74,8 @@ def _check(settings: Any) -> None:
     if not isinstance(settings, dict):
         raise ConfigError(f"{KEY} must be a JSON object, not {settings!r}.")
     method = settings.get("quant_method")
+    if method is None:
+        raise UnsupportedError(f"{KEY} does not say its quant_method; ivl reads 'awq'.", _TAKE)
     if str(method).lower() != "awq":
         raise UnsupportedError(f"{KEY} has quant_method = {method!r}; ivl reads 'awq'.", _TAKE)
     given = {_SYNONYMS.get(key, key): value for key, value in settings.items()}

@@ -10,6 +10,14 @@ from urllib.parse import unquote
 _FILE_ADDRESS = re.compile(r"file:(//(localhost)?)?(?=/)", re.IGNORECASE)
 
 
+def names_file(name: str | os.PathLike[str]) -> bool:
+    """Whether a file of that name is there; False for what cannot be a name."""
+    try:
+        return local_path(name).is_file()
+    except (OSError, ValueError):  # longer than a path can be, or with a zero byte
+        return False
+
+
 def local_path(name: str | os.PathLike[str]) -> Path:
     """The path that is meant: `~` is a home directory, and a `file://` address names its file.
 

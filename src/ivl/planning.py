@@ -163,6 +163,10 @@ def find_subject(name: str, mmproj: Path | None = None) -> Subject:
     """What a person calls a model; nothing is fetched. CheckpointError when there is none."""
     size = find(name)
     if size is not None and not local_path(name).exists():
+        if mmproj is not None:
+            from ivl.checkpoint.files import needs_no_projector
+
+            raise needs_no_projector(name)
         return Subject(name=size.name, config=size.config)
     if name != "demo" and not local_path(name).exists() and "/" not in name:
         sizes = ", ".join(s.name for s in FAMILY)

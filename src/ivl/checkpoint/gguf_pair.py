@@ -53,29 +53,31 @@ def open_pair(path: Path, mmproj: Path | None = None) -> GGUFPair:
     """The pair of a text file, or of a directory that holds one model.
 
     Without `mmproj` the projector is looked for beside the text file; what else lies there may be
-    damaged. Raises CheckpointError when there are several to choose from, when files are damaged or
-    missing; see `GGUFFile`.
+    damaged, unless it is called a projector and there is no other. Raises CheckpointError when
+    there are several to choose from, when files are damaged or missing; see `GGUFFile`.
     """
     if path.is_dir():
         sorted_files = _sort(path.glob("*.gguf"))
         if len(sorted_files.text) != 1:
             names = ", ".join(file.name for file in sorted_files.text) or "none"
             if not sorted_files.text and sorted_files.damaged:
-                raise sorted_files.damaged[0]
+                raise next(iter(sorted_files.damaged.values()))
             raise CheckpointError(
                 f"{path} holds {len(sorted_files.text)} text models: {names}.", _PICK
             )
         chosen = GGUFFile(sorted_files.text[0])
-        projectors = sorted_files.projectors
+        beside = sorted_files
     else:
         chosen = GGUFFile(path)
-        projectors = []
-        if mmproj is None and chosen.metadata.get("general.architecture") != PROJECTOR:
-            projectors = _sort(set(path.parent.glob("*.gguf")) - set(chosen.files)).projectors
+        is_text = chosen.metadata.get("general.architecture") != PROJECTOR
+        looks = mmproj is None and is_text
+        beside = _sort(set(path.parent.glob("*.gguf")) - set(chosen.files) if looks else ())
     if mmproj is not None:
         if not mmproj.exists():
             raise CheckpointError(f"There is no file {mmproj}.", "It is the projector's GGUF file.")
         return GGUFPair(text=chosen, mmproj=GGUFFile(mmproj))
+    projectors = beside.projectors
+    _refuse_damaged_projector(beside)
     if len(projectors) > 1:
         names = ", ".join(file.name for file in projectors)
         raise CheckpointError(
@@ -91,16 +93,24 @@ class _Sorted:
 
     text: list[Path]
     projectors: list[Path]
-    damaged: list[IvlError]
+    damaged: dict[Path, IvlError]
+
+
+def _refuse_damaged_projector(found: _Sorted) -> None:
+    """A model would be loaded as one that is blind, for the projector could not be read."""
+    if not found.projectors:
+        for path, error in found.damaged.items():
+            if "mmproj" in path.name.lower():
+                raise error
 
 
 def _sort(paths: Iterable[Path]) -> _Sorted:
-    found = _Sorted(text=[], projectors=[], damaged=[])
+    found = _Sorted(text=[], projectors=[], damaged={})
     for path in sorted(paths):
         try:
             role = read_role(path)
         except IvlError as error:
-            found.damaged.append(error)
+            found.damaged[path] = error
             continue
         if role.part == 0:
             kind = found.projectors if role.architecture == PROJECTOR else found.text

@@ -42,6 +42,8 @@ def locate_pair(
     name = os.fspath(model)
     projector = None if mmproj is None else local_path(mmproj)
     if name == "demo":
+        if revision is not None:
+            raise ConfigError("The bundled model has no revision.", "Leave it out.")
         return HubFiles(path=DEMO, mmproj=projector)
     file = local_path(name)
     if file.is_file():

@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from ivl.checkpoint.gguf_config import read_gguf_config
-from ivl.checkpoint.gguf_pair import is_gguf, open_pair
-from ivl.checkpoint.locate import locate
+from ivl.checkpoint.files import open_files
+from ivl.checkpoint.locate import locate_pair
 from ivl.checkpoint.safetensors import SafetensorsDirectory
-from ivl.config import ModelConfig, read_config
+from ivl.config import ModelConfig
 from ivl.errors import UnsupportedError
 from ivl.planner.tensors import AWQ, PlannedTensor, decoder_plan, vision_plan
 
@@ -30,12 +29,11 @@ def stored_model(name: str, mmproj: Path | None = None) -> StoredModel:
     """A directory, a GGUF file, `demo` or a model that has been downloaded; nothing is fetched.
 
     Tensors of GGUF files are as they are there; those of safetensors are listed by the names of
-    GGUF, in the type of the files. Errors as in `locate`, `read_config` and `open_pair`.
+    GGUF, in the type of the files. Errors as in `locate_pair` and `open_files`.
     """
-    path = locate(name, offline=True)
-    if is_gguf(path):
-        pair = open_pair(path, mmproj)
-        config = read_gguf_config(pair.text, pair.mmproj)
+    found = locate_pair(name, mmproj, offline=True)
+    config, pair = open_files(found.path, found.mmproj)
+    if pair is not None:
         files = [pair.text, *([pair.mmproj] if pair.mmproj else [])]
         return StoredModel(
             config=config,
@@ -47,11 +45,10 @@ def stored_model(name: str, mmproj: Path | None = None) -> StoredModel:
             text_file=pair.text.path,
             projector_file=pair.mmproj.path if pair.mmproj else None,
         )
-    config = read_config(path)
-    stored = SafetensorsDirectory(path).tensors.values()
+    stored = SafetensorsDirectory(found.path).tensors.values()
     kinds = {info.dtype for info in stored} & set(TYPES)
     if not kinds:
-        raise UnsupportedError(f"{path} holds no weights of 16 or 32 bits.")
+        raise UnsupportedError(f"{found.path} holds no weights of 16 or 32 bits.")
     # The files' commonest type; a few norms in another one change nothing that counts.
     kind = max(kinds, key=lambda dtype: sum(info.dtype == dtype for info in stored))
     decoder = decoder_plan(config.decoder, AWQ if config.quantization == "awq" else TYPES[kind])

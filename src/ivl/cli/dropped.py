@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from ivl.paths import local_path
+from ivl.paths import local_path, names_file
 
 SUFFIXES = frozenset(
     """.png .jpg .jpeg .jpe .jfif .webp .gif .tif .tiff .bmp .avif .heic .heif .jp2 .ppm .pgm .pbm
@@ -32,11 +32,11 @@ def named_files(text: str) -> list[str]:
 
     Where no such file is there, the name is what was typed, for the error to show.
     """
-    if is_file(text):
+    if names_file(text):
         return [text]
     words = [word for _, word in _words(text)]
-    if len(words) == 1 or any(is_file(word) for word in words):
-        return words if any(is_file(word) for word in words) or "\\" not in text else [text]
+    if len(words) == 1 or any(names_file(word) for word in words):
+        return words if any(names_file(word) for word in words) or "\\" not in text else [text]
     return [text]
 
 
@@ -54,28 +54,20 @@ def leading_files(line: str) -> tuple[list[str], str]:
     file alone needs a suffix or a folder in its name, one before a question has to be named from a
     root, a home or the present directory, and to be called like an image.
     """
-    if is_file(line) and _looks_like_a_path(line):
+    if names_file(line) and _looks_like_a_path(line):
         return [line], ""
     words = list(_words(line))
-    if words and all(is_file(word) and _looks_like_a_path(word) for _, word in words):
+    if words and all(names_file(word) and _looks_like_a_path(word) for _, word in words):
         return [word for _, word in words], ""
     if len(words) == 1 and _CLEARLY_A_PATH.match(line) and _is_called_an_image(words[0][1]):
         return [line if "\\" in line and os.name != "nt" else words[0][1]], ""
     names, end = [], 0
     for found, word in _first_words(line):
-        if not (_CLEARLY_A_PATH.match(found[0]) and _is_called_an_image(word) and is_file(word)):
+        if not (_CLEARLY_A_PATH.match(found[0]) and _is_called_an_image(word) and names_file(word)):
             break
         names.append(word)
         end = found.end()
     return names, line[end:].strip() if names else line
-
-
-def is_file(name: str) -> bool:
-    """Whether a file of that name is there; False for what cannot be a name."""
-    try:
-        return local_path(name).is_file()
-    except (OSError, ValueError):  # longer than a path can be, or with a zero byte
-        return False
 
 
 def complete(line: str, commands: list[str]) -> list[str]:

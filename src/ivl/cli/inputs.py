@@ -9,15 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ivl.cli.dropped import SUFFIXES, is_file
+from ivl.cli.dropped import SUFFIXES
 from ivl.cli.options import Drafting, ModelChoice
 from ivl.cli.terminal import Status
 from ivl.engine.request import LIMIT_OPTION
 from ivl.errors import CheckpointError, RequestError
 from ivl.interrupts import interrupted_at_once
-from ivl.paths import local_path
+from ivl.paths import local_path, names_file
 from ivl.planner.threads import choose_threads
-from ivl.prompt.pixels import DEFAULT_MAX_PIXELS, load_pages
+from ivl.prompt.pixels import DEFAULT_MAX_PIXELS, check_max_pixels, load_pages
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -37,7 +37,7 @@ def split_question(arguments: Sequence[str]) -> tuple[list[str], str]:
     if not question.strip():
         raise RequestError("The question is empty.", f"It is the last argument: {EXAMPLE}")
     looks_like_image = " " not in question and Path(question).suffix.lower() in SUFFIXES
-    if looks_like_image or question == STDIN or is_file(question):
+    if looks_like_image or question == STDIN or names_file(question):
         raise RequestError(
             f"The question is missing: the last argument, {question}, names a file.",
             f"Put a question behind the images, or use `ivl read {question}`: {EXAMPLE}",
@@ -83,11 +83,9 @@ def open_image(name: str, max_pixels: int | None = None, *, in_chat: bool = Fals
 
 def pixel_limit(max_pixels: int | None) -> int:
     """The limit that was asked for, or the usual one; RequestError for no number of pixels."""
-    if max_pixels is None:
-        return DEFAULT_MAX_PIXELS
-    if max_pixels < 1:
-        raise RequestError(f"`max_pixels` is {max_pixels}.", "Give a number of pixels, 1 or more.")
-    return max_pixels
+    limit = DEFAULT_MAX_PIXELS if max_pixels is None else max_pixels
+    check_max_pixels(limit)
+    return limit
 
 
 def read_stdin() -> bytes:

@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ivl.checkpoint.gguf_config import read_gguf_config
-from ivl.checkpoint.gguf_pair import GGUFPair, is_gguf, open_pair
+from ivl.checkpoint.files import needs_no_projector, open_files
+from ivl.checkpoint.gguf_pair import GGUFPair
 from ivl.checkpoint.identity import Identity, identity_of_directory, identity_of_gguf
 from ivl.checkpoint.locate import DEMO, locate_pair
 from ivl.checkpoint.safetensors import DTYPE_BYTES, SafetensorsDirectory
@@ -105,8 +105,7 @@ class ModelFacts:
     @property
     def longest_context(self) -> int:
         """Tokens with rotary scaling, where the model has it."""
-        decoder = self.config.decoder
-        return int(decoder.max_positions * (decoder.rope_factor or 1))
+        return self.config.decoder.longest_context
 
     @property
     def kv_bytes_per_token(self) -> int:
@@ -160,9 +159,11 @@ class ModelFacts:
 def model_facts(name: str, mmproj: Path | None = None) -> ModelFacts:
     """The facts of a directory, of a GGUF file, of `demo`, of a downloaded model or of a size.
 
-    Nothing is fetched. Errors as in `locate`, `read_config` and `SafetensorsDirectory`.
+    Nothing is fetched. Errors as in `locate_pair`, `open_files` and `SafetensorsDirectory`.
     """
     size = find(name) if not local_path(name).exists() else None
+    if size is not None and mmproj is not None:
+        raise needs_no_projector(name)
     try:
         found = locate_pair(name, mmproj, offline=True)
     except CheckpointError as error:
@@ -172,14 +173,16 @@ def model_facts(name: str, mmproj: Path | None = None) -> ModelFacts:
             raise
         hint = "`ivl info` fetches nothing; name a directory, or a model that has been downloaded."
         raise CheckpointError(error.message, hint) from None
-    if is_gguf(found.path):
-        return pair_facts(name, open_pair(found.path, found.mmproj))
-    return directory_facts(name, found.path)
+    config, pair = open_files(found.path, found.mmproj)
+    if pair is not None:
+        return pair_facts(name, config, pair)
+    return directory_facts(name, config, found.path)
 
 
 def family_facts() -> list[ModelFacts]:
     """The bundled model, where it is installed, and the seven sizes."""
-    bundled = [directory_facts("demo", DEMO)] if (DEMO / "config.json").exists() else []
+    is_installed = (DEMO / "config.json").exists()
+    bundled = [directory_facts("demo", read_config(DEMO), DEMO)] if is_installed else []
     return [*bundled, *(size_facts(size) for size in FAMILY)]
 
 
@@ -187,23 +190,23 @@ def size_facts(size: Size) -> ModelFacts:
     return ModelFacts(name=size.name, config=size.config, size=size)
 
 
-def directory_facts(name: str, directory: Path) -> ModelFacts:
+def directory_facts(name: str, config: ModelConfig, directory: Path) -> ModelFacts:
     return ModelFacts(
         name=name,
-        config=read_config(directory),
+        config=config,
         identity=identity_of_directory(directory),
         files=_weight_files(directory),
     )
 
 
-def pair_facts(name: str, pair: GGUFPair) -> ModelFacts:
+def pair_facts(name: str, config: ModelConfig, pair: GGUFPair) -> ModelFacts:
     stored: Counter[str] = Counter()
     for part in (pair.text, *([pair.mmproj] if pair.mmproj else [])):
         for entry in part.tensors.values():
             stored[entry.format.name] += entry.num_bytes
     return ModelFacts(
         name=name,
-        config=read_gguf_config(pair.text, pair.mmproj),
+        config=config,
         identity=identity_of_gguf(
             pair.text.metadata, pair.mmproj.metadata if pair.mmproj else None
         ),

@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Generator, Iterator, Sequence
 from itertools import chain
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from ivl.engine.request import (
     MaxTiles,
     TokenizedPrompt,
     check_capacity,
+    check_order,
     prepare_images,
     split_pages,
     tokenize,
@@ -50,6 +51,7 @@ from ivl.prompt.template import (
 from ivl.prompt.tokenizer import StreamDecoder, Tokenizer, require_image_tokens
 
 PREFILL_CHUNK = 512
+QUESTION_FIRST = 'The question comes first: conversation.ask("What is the total?", "receipt.png").'
 LESS_VISION = "Load the model with a smaller `vision_batch`, or give fewer tiles (`max_tiles`)."
 LESS_CONTEXT = (
     "Load the model with a smaller context (`context`), or give fewer tiles (`max_tiles`)."
@@ -99,6 +101,14 @@ class Engine:
         """A new, empty conversation; `system` None is the model's own system message."""
         return Conversation(self, system)
 
+    def __reduce__(self) -> NoReturn:
+        """Refused before a tensor is touched: to send one, torch moves it to shared memory, and the
+        kernels would go on reading where it was."""
+        raise RequestError(
+            "A loaded model cannot be copied, or sent to another process.",
+            "Load it in each process that needs one.",
+        )
+
 
 def check_at_least_one(name: str, value: int) -> None:
     """ConfigError for a number of things done at once that is no such number."""
@@ -107,14 +117,14 @@ def check_at_least_one(name: str, value: int) -> None:
 
 
 def resolve_context(context: int | None, config: Any) -> int:
-    """The context in tokens. Only a model with dynamic rotary scaling reaches beyond its training.
+    """The context in tokens.
 
     Raises ConfigError for a length that the model cannot have.
     """
     decoder = config.decoder
     if context is None:
         return min(DEFAULT_CONTEXT, decoder.max_positions)
-    most = int(decoder.max_positions * (decoder.rope_factor or 1))
+    most = decoder.longest_context
     if not 1 <= context <= most:
         raise ConfigError(f"The context must be between 1 and {most} tokens, not {context}.")
     return context
@@ -155,9 +165,10 @@ class Conversation:
         """The next question, about new images or those shown before; of one with several pages
         about all of them.
 
-        Nothing has changed when this raises: RequestError for images that cannot be read,
-        CapacityError when the context is full.
+        The question comes first here, for a later one needs no image. Nothing has changed when this
+        raises: RequestError for images that cannot be read, CapacityError when the context is full.
         """
+        check_order(question, images, QUESTION_FIRST)
         images = list(chain.from_iterable(split_pages(images, max_pixels=max_pixels)))
         message = user_message(question, len(images), num_earlier_images=self.num_images)
         return self._submit([message], images, max_tiles, max_pixels, options)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,7 @@ import numpy as np
 
 from ivl.config import NO_IMAGES, ModelConfig
 from ivl.errors import CapacityError, RequestError
+from ivl.paths import names_file
 from ivl.prompt.pixels import (
     DEFAULT_MAX_PIXELS,
     ImageSource,
@@ -24,8 +25,8 @@ from ivl.prompt.tiles import Grid, num_tiles_with_thumbnail, share_budget, tile_
 from ivl.prompt.tokenizer import Tokenizer
 
 MaxTiles = int | Sequence[int] | None
-Images = ImageSource | Sequence[ImageSource] | None
-"""One image or a list of them; None: none."""
+Images = ImageSource | Sequence[ImageSource] | Iterator[ImageSource] | None
+"""One image or several, such as `folder.glob("*.png")`; None: none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,7 +69,18 @@ def as_list(images: Images) -> list[Any]:
     """One image, several, or none, as a list."""
     if images is None:
         return []
-    return list(images) if isinstance(images, list | tuple) else [images]
+    is_file = hasattr(images, "read")  # which is iterated over by lines
+    is_many = isinstance(images, list | tuple) or (isinstance(images, Iterator) and not is_file)
+    return list(images) if is_many else [images]  # type: ignore[arg-type]
+
+
+def check_order(question: Any, images: Images, hint: str) -> None:
+    """RequestError for a question that is no text, and where it has changed places with an image;
+    the hint says which comes first."""
+    if not isinstance(question, str):
+        raise RequestError(f"The question is a {type(question).__name__}, not a text.", hint)
+    if isinstance(images, str) and names_file(question) and not names_file(images):
+        raise RequestError(f"The question is the name of a file, {question}.", hint)
 
 
 def split_pages(images: Images, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> list[list[ImageSource]]:
@@ -154,15 +166,20 @@ def check_capacity(
     if room >= 1:
         return room
     held = f" after {num_cached} of the conversation" if num_cached else ""
+    num_image_tokens = num_tiles * config.tokens_per_tile if num_tiles else 0
     images = ""
     if num_tiles:
         tiles = "1 tile" if num_tiles == 1 else f"{num_tiles} tiles"
-        images = f", {num_tiles * config.tokens_per_tile} of them for {tiles}"
-    anew = ", or begin a new conversation" if num_cached else ""
+        images = f", {num_image_tokens} of them for {tiles}"
+    text_fits = room + num_image_tokens >= 1
+    ways = ["Shorten the text"]
+    if num_tiles > 1 and text_fits:
+        ways = ["Use fewer images", "fewer tiles (`max_tiles`)"]
+    if context < config.decoder.longest_context:
+        ways.append("load the model with a larger context (`context`)")
+    if num_cached:
+        ways.append("begin a new conversation")
     raise CapacityError(
         f"The question has {len(prompt)} tokens{held}{images}, and the context holds {context}.",
-        "Use fewer images, fewer tiles (`max_tiles`), or load the model with a larger context "
-        f"(`context`){anew}."
-        if num_tiles
-        else f"Shorten the text, or load the model with a larger context (`context`){anew}.",
+        f"{', or '.join(ways)}.",
     )

@@ -12,13 +12,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ivl.checkpoint.gguf_config import read_gguf_config
-from ivl.checkpoint.gguf_pair import GGUFPair, is_gguf, open_pair
-from ivl.checkpoint.pickle_file import refuse_pickle
-from ivl.config import ModelConfig, read_config
-from ivl.errors import CheckpointError, ConfigError, RequestError
+from ivl.checkpoint.files import open_files
+from ivl.checkpoint.gguf_pair import GGUFPair
+from ivl.config import ModelConfig
+from ivl.errors import CheckpointError, ConfigError
 from ivl.kernels.dispatch import runs_triton
-from ivl.lfs_pointer import refuse_lfs_pointer
 from ivl.model.build import Progress, build_model, open_weights
 from ivl.model.build_gguf import build_gguf_model, dense, tables
 from ivl.model.devices import DeviceMap
@@ -26,7 +24,6 @@ from ivl.model.internvl import InternVL
 from ivl.planner.memory import weights_bytes
 from ivl.prompt.gguf_tokenizer import load_gguf_tokenizer
 from ivl.prompt.tokenizer import Tokenizer, load_tokenizer, require_image_tokens
-from ivl.unmerged import ADAPTER_FILES, refuse_adapter
 
 # The ids with which the models of Qwen2's vocabulary were trained.
 QWEN2_IDS = {"<|im_end|>": 151645, "<img>": 151665, "</img>": 151666, "<IMG_CONTEXT>": 151667}
@@ -128,29 +125,9 @@ class ModelSource:
 
 
 def open_source(path: Path, mmproj: Path | None = None) -> ModelSource:
-    """Opens what a path names: a directory, a GGUF file, or a directory of GGUF files.
-
-    Raises CheckpointError for files that are missing, damaged or no model, RequestError for a
-    projector that no GGUF file goes with.
-    """
-    if path.is_file() and not is_gguf(path):
-        refuse_lfs_pointer(path)
-        if path.name in ADAPTER_FILES:
-            refuse_adapter(path.parent)
-        refuse_pickle(path)
-        raise CheckpointError(
-            f"{path} is no model.",
-            "A model is a directory with config.json and safetensors, or a GGUF file.",
-        )
-    if is_gguf(path):
-        pair = open_pair(path, mmproj)
-        return ModelSource(path=path, config=read_gguf_config(pair.text, pair.mmproj), pair=pair)
-    if mmproj is not None:
-        raise RequestError(
-            "`mmproj` is the projector of a GGUF text model.",
-            f"{path} holds a whole model; leave it out.",
-        )
-    return ModelSource(path=path, config=read_config(path), pair=None)
+    """Opens what a path names; errors as in `open_files`."""
+    config, pair = open_files(path, mmproj)
+    return ModelSource(path=path, config=config, pair=pair)
 
 
 def check_tokenizer(config: ModelConfig, directory: Path) -> Tokenizer:

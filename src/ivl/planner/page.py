@@ -129,7 +129,7 @@ def page_of(plan: Plan, verdict: Verdict) -> str:
     config, setting = plan.subject.config, plan.setting
     types = "" if plan.subject.is_on_disk else f" {setting.type}, vision {setting.vision}"
     work = setting.work
-    most = int(config.decoder.max_positions * (config.decoder.rope_factor or 1))
+    most = config.decoder.longest_context
     values = {
         "TITLE": html.escape(f"{plan.subject.name}{types}"),
         "SUBTITLE": html.escape(

@@ -87,7 +87,7 @@ def replace_context(work: Workload, config: ModelConfig, context: int | None) ->
     """With another context; ConfigError for one that the model cannot have or that its images
     overflow."""
     decoder = config.decoder
-    most = int(decoder.max_positions * (decoder.rope_factor or 1))
+    most = decoder.longest_context
     needed = work.prompt_tokens(config) + ANSWER_TOKENS
     if context is None:
         if work.tiles and work.prompt_tokens(config) >= most:

@@ -16,6 +16,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any, BinaryIO, Final, Literal, TypeAlias
 
 import numpy as np
@@ -227,12 +228,21 @@ def cut_tiles(
     return tiles
 
 
+def check_max_pixels(given: object) -> None:
+    """RequestError for what is no number of pixels."""
+    if not isinstance(given, Integral) or isinstance(given, bool) or given < 1:
+        raise RequestError(f"`max_pixels` is {given!r}.", "Give a number of pixels, 1 or more.")
+
+
 @dataclass(frozen=True, slots=True)
 class _Limit:
     """The most pixels, and what raises it."""
 
     max_pixels: int
     option: str | None = None
+
+    def __post_init__(self) -> None:
+        check_max_pixels(self.max_pixels)
 
     def exceeded(self, label: str, size: str) -> RequestError:
         more = f", or raise `{self.option}` if you trust the file" if self.option else ""
@@ -247,12 +257,27 @@ def _is_array(source: object) -> bool:
 
 
 def _load_pillow(source: Image.Image, background: Background, limit: _Limit) -> Image.Image:
+    if _is_closed(source):
+        raise RequestError(
+            "the image of Pillow's is closed", "use it inside its `with` block, or give a `.copy()`"
+        )
     _check_size(source, "the image", limit)
     with _refuse_damage("the image"):
         source.load()
     image = _upright(source, in_place=False)
     image.format = source.format
     return _to_rgb(image, background)
+
+
+def _is_closed(image: Image.Image) -> bool:
+    """Whether its pixels are gone, or the file is from which they have yet to come."""
+    if getattr(image, "tile", None):
+        file = getattr(image, "fp", None)
+        return file is None or getattr(file, "closed", False)
+    try:
+        return image.im is None
+    except ValueError:
+        return True
 
 
 def _pages(image: Image.Image) -> list[int]:
