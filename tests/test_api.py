@@ -7,6 +7,7 @@ import io
 import os
 import subprocess
 import sys
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any
 
@@ -259,6 +260,65 @@ def test_a_question_and_its_images_in_each_others_place(model: ivl.Model) -> Non
     with pytest.raises(RequestError, match="question is a Image") as caught:
         model.ask("What?", pictures()[0])  # type: ignore[arg-type]
     assert "images come first" in caught.value.hint
+
+
+def test_a_file_in_the_place_of_the_question(model: ivl.Model, tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    pictures()[0].save(path)
+    with pytest.raises(RequestError, match=r"name of a file") as caught:
+        model.ask("What is it?", str(path))
+    assert "images come first" in caught.value.hint
+    with pytest.raises(RequestError, match=r"name of a file") as caught:
+        model.conversation().ask(str(path), "What is it?")
+    assert "question comes first" in caught.value.hint
+
+
+def test_images_may_come_one_by_one(model: ivl.Model, tmp_path: Path) -> None:
+    for number, picture in enumerate(pictures()):
+        picture.save(tmp_path / f"{number}.png")
+    expected = model.ask(pictures(), "What?", max_tokens=3).tokens
+    assert model.ask(iter(pictures()), "What?", max_tokens=3).tokens == expected
+    assert model.ask(sorted(tmp_path.glob("*.png")), "What?", max_tokens=3).tokens == expected
+
+
+@pytest.mark.parametrize("max_pixels", [None, 0, -1, True, "100", 1.5])
+def test_a_limit_of_pixels_that_is_none(max_pixels: Any, model: ivl.Model, tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    pictures()[0].save(path)
+    for image in (path, pictures()[0]):
+        with pytest.raises(RequestError, match="max_pixels"):
+            model.ask(image, "What?", max_pixels=max_pixels)
+
+
+def test_a_closed_image_is_called_so(model: ivl.Model, tmp_path: Path) -> None:
+    pictures()[0].save(tmp_path / "a.png")
+    with Image.open(tmp_path / "a.png") as unread:
+        pass
+    with Image.open(tmp_path / "a.png") as read:
+        read.load()
+    read.close()
+    file = (tmp_path / "a.png").open("rb")
+    lost = Image.open(file)
+    file.close()
+    for image in (unread, read, lost):
+        with pytest.raises(RequestError, match="closed"):
+            model.ask(image, "What?")
+
+
+def test_a_model_that_would_be_sent_to_another_process_stays_whole(tiny_model_dir: Path) -> None:
+    """torch's own way to pickle moves the weights before it fails, and the kernels read on."""
+    model = ivl.load(tiny_model_dir, dtype="float32", device="cpu")
+    expected = model.ask(None, "What?", max_tokens=3).tokens
+    with pytest.raises(RequestError, match="another process"):
+        ForkingPickler.dumps(model.ask)
+    assert model.ask(None, "What?", max_tokens=3).tokens == expected
+
+
+def test_what_a_model_is_not_loaded_with() -> None:
+    with pytest.raises(ConfigError, match="no revision"):
+        ivl.load("demo", revision="main")
+    with pytest.raises(ConfigError, match="mmproj is a int"):
+        ivl.load("demo", mmproj=5)  # type: ignore[arg-type]
 
 
 def test_a_home_is_found_for_a_model_and_an_image(

@@ -82,6 +82,32 @@ def test_files_that_the_index_does_not_name_are_left_alone(tmp_path: Path) -> No
     assert SafetensorsDirectory(tmp_path).tensors["a"].shape == (2, 3)
 
 
+def test_a_whole_file_comes_before_an_old_index(tmp_path: Path) -> None:
+    """As transformers has it."""
+    save_file({"a": torch.ones(1)}, tmp_path / "model.safetensors")
+    write_index(tmp_path, {"a": "part-1.safetensors"})
+    assert SafetensorsDirectory(tmp_path).tensors["a"].shape == (1,)
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("model.safetensors.incomplete", "not finished"),
+        (".cache/huggingface/download/abc.incomplete", "not finished"),
+        ("model.safetensors.part", "not finished"),
+        ("checkpoint-500/model.safetensors", "checkpoint-500: give that directory"),
+        ("pytorch_model_fsdp_0/__0_0.distcp", "training run"),
+        ("README.md", "config.json, tokenizer files"),
+    ],
+)
+def test_where_the_weights_may_be_instead(name: str, says: str, tmp_path: Path) -> None:
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / name).write_bytes(b"x")
+    with pytest.raises(CheckpointError, match=r"no \*\.safetensors") as caught:
+        SafetensorsDirectory(tmp_path)
+    assert says in caught.value.hint
+
+
 def test_a_tensor_in_two_files_is_refused(tmp_path: Path) -> None:
     shard(tmp_path)
     save_file({"a": torch.ones(1)}, tmp_path / "part-3.safetensors")

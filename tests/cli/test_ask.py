@@ -123,6 +123,9 @@ def test_an_image_may_come_through_a_pipe(
         ([".", "What?"], ". is a directory", "files in it"),
         (["real.png"], "question is missing", "ivl read real.png"),
         (["gone.png"], "question is missing", "Put a question"),
+        (["real.png", "#a.png"], "question is missing", "`ivl read real.png '#a.png'`"),
+        (["-dash.png", "What?"], "No such option", "is written ./-dash.png"),
+        (["demo", "What?"], "demo is a model", "--model demo"),
         (["real.png", "What", "is", "it"], "no image What", "quotation marks"),
         (["real.png", " "], "question is empty", "last argument"),
         ([], "Missing argument", "ivl ask --help"),
@@ -153,6 +156,7 @@ def test_a_mistake_is_told_before_anything_is_loaded(
     Image.new("RGB", (9, 9)).save("real.png")
     Path("text.png").write_text("These are the words of a text file.\n")
     Path("empty.png").touch()
+    Path("-dash.png").touch()
     assert run(["ask", *arguments]) == 2
     output = capsys.readouterr()
     assert output.out == ""
@@ -183,6 +187,12 @@ def test_an_image_larger_than_the_context(tiny: Path, picture: str, capsys: Outp
     output = capsys.readouterr()
     assert "13 tiles" in output.err
     assert "larger context" in output.err
+
+
+def test_nothing_is_advised_that_cannot_help(tiny: Path, picture: str, capsys: Output) -> None:
+    """The text alone is too long, and the model has no larger context."""
+    assert run(["ask", picture, "x" * 1500, "--context", "512"]) == 2
+    assert "hint: Shorten the text.\n" in capsys.readouterr().err
 
 
 def test_an_answer_that_the_context_cuts_short_says_so(tiny: Path, capsys: Output) -> None:

@@ -89,7 +89,7 @@ PROJECTORS: dict[str, tuple[dict[str, Any], str, str]] = {
     ),
     "more layers than it holds": (
         {"clip.vision.block_count": 2**31},
-        "num_layers is 2147483648",
+        "num_hidden_layers is 2147483648",
         "damaged",
     ),
 }
@@ -299,6 +299,8 @@ def test_any_other_file_that_is_a_pointer_too(
     shutil.copytree(tiny_model_dir, directory)
     if name == "tokenizer.model":
         (directory / "tokenizer.json").unlink()
+    if name == "model.safetensors.index.json":
+        (directory / "model.safetensors").unlink()
     (directory / name).write_bytes(POINTER)
     error, _ = ask(directory)
     assert f"{name} is a Git LFS pointer" in error
@@ -312,6 +314,16 @@ def test_a_pointer_in_the_place_of_a_gguf_file(
     for error, hint in (ask(pointer), ask(pair[0], pointer), ask(tmp_path)):
         assert "model.gguf is a Git LFS pointer" in error
         assert "git lfs pull" in hint
+
+
+def test_a_projector_that_is_a_pointer_does_not_make_a_model_blind(
+    ask: Ask, pair: tuple[Path, Path], tmp_path: Path
+) -> None:
+    shutil.copy(pair[0], tmp_path / "model.gguf")
+    (tmp_path / "mmproj-model-F16.gguf").write_bytes(POINTER)
+    for model in (tmp_path, tmp_path / "model.gguf"):
+        error, _ = ask(model)
+        assert "mmproj-model-F16.gguf is a Git LFS pointer" in error
 
 
 @pytest.mark.parametrize("whole", [True, False])

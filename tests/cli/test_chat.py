@@ -131,8 +131,11 @@ def test_clear_forgets(say: Say, tiny_model: Model, picture: str, capsys: Output
 
 
 def test_a_mistake_does_not_end_the_chat(say: Say, picture: str, capsys: Output) -> None:
-    assert say("/image gone.png", "/imgae a.png", "/image", "/etc/hosts is a file", "Why?") == 2
+    folder = str(Path(picture).parent)
+    lines = ("/image gone.png", "/imgae a.png", "/image", "/etc/hosts is a file", folder, "Why?")
+    assert say(*lines) == 2
     output = capsys.readouterr()
+    assert f"{folder} is a directory" in output.err
     assert len(output.out.splitlines()) == 2
     assert "no file gone.png" in output.err
     assert "Is it /image?" in output.err

@@ -284,3 +284,18 @@ def test_the_machine_says_which_kernels_run_and_why(
     assert wanted in kernels["usable"]
     assert f"IVL_ISA is {wanted}" in kernels["why"] or cpu.loaded() is None
     assert kernels["threads"] >= 1
+
+
+@pytest.mark.parametrize("command", ["info", "plan"])
+def test_what_is_told_before_loading_is_told_of_the_same_files(
+    command: str, tiny_model_dir: Path, capsys: Output
+) -> None:
+    """A projector that a model cannot use, and a file that is none, are refused as `ask` does."""
+    for model, options, says in (
+        (tiny_model_dir, ["--mmproj", "nope.gguf"], "leave it out"),
+        ("8b", ["--mmproj", "nope.gguf"], "leave it out"),
+        (tiny_model_dir / "model.safetensors", [], "is no model"),
+        (tiny_model_dir / "config.json", [], "is no model"),
+    ):
+        assert run([command, str(model), *options]) == 2
+        assert says in capsys.readouterr().err

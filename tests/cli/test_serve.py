@@ -124,6 +124,8 @@ def test_a_port_that_is_taken(capsys: pytest.CaptureFixture[str], tiny_model_dir
         (["--tls-cert", "cert.pem"], "--tls-key"),
         (["--max-sequences", "0"], "--max-sequences"),
         (["--also", "demo"], "--also"),
+        (["demo"], "ivl serve --model demo"),
+        (["--model", "nosuch"], "There is no model 'nosuch'"),
         (["--also", "x=nosuch"], "there is no model 'nosuch'"),
         (["--api-key", ""], "--api-key is empty"),
         (["--api-key", "a b"], "no header can have"),

@@ -141,10 +141,10 @@ def _check_extents(file: Path, extents: list[tuple[int, int, str]], data_bytes: 
 
 
 def _files(directory: Path) -> list[Path]:
-    index = directory / INDEX_NAME
-    if index.exists():
+    """As transformers has it, a whole file comes before the index of several."""
+    single, index = directory / "model.safetensors", directory / INDEX_NAME
+    if not single.exists() and index.exists():
         return _indexed_files(index)
-    single = directory / "model.safetensors"
     files = [single] if single.exists() else sorted(directory.glob("*.safetensors"))
     if not files:
         refuse_adapter(directory)
@@ -156,11 +156,28 @@ def _files(directory: Path) -> list[Path]:
                 "Take a repository with *.safetensors.",
             )
         refuse_sharded_training(directory)
-        raise CheckpointError(
-            f"{directory} has no *.safetensors file.",
-            "A model directory holds config.json, tokenizer files and *.safetensors.",
-        )
+        raise CheckpointError(f"{directory} has no *.safetensors file.", _hint_of(directory))
     return files
+
+
+_UNFINISHED = ("*.incomplete", "*.part", "*.partial", "*.crdownload", "*.download", "*.aria2")
+"""What browsers and programs call a file that they have not finished."""
+
+
+def _hint_of(directory: Path) -> str:
+    """Where the weights may be instead."""
+    cache = directory / ".cache/huggingface/download"
+    unfinished = [
+        path for folder in (directory, cache) for end in _UNFINISHED for path in folder.glob(end)
+    ]
+    if unfinished:
+        return f"{unfinished[0].name} is a download that was not finished: run it again."
+    below = sorted(path.parent for path in directory.glob("*/*.safetensors"))
+    if below:
+        return f"There are some in {below[-1]}: give that directory."
+    if any(directory.glob("*.distcp")) or any(directory.glob("*/*.distcp")):
+        return "A training run's own checkpoint (*.distcp) is no model: save it whole first."
+    return "A model directory holds config.json, tokenizer files and *.safetensors."
 
 
 def _indexed_files(index: Path) -> list[Path]:

@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from ivl.api import Model
 
 PROMPT = "> "
+NO_QUESTION_YET = "Images stand here alone; questions are asked when the chat has begun."
+CHECK_SPELLING = "Check its spelling; Tab completes the names of files."
 EXIT_SOME_FAILED = 2
 COMMANDS = {
     "/image FILE...": "show images with the next question; a dropped file does too",
@@ -68,7 +70,7 @@ def command(
     files. Ctrl-C stops an answer, Ctrl-D ends the chat.
     """
     sampling.options()  # what cannot be used is told before anything is loaded
-    shown = open_images(images or [], max_pixels)
+    shown = open_images(images or [], max_pixels, hint=NO_QUESTION_YET)
     status = Status(quiet=quiet)
     model = load_model(choice, status, drafting)
     talk = Chat(
@@ -221,7 +223,7 @@ class Chat:
 
     def _add_images(self, names: list[str]) -> None:
         """All of them, or none when one cannot be opened."""
-        opened = [open_image(name, self.max_pixels, in_chat=True) for name in names]
+        opened = [open_image(name, self.max_pixels, hint=CHECK_SPELLING) for name in names]
         for pages in opened:
             self.waiting = [*self.waiting, *pages]
             width, height = pages[0].image.size

@@ -52,14 +52,16 @@ def leading_files(line: str) -> tuple[list[str], str]:
 
     No files where the line is a question: it may begin with a word that is a file's name too. A
     file alone needs a suffix or a folder in its name, one before a question has to be named from a
-    root, a home or the present directory, and to be called like an image.
+    root, a home or the present directory, and to be called like an image. A folder alone counts as
+    one, for the error to show.
     """
     if names_file(line) and _looks_like_a_path(line):
         return [line], ""
     words = list(_words(line))
     if words and all(names_file(word) and _looks_like_a_path(word) for _, word in words):
         return [word for _, word in words], ""
-    if len(words) == 1 and _CLEARLY_A_PATH.match(line) and _is_called_an_image(words[0][1]):
+    is_path = len(words) == 1 and _CLEARLY_A_PATH.match(line)
+    if is_path and (_is_called_an_image(words[0][1]) or local_path(words[0][1]).is_dir()):
         return [line if "\\" in line and os.name != "nt" else words[0][1]], ""
     names, end = [], 0
     for found, word in _first_words(line):

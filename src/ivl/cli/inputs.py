@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from ivl.cli.options import Drafting, ModelChoice
 from ivl.cli.terminal import Status
 from ivl.engine.request import LIMIT_OPTION
 from ivl.errors import CheckpointError, RequestError
+from ivl.family import find
 from ivl.interrupts import interrupted_at_once
 from ivl.paths import local_path, names_file
 from ivl.planner.threads import choose_threads
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 
 STDIN = "-"
 EXAMPLE = 'ivl ask receipt.png "What is the total?"'
+QUESTION_OF_WORDS = f"Is it a word of the question? A question goes in quotation marks: {EXAMPLE}"
 
 
 def split_question(arguments: Sequence[str]) -> tuple[list[str], str]:
@@ -38,9 +41,10 @@ def split_question(arguments: Sequence[str]) -> tuple[list[str], str]:
         raise RequestError("The question is empty.", f"It is the last argument: {EXAMPLE}")
     looks_like_image = " " not in question and Path(question).suffix.lower() in SUFFIXES
     if looks_like_image or question == STDIN or names_file(question):
+        files = shlex.join(f"./{n}" if n.startswith("-") and n != STDIN else n for n in arguments)
         raise RequestError(
             f"The question is missing: the last argument, {question}, names a file.",
-            f"Put a question behind the images, or use `ivl read {question}`: {EXAMPLE}",
+            f"Put a question behind the images, as in {EXAMPLE}, or use `ivl read {files}`.",
         )
     return images, question
 
@@ -55,21 +59,24 @@ class Picture:
     count: int
 
 
-def open_images(names: Sequence[str], max_pixels: int | None = None) -> list[Picture]:
-    """All pages of the images, decoded before anything large is loaded; `-` is stdin."""
-    return [page for name in names for page in open_image(name, max_pixels)]
+def open_images(
+    names: Sequence[str], max_pixels: int | None = None, *, hint: str = QUESTION_OF_WORDS
+) -> list[Picture]:
+    """All pages of the images, decoded before anything large is loaded; `-` is stdin. `hint`: what
+    a word may be that names no image."""
+    return [page for name in names for page in open_image(name, max_pixels, hint=hint)]
 
 
-def open_image(name: str, max_pixels: int | None = None, *, in_chat: bool = False) -> list[Picture]:
+def open_image(name: str, max_pixels: int | None = None, *, hint: str) -> list[Picture]:
     """The pages of an image; RequestError, with a guess at what went wrong, when there is none."""
+    if _names_model(name):
+        raise RequestError(
+            f"{name} is a model, and not an image",
+            f"Name a model with --model {shlex.quote(name)}.",
+        )
     is_word = "/" not in name and "\\" not in name and not Path(name).suffix
     if name != STDIN and is_word and not local_path(name).exists():
-        raise RequestError(
-            f"there is no image {name}",
-            "Check its spelling; Tab completes the names of files."
-            if in_chat
-            else f"Is it a word of the question? A question goes in quotation marks: {EXAMPLE}",
-        )
+        raise RequestError(f"there is no image {name}", hint)
     images = load_pages(
         read_stdin() if name == STDIN else name,
         max_pixels=pixel_limit(max_pixels),
@@ -79,6 +86,17 @@ def open_image(name: str, max_pixels: int | None = None, *, in_chat: bool = Fals
         Picture(name=name, image=image, number=number, count=len(images))
         for number, image in enumerate(images, start=1)
     ]
+
+
+def _names_model(name: str) -> bool:
+    """Whether it is a model's name, and not that of a file beside it which only sounds so."""
+    path = local_path(name)
+    try:
+        is_here = path.exists()
+        is_files = path.suffix.lower() == ".gguf" or (path / "config.json").is_file()
+    except (OSError, ValueError):  # longer than a path can be, or with a zero byte
+        return False
+    return is_files if is_here else name == "demo" or find(name) is not None
 
 
 def pixel_limit(max_pixels: int | None) -> int:

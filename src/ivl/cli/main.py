@@ -16,6 +16,7 @@ import errno
 import importlib
 import io
 import os
+import shlex
 import sys
 import warnings
 from collections.abc import Sequence
@@ -29,7 +30,7 @@ from ivl import __version__
 from ivl.cli.words import speak_of, spoken
 from ivl.errors import IvlError
 from ivl.interrupts import EXIT_INTERRUPTED, interrupted_at_once
-from ivl.paths import local_path
+from ivl.paths import local_path, names_file
 from ivl.spelling import did_you_mean
 
 COMMANDS: dict[str, str] = {
@@ -162,9 +163,7 @@ def run(args: Sequence[str]) -> int:
     except IvlError as error:
         return _complain(error.message, error.hint)
     except typer.TyperException as error:
-        ctx = getattr(error, "ctx", None)
-        hint = f"`{ctx.command_path} --help` shows what it takes." if ctx is not None else ""
-        return _complain(error.format_message(), hint)
+        return _complain(error.format_message(), _usage_hint(getattr(error, "ctx", None), args))
     except (KeyboardInterrupt, typer.Abort):
         status = EXIT_INTERRUPTED
     except BrokenPipeError:
@@ -179,6 +178,21 @@ def run(args: Sequence[str]) -> int:
     if status == EXIT_INTERRUPTED:
         print(file=sys.stderr)  # the shell's prompt starts on a line of its own
     return status or 0
+
+
+def _usage_hint(ctx: Any, args: Sequence[str]) -> str:
+    """What to do about a command line that cannot be read."""
+    if ctx is None:
+        return ""
+    hint = f"`{ctx.command_path} --help` shows what it takes."
+    for arg in args[1:]:
+        if arg.startswith("-") and names_file(arg):
+            return f"The name of a file that begins with - is written ./{arg}. {hint}"
+    takes_model = any("--model" in param.opts for param in ctx.command.params)
+    takes_more = any(param.param_type_name == "argument" for param in ctx.command.params)
+    if takes_model and not takes_more and len(args) > 1 and not args[1].startswith("-"):
+        return f"A model is named so: {ctx.command_path} --model {shlex.quote(args[1])}. {hint}"
+    return hint
 
 
 def _complain(message: str, hint: str) -> int:

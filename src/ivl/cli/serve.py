@@ -89,6 +89,12 @@ class Serving:
     )
 
 
+KNOWN_MODELS = (
+    f"Known: demo, {', '.join(size.name for size in FAMILY)}, a directory, a GGUF file, or a hub "
+    "id owner/name."
+)
+
+
 @with_options
 def command(*, serving: Serving, choice: ModelChoice) -> None:
     """Serve a model to programs and people.
@@ -174,6 +180,8 @@ def _check(serving: Serving) -> None:
 
 def _models(choice: ModelChoice, name: str | None, also: list[str]) -> dict[str, ModelChoice]:
     """Name for clients -> model; ConfigError for a name that is given twice."""
+    if not _could_be(choice.model):
+        raise ConfigError(f"There is no model {choice.model!r}.", KNOWN_MODELS)
     models = {name or _name_of(choice.model): choice}
     for text in also:
         other, equals, model = text.partition("=")
@@ -184,8 +192,7 @@ def _models(choice: ModelChoice, name: str | None, also: list[str]) -> dict[str,
         if not _could_be(model):
             raise ConfigError(
                 f"--also {text}: there is no model {model!r}.",
-                f"Known: demo, {', '.join(size.name for size in FAMILY)}, a directory, a GGUF "
-                "file, or a hub id owner/name.",
+                KNOWN_MODELS,
             )
         models[other] = replace(choice, model=model, mmproj=None, revision=None)
     return models
