@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 import ivl
 from ivl.errors import ConfigError, IvlError
 from ivl.planner.device_table import GIB
-from ivl.planner.verdict import change
+from ivl.planner.machine import Slot
+from ivl.planner.plan import make_plan
+from ivl.planner.verdict import change, judge
 from ivl.quant.formats import FORMATS
 from ivl.quant.mixes import MIXES
 
@@ -191,10 +195,53 @@ def test_iq4_xs_is_as_llama_cpp_mixes_it() -> None:
     assert small["blk.9.attn_q.weight"] == "IQ4_NL"
 
 
-def test_macs_are_not_shared() -> None:
-    report = ivl.plan("8b", device="2x m3 max 64gb")
+@pytest.mark.parametrize("device", ["2x m3 max 64gb", "2x dgx spark", "m3 max 64gb, strix halo"])
+def test_machines_of_one_memory_are_not_shared(device: str) -> None:
+    report = ivl.plan("8b", device=device)
     assert report.verdict.answer == "does not fit"
     assert "several machines" in report.verdict.text
+
+
+ONE_MEMORY = (
+    "m2 ultra 64gb", "dgx spark", "jetson agx orin 64gb", "jetson agx thor", "strix halo 64gb",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("device", ONE_MEMORY)
+@pytest.mark.parametrize("backend", ["ivl", "llama.cpp"])
+def test_one_memory_is_counted_once(device: str, backend: str) -> None:
+    """Main memory of its own there is none, and what is moved to the processor stays in it."""
+    with pytest.raises(ConfigError, match="share one") as caught:
+        ivl.plan("78b", device=device, backend=backend, host="64GB")
+    assert "Leave --host out" in caught.value.hint
+    plain = ivl.plan("78b", device=device, backend=backend, kv="8bit")
+    assert "processor" not in " ".join(c.option + c.text for c in plain.verdict.savings)
+    moved = ivl.plan("78b", device=device, backend=backend, kv="8bit", tower_on_cpu=True)
+    [share], [other] = (r.plan.placement.shares for r in (plain, moved))
+    assert share.items == other.items
+    assert any("frees nothing" in warning for warning in moved.verdict.warnings)
+
+
+@pytest.mark.parametrize("backend", ["ivl", "llama.cpp"])
+def test_one_memory_that_is_here_is_counted_once(backend: str) -> None:
+    """As a Mac finds itself: its main memory is listed, and is that of its GPU."""
+    plan = ivl.plan("78b", device="m2 ultra 64gb", backend=backend).plan
+    gpu = plan.machine.gpus[0].device
+    host = Slot(device=replace(gpu, form="host", vendor="cpu", name="main memory"))
+    here = replace(plan.machine, host=host, is_here=True)
+    found = make_plan(plan.subject, plan.setting, here)
+    assert found.placement == plan.placement
+    offered = " ".join(change.option for change in judge(found).savings)
+    assert not {"--vision-offload", "--tower-on-cpu"} & set(offered.split())
+
+
+@pytest.mark.parametrize("device", [*ONE_MEMORY, "jetson orin nano 8gb"])
+def test_the_system_keeps_its_part_of_one_memory(device: str) -> None:
+    [share] = ivl.plan("1b", device=device).plan.placement.shares
+    memory = share.device.memory_bytes
+    assert 0.6 * memory < share.capacity_bytes < 0.91 * memory
+    assert memory - share.capacity_bytes >= 2 * GIB
+    assert share.note
 
 
 def test_float32_takes_twice_what_16_bits_do_on_gpus() -> None:

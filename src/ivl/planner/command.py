@@ -125,7 +125,7 @@ def _places(plan: Plan) -> Words:
         words += ["--device", ",".join(f"cuda:{number}" for number in numbers)]
     if plan.placement.num_offloaded:
         words += ["--gpu-layers", str(sum(share.num_layers for share in gpus))]
-    if plan.setting.tower_on_processor:
+    if plan.setting.tower_on_processor and not plan.machine.has_one_memory:
         words.append("--vision-offload")
     return words
 

@@ -77,7 +77,8 @@ def make_plan(subject: Subject, setting: Setting, machine: Machine) -> Plan:
     config, work, backend = subject.config, setting.work, setting.backend
     on_gpu = any(slot.device.vendor in backend.vendors for slot in machine.gpus)
     keeping = _keeping(subject, setting, machine, on_gpu=on_gpu)
-    weights = _weights(subject, setting, keeping)
+    moves_tower = setting.tower_on_processor and not machine.has_one_memory
+    weights = _weights(subject, setting, keeping, moves_tower=moves_tower)
     parts = footprint(
         config,
         weights,
@@ -92,7 +93,7 @@ def make_plan(subject: Subject, setting: Setting, machine: Machine) -> Plan:
         backend,
         machine,
         heads=(config.decoder.num_heads, config.decoder.num_kv_heads),
-        tower_on_processor=setting.tower_on_processor,
+        tower_on_processor=moves_tower,
         gpu_layers=setting.gpu_layers,
     )
     return Plan(
@@ -131,11 +132,11 @@ def _keeping(subject: Subject, setting: Setting, machine: Machine, *, on_gpu: bo
     )
 
 
-def _weights(subject: Subject, setting: Setting, keeping: Keeping) -> Weights:
+def _weights(subject: Subject, setting: Setting, keeping: Keeping, *, moves_tower: bool) -> Weights:
     """Of files as they are; of a size, the decoder and what sees apart: they change apart."""
     num_layers = subject.config.decoder.num_layers
     # A tower that is streamed to a GPU lies in main memory with 16 bits, whatever the files have.
-    streamed = setting.backend.name == "ivl" and setting.tower_on_processor and keeping == "gpu"
+    streamed = setting.backend.name == "ivl" and moves_tower and keeping == "gpu"
     of_tower = "dense" if streamed else keeping
     if subject.tensors is not None:
         weights, tower = (

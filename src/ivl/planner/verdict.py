@@ -110,8 +110,9 @@ def _steps(plan: Plan) -> Iterator[tuple[str, str, dict[str, object]]]:
             option = f"--max-tiles {fewer} --context {smaller.context}"
             fields = {"max_tiles": fewer, "tiles": smaller.tiles, "context": smaller.context}
             yield text, option, dict(fields)
-    if name != "vllm" and plan.placement.tower_on and plan.machine.host is not None:
-        if plan.machine.gpus and not setting.tower_on_processor:
+    machine = plan.machine
+    if name != "vllm" and plan.placement.tower_on and machine.host is not None:
+        if machine.gpus and not machine.has_one_memory and not setting.tower_on_processor:
             fields = {"tower_on_processor": True}
             if name == "ivl":
                 yield "the vision tower streamed", "--vision-offload", dict(fields)
@@ -271,6 +272,8 @@ def _warnings(plan: Plan) -> Iterator[str]:
             f"K-quants cannot hold this tower ({config.vision.hidden_size} is no multiple of 256): "
             "Q8_0, Q5_0 and Q4_0 can."
         )
+    if plan.setting.tower_on_processor and plan.machine.has_one_memory:
+        yield "A tower on the processor frees nothing: the GPU's memory is main memory."
     backend = plan.setting.backend
     if work.tiles and work.max_tiles != config.max_tiles and backend.name != "vllm":
         if backend.name == "llama.cpp":
