@@ -178,6 +178,8 @@ def _vllm(plan: Plan) -> Words:
     if len(plan.placement.shares) > 1:
         words += ["--tensor-parallel-size", str(len(plan.placement.shares))]
         words += ["--mm-encoder-tp-mode", "data"]
+    if plan.setting.type == "F16" or plan.needs_float16:
+        words += ["--dtype", "half"]
     words += ["--max-num-seqs", str(work.parallel)]
     if work.kv == "8bit":
         words += ["--kv-cache-dtype", "fp8"]

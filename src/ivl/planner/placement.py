@@ -101,10 +101,10 @@ def place(
     """
     host = None if machine.has_one_memory else machine.host
     tower_on_processor = tower_on_processor and not machine.has_one_memory
-    gpus = [slot for slot in machine.gpus if slot.device.vendor in backend.vendors]
+    gpus = [slot for slot in machine.gpus if not backend.lacks(slot.device)]
     if machine.gpus and not gpus:
-        known = ", ".join(slot.device.name for slot in machine.gpus)
-        return Placement(shares=(), problem=f"{backend.name} does not run on {known}")
+        reasons = dict.fromkeys(backend.lacks(slot.device) for slot in machine.gpus)
+        return Placement(shares=(), problem="; ".join(reasons))
     if not gpus:
         return _on_processor(parts, backend, machine)
     unified = [slot.device for slot in gpus if slot.device.form == "unified"]

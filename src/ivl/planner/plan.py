@@ -7,11 +7,12 @@ from dataclasses import dataclass, replace
 
 from ivl.config import DecoderConfig, ModelConfig
 from ivl.planner.backends import Backend, unpacks_on_gpu
+from ivl.planner.capabilities import VLLM_BFLOAT16, is_below
 from ivl.planner.footprint import Footprint, Keeping, Weights, footprint, keeping_of, weigh
 from ivl.planner.machine import Machine
 from ivl.planner.placement import Placement, place
 from ivl.planner.speed import Speed, estimate_speed
-from ivl.planner.tensors import PlannedTensor, decoder_plan, vision_plan
+from ivl.planner.tensors import AWQ, PlannedTensor, decoder_plan, vision_plan
 from ivl.planner.workload import Workload
 
 
@@ -63,6 +64,13 @@ class Plan:
         return self.placement.fits
 
     @property
+    def needs_float16(self) -> bool:
+        """Whether vLLM has to be told so: by itself it computes in the bfloat16 of the files."""
+        devices = [share.device for share in self.placement.shares]
+        is_old = any(is_below(device, VLLM_BFLOAT16) for device in devices)
+        return self.setting.backend.name == "vllm" and is_old
+
+    @property
     def tensors(self) -> tuple[PlannedTensor, ...]:
         return tensors_of(self.subject, self.setting.type, self.setting.vision)
 
@@ -75,7 +83,7 @@ def make_plan(subject: Subject, setting: Setting, machine: Machine) -> Plan:
     """Adds everything up. UnsupportedError for a type that the back end does not load."""
     setting.backend.require_type(setting.type)
     config, work, backend = subject.config, setting.work, setting.backend
-    on_gpu = any(slot.device.vendor in backend.vendors for slot in machine.gpus)
+    on_gpu = any(not backend.lacks(slot.device) for slot in machine.gpus)
     keeping = _keeping(subject, setting, machine, on_gpu=on_gpu)
     moves_tower = setting.tower_on_processor and not machine.has_one_memory
     weights = _weights(subject, setting, keeping, moves_tower=moves_tower)
@@ -88,13 +96,18 @@ def make_plan(subject: Subject, setting: Setting, machine: Machine) -> Plan:
         on_gpu=on_gpu,
         gpu_itemsize=setting.gpu_itemsize,
     )
-    placement = place(
-        parts,
-        backend,
-        machine,
-        heads=(config.decoder.num_heads, config.decoder.num_kv_heads),
-        tower_on_processor=moves_tower,
-        gpu_layers=setting.gpu_layers,
+    problem = _problem(subject, setting, machine)
+    placement = (
+        Placement(shares=(), problem=problem)
+        if problem
+        else place(
+            parts,
+            backend,
+            machine,
+            heads=(config.decoder.num_heads, config.decoder.num_kv_heads),
+            tower_on_processor=moves_tower,
+            gpu_layers=setting.gpu_layers,
+        )
     )
     return Plan(
         subject=subject,
@@ -120,6 +133,16 @@ def tensors_of(subject: Subject, type_name: str, vision: str) -> tuple[PlannedTe
     if subject.tensors is not None:
         return subject.tensors
     return _planned(subject.config, type_name, vision)
+
+
+def _problem(subject: Subject, setting: Setting, machine: Machine) -> str:
+    """Why the back end does not run these types on the GPUs that it does run on."""
+    is_awq = any(t.format == AWQ for t in tensors_of(subject, setting.type, setting.vision))
+    gpus = [slot.device for slot in machine.gpus if not setting.backend.lacks(slot.device)]
+    reasons = (
+        setting.backend.lacks_choice(device, is_awq=is_awq, kv=setting.work.kv) for device in gpus
+    )
+    return next(filter(None, reasons), "")
 
 
 def _keeping(subject: Subject, setting: Setting, machine: Machine, *, on_gpu: bool) -> Keeping:
