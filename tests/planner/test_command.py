@@ -178,6 +178,17 @@ def test_vllm_is_told_the_same() -> None:
         assert words[words.index(option) + 1] == value
 
 
+def test_commands_name_each_device_of_a_card() -> None:
+    whole = {"type": "BF16", "device": "mi250"}
+    [line] = command_of(ivl.plan("38b", **whole, backend="vllm").plan)
+    assert "--tensor-parallel-size 2" in line
+    _, asked = parsed(command_of(ivl.plan("38b", **whole).plan)[-1])
+    assert asked["device"] == "cuda:0,cuda:1"
+    line = command_of(ivl.plan("8b", type="Q8_0", device="a16", backend="llama.cpp").plan)[-1]
+    words = shlex.split(line)
+    assert words[words.index("--tensor-split") + 1].count(",") == 3
+
+
 def test_what_a_command_cannot_say_is_noted() -> None:
     served = ivl.plan("8b", device="h100", parallel=8, max_tiles=6)
     assert any("each request" in warning for warning in served.verdict.warnings)

@@ -22,7 +22,7 @@ from ivl.planner.device_names import (
     words_of,
     written,
 )
-from ivl.planner.device_sheets import GIB, Cloud, Device, clouds, table
+from ivl.planner.device_sheets import DEVICES_OF_A_CARD, GIB, Cloud, Device, clouds, table
 from ivl.planner.device_sheets import MIB as MIB
 
 _EXAMPLE = 'Write it as in "2x RTX 3090". '
@@ -37,11 +37,16 @@ COMMONEST = (
     "Tesla V100 SXM2 16GB", "Tesla V100 SXM2 32GB", "Tesla P100 PCIe 16GB", "RTX A2000 12GB",
     "RTX 4000 Ada", "RTX 5000 Ada", "RTX 6000 Ada", "RTX 5060 Ti 16GB", "GTX 1060 6GB",
     "Radeon RX 7900 XTX", "Radeon RX 9060 XT 16GB", "Arc A770 16GB", "Ryzen AI Max+ 395 128GB",
+    "Jetson Orin Nano Super 8GB",
 )  # fmt: skip
 """What is meant by a name that fits several devices, in our judgement of what is met most; where
 none of these fits it is the first in the table, which has the smallest memory first."""
+ONLY_IF_NAMED = frozenset(("laptop", "maxq", "server"))
+"""Of two devices that differ in such a word the one without it is meant, unless it is written."""
 MOST_BARE = 16
 """Of a known device so many at most are counted by a number that stands alone, as in `2 3090`."""
+MEMORY_BESIDE = {("GH200", 480): 96}
+"""Memory in a driver's name of a GPU that is its processor's, in GB, and what the GPU has."""
 NEAR_SHARE = 0.07
 """Memory as sold and as reported may differ by so much: 192 and 180 GB of a B200."""
 MOST_ADDED = 4
@@ -94,13 +99,20 @@ def find_cloud(text: str) -> Cloud | None:
 
 
 def match_reported(name: str, memory_bytes: int) -> Device | None:
-    """The table's entry for a device that a driver reports, such as `NVIDIA GeForce RTX 3090`;
-    None where there is no single one."""
+    """The table's entry for a device that a driver reports, such as `NVIDIA GeForce RTX 3090` or
+    `AMD Radeon RX 7900 XT/7900 XTX`; None where there is no single one."""
+    found = (_reported(part, memory_bytes) for part in (name, *name.split("/")))
+    return next((device for device in found if device is not None), None)
+
+
+def _reported(name: str, memory_bytes: int) -> Device | None:
     wanted = words_of(written(name).name)
     fitting = [device for device in table() if wanted == _words(device)]
     fitting = fitting or [device for device in table() if wanted and wanted <= _words(device)]
     near = [d for d in fitting if abs(d.memory_bytes - memory_bytes) < 0.1 * d.memory_bytes]
-    return near[0] if len(near) == 1 else None
+    plain = [d for d in near if not (_words(d) & ONLY_IF_NAMED) - wanted] or near
+    plain = plain if len(plain) < 2 else [d for d in plain if d.name in COMMONEST]
+    return plain[0] if len(plain) == 1 else None
 
 
 def parse_custom(text: str) -> Device | None:
@@ -174,10 +186,8 @@ def _fitting(wanted: frozenset[str]) -> list[Device]:
     exact = [device for device in fitting if wanted == _words(device)]
     if exact:
         return exact
-    if all(device.form == "laptop" for device in fitting):
-        return fitting if "laptop" in wanted else []
-    # A laptop's card is meant only where one is named.
-    return [d for d in fitting if d.form != "laptop" or "laptop" in wanted]
+    # What is one kind of a card is meant only where that kind is named.
+    return [d for d in fitting if not (_words(d) & ONLY_IF_NAMED) - wanted]
 
 
 def _meaning(
@@ -199,6 +209,7 @@ def _meaning(
         )
     number = _count(replace(reading, count=count))
     notes, other_bytes = [], None
+    asked, named, of_a_card = _of_one_device(asked, named, fitting)
     if named is not None:
         found, note = _of_memory(asked, fitting, named, number)
         notes += [note] if note else []
@@ -216,13 +227,33 @@ def _meaning(
             notes.append(_chosen_note(text, chosen, fitting))
         fitting = [chosen]
     device = fitting[0]
+    if of_a_card > 1:
+        notes.append(
+            f"Each {device.name} is {of_a_card} devices to a program, "
+            f"{_nominal_gib(device)} GB each."
+        )
     if other_bytes is not None:
         notes.append(_other_memory_note(device, other_bytes))
         device = replace(device, name=written(device.name).name, memory_bytes=other_bytes)
     if asked.bandwidth is not None:
         source = f"bandwidth given by hand; all else: {device.source}"
         device = replace(device, bandwidth=asked.bandwidth, source=source)
-    return Meaning(text=text, device=device, count=number, note=" ".join(notes))
+    count_of_devices = number * of_a_card
+    return Meaning(text=text, device=device, count=count_of_devices, note=" ".join(notes))
+
+
+def _of_one_device(
+    asked: Written, named: int | None, fitting: Sequence[Device]
+) -> tuple[Written, int | None, int]:
+    """Of a card that is several devices: what was written of its memory, said of one device. Also
+    how many devices a card is."""
+    count = DEVICES_OF_A_CARD.get(fitting[0].name, 1)
+
+    def share(num_bytes: int | None) -> int | None:
+        is_whole = num_bytes is not None and _nearest_memory(fitting, num_bytes // count)
+        return num_bytes // count if num_bytes is not None and is_whole else num_bytes
+
+    return replace(asked, memory_bytes=share(asked.memory_bytes)), share(named), count
 
 
 def require_amounts(text: str, asked: Written) -> None:
@@ -240,6 +271,11 @@ def _of_memory(
     if found:
         return found, ""
     amount = _gib(named)
+    beside = MEMORY_BESIDE.get((asked.name.split()[-1].upper(), named // GIB))
+    if beside:
+        return _nearest_memory(fitting, beside * GIB), (
+            f"The {amount} of {asked.name} are its processor's memory; the GPU has {beside} GB."
+        )
     short = amount.replace(" ", "")
     if asked.says_ram and all(device.form != "unified" for device in fitting):
         raise ConfigError(

@@ -297,7 +297,7 @@ def _warnings(plan: Plan) -> Iterator[str]:
                 f"ivl serve takes the number of tiles with each request (max_tiles), not as an "
                 f"option: ask for {work.max_tiles} there."
             )
-    yield from _of_old_cards(plan)
+    yield from _of_cards(plan)
     unpacks = any(unpacks_on_gpu(backend, slot.device) for slot in plan.machine.gpus)
     if unpacks and not plan.placement.problem:
         if any(t.format not in ("BF16", "F16", "F32") for t in plan.tensors):
@@ -309,8 +309,8 @@ def _warnings(plan: Plan) -> Iterator[str]:
         yield "Layers on the processor run at the speed of main memory, for every token."
 
 
-def _of_old_cards(plan: Plan) -> Iterator[str]:
-    """What programs ask of NVIDIA's older cards, beside their memory."""
+def _of_cards(plan: Plan) -> Iterator[str]:
+    """What programs ask of a card beside its memory."""
     name = plan.setting.backend.name
     devices = {s.device.name: s.device for s in plan.placement.shares if s.device.is_gpu}
     if name == "vllm" and plan.needs_float16:
@@ -318,6 +318,9 @@ def _of_old_cards(plan: Plan) -> Iterator[str]:
             f"vLLM has bfloat16 from compute capability {said(VLLM_BFLOAT16)} on: "
             "here it computes in float16 (--dtype half)."
         )
+    if name == "vllm" and plan.setting.type == AWQ:
+        if any(device.vendor == "amd" for device in devices.values()):
+            yield "vLLM's table of hardware has no AWQ on AMD's GPUs, though it has kernels for it."
     for device in devices.values():
         if name == "vllm" and (reason := shortfall(device, NEWEST_VLLM)):
             yield f"vLLM's newest releases do not run on {device.name} ({reason}); 0.14 does."
