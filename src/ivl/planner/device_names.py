@@ -51,7 +51,7 @@ _PHRASES = (
     # A card of 300 W for workstations; of all other names max-q is a laptop's.
     (r"\b(pro\s+\d000\b.*)\bmax-?q\b", r"\1 maxq"),
     (r"\bworkstation\s+edition\b", " "),
-    (r"\b(?:asus\s+dual|ftw3?\s+ultra|gaming\s+[xz])\b", " "),
+    (r"\b(?:asus\s+dual|ftw3?\s+ultra|(?:gaming|suprim)\s+[xz])\b", " "),
     # What a chip is built into says nothing of it, but some of its words are names of chips.
     (r"\b(?:mac\s?book\s*(?:pro|air)?|mac\s*(?:studio|mini|pro)|imac|mbp|mba)\b", " mac "),
     (r"\bmac\s+(?:1[3-6]|24)(?:[.]\d)?(?=\s|$)", " mac "),

@@ -19,6 +19,7 @@ from ivl.planner.device_names import (
     readings,
     relaxed,
     says_which,
+    tidy,
     words_of,
     written,
 )
@@ -43,6 +44,11 @@ COMMONEST = (
 none of these fits it is the first in the table, which has the smallest memory first."""
 ONLY_IF_NAMED = frozenset(("laptop", "maxq", "server"))
 """Of two devices that differ in such a word the one without it is meant, unless it is written."""
+_SYSTEMS = re.compile(
+    r"(?:nvidia\s+)?([dh]gx)[\s-]+(a100|h100|h200|b200)(?:\s+sxm\d?)?(\s+\d+\s*gb)?", re.IGNORECASE
+)
+_OF_A_SYSTEM = {"a100": "A100 SXM", "h100": "H100 SXM", "h200": "H200 SXM", "b200": "B200"}
+"""NVIDIA's machines of 8 GPUs, by what they are called after."""
 MOST_BARE = 16
 """Of a known device so many at most are counted by a number that stands alone, as in `2 3090`."""
 MEMORY_BESIDE = {("GH200", 480): 96}
@@ -81,6 +87,14 @@ def find_meaning(text: str) -> Meaning:
     cloud = find_cloud(text)
     if cloud is not None:
         return Meaning(text=text, device=_called(cloud.device), count=cloud.count)
+    if system := _SYSTEMS.fullmatch(tidy(text)):
+        board, model, memory = system.groups()
+        named = f"8x {_OF_A_SYSTEM[model.lower()]}{memory or ''}"
+        note = f"{text!r} is taken for a machine of {named}."
+        if board.lower() == "hgx":
+            note += " Some boards have 4."
+        meaning = find_meaning(named)
+        return replace(meaning, text=text, note=f"{note} {meaning.note}".rstrip())
     possible = list(readings(text))
     for relax in (False, True):
         for reading in possible:
@@ -95,7 +109,13 @@ def find_meaning(text: str) -> Meaning:
 
 def find_cloud(text: str) -> Cloud | None:
     """The instance of that name, for its memory and its price."""
-    return next((c for c in clouds() if c.name.lower() == text.strip().lower()), None)
+    wanted = _cloud_words(text)
+    return next((c for c in clouds() if _cloud_words(c.name) == wanted), None)
+
+
+def _cloud_words(name: str) -> str:
+    """In one spelling: Azure writes `Standard_NC24ads_A100_v4`, and people leave words out."""
+    return re.sub(r"[\s_-]+", "_", name.strip().lower()).removeprefix("standard_")
 
 
 def match_reported(name: str, memory_bytes: int) -> Device | None:
@@ -390,8 +410,29 @@ _PROCESSORS = re.compile(
 """What people call processors; the table has devices that are faster than those."""
 
 
+_RENTED = re.compile(
+    r"(?:\d+\s*x\s*)?((?:[a-z]\w*\.(?:\d*x?large|metal)|(?:standard[\s_-]+)?n[cdgv]\d|a[234]-|g[24]-)\S*)",
+    re.IGNORECASE,
+)
+"""What AWS, Azure and Google Cloud call their machines with GPUs."""
+
+
+def _nearest_rented(name: str) -> str:
+    """The hint for a rented machine that is not in the table."""
+    known = {_cloud_words(cloud.name): cloud.name for cloud in clouds()}
+    family = re.split(r"[._-]", _cloud_words(name))[0]
+    near = [called for words, called in known.items() if re.split(r"[._-]", words)[0] == family]
+    near += [
+        known[w] for w in difflib.get_close_matches(_cloud_words(name), known, n=3, cutoff=0.4)
+    ]
+    names = list(dict.fromkeys(near or known.values()))
+    return f'Known are {", ".join(names[:8])}. Of another name its devices, as in "4x T4".'
+
+
 def _nearest(name: str) -> str:
     """The hint for a name that is not known: what is called nearly so, and how to do without."""
+    if rented := _RENTED.fullmatch(name):
+        return _nearest_rented(rented[1])
     if re.search(r"\b(?:i?mac\w*|apple|mbp|mba)\b", name, re.IGNORECASE):
         return f'Name its chip, as in "m3 max 64gb". {_BY_HAND}'
     asked = written(name)
