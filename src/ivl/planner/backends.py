@@ -134,6 +134,11 @@ def default_type(backend: Backend) -> str:
     return "BF16" if backend.name == "vllm" else "Q4_K_M"
 
 
+def default_vision(type_name: str) -> str:
+    """The type of a tower that is planned with a decoder of this one, when none is asked for."""
+    return type_name if type_name in ("BF16", "F32") else "F16"
+
+
 def unpacks_on_gpu(backend: Backend, device: Device) -> bool:
     """Whether quantized matrices are turned to 16 bits on this device.
 

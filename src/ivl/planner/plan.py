@@ -6,7 +6,7 @@ import functools
 from dataclasses import dataclass, replace
 
 from ivl.config import DecoderConfig, ModelConfig
-from ivl.planner.backends import Backend, unpacks_on_gpu
+from ivl.planner.backends import Backend, default_vision, unpacks_on_gpu
 from ivl.planner.capabilities import VLLM_BFLOAT16, is_below
 from ivl.planner.footprint import Footprint, Keeping, Weights, footprint, keeping_of, weigh
 from ivl.planner.machine import Machine
@@ -41,6 +41,8 @@ class Setting:
     vision: str
     work: Workload
     backend: Backend
+    vision_follows: bool = False
+    """Whether `vision` was not asked for, and is what goes with the type, whichever that is."""
     tower_on_processor: bool = False
     gpu_layers: int | None = None
     """At most so many layers on GPUs; None: as many as find room."""
@@ -120,7 +122,12 @@ def make_plan(subject: Subject, setting: Setting, machine: Machine) -> Plan:
 
 
 def change(plan: Plan, **changed: object) -> Plan:
-    """The same plan with something else chosen: fields of the setting or of its work."""
+    """The same plan with something else chosen: fields of the setting or of its work. What a
+    person would get who asked for that: a tower of which nothing was said goes with the type."""
+    if "vision" in changed:
+        changed["vision_follows"] = False
+    elif "type" in changed and plan.setting.vision_follows:
+        changed["vision"] = default_vision(str(changed["type"]))
     of_work = {k: v for k, v in changed.items() if k in Workload.__dataclass_fields__}
     of_setting = {k: v for k, v in changed.items() if k not in of_work}
     work = replace(plan.setting.work, **of_work)  # type: ignore[arg-type]
