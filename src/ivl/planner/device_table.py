@@ -291,10 +291,11 @@ def _of_memory(
     if found:
         return found, ""
     amount = _gib(named)
-    beside = MEMORY_BESIDE.get((asked.name.split()[-1].upper(), named // GIB))
+    model = written(fitting[0].name).name
+    beside = MEMORY_BESIDE.get((model, named // GIB))
     if beside:
         return _nearest_memory(fitting, beside * GIB), (
-            f"The {amount} of {asked.name} are its processor's memory; the GPU has {beside} GB."
+            f"The {amount} in the name are its processor's memory; the GPU has {beside} GB."
         )
     short = amount.replace(" ", "")
     if asked.says_ram and all(device.form != "unified" for device in fitting):
