@@ -16,7 +16,13 @@ from ivl.config import ModelConfig
 from ivl.errors import CheckpointError, ConfigError, UnsupportedError
 from ivl.family import FAMILY, find
 from ivl.paths import local_path
-from ivl.planner.backends import Backend, default_type, find_backend, find_type
+from ivl.planner.backends import (
+    Backend,
+    default_type,
+    default_vision,
+    find_backend,
+    find_type,
+)
 from ivl.planner.machine import Machine, described, this_machine, with_memory
 from ivl.planner.memory import DEFAULT_VISION_BATCH
 from ivl.planner.pages import PageCost, page_costs, tiles_of
@@ -32,7 +38,6 @@ if TYPE_CHECKING:
     from ivl.planner.pages import PageSize
 
 OVERVIEW_TYPES = ("BF16", "Q8_0", "Q4_K_M")
-DEFAULT_VISION = "F16"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,9 +114,11 @@ def plan(
         vision_batch=vision_batch,
         tiles=_most_tiles(subject.config, pages, max_tiles),
     )
+    chosen_type = default_type(chosen) if type is None else find_type(type)
     setting = Setting(
-        type=default_type(chosen) if type is None else find_type(type),
-        vision=_vision_type(vision, chosen, type),
+        type=chosen_type,
+        vision=default_vision(chosen_type) if vision is None else _vision_type(vision, chosen),
+        vision_follows=vision is None,
         work=work,
         backend=chosen,
         tower_on_processor=tower_on_cpu,
@@ -138,7 +145,8 @@ def overview(
         for type_name in types:
             setting = Setting(
                 type=type_name,
-                vision=_vision_type(None, chosen, type_name),
+                vision=default_vision(type_name),
+                vision_follows=True,
                 work=plan_workload(size.config, images=1 if images is None else images, **work),
                 backend=chosen,
             )
@@ -207,16 +215,13 @@ def _require_loadable(
             )
 
 
-def _vision_type(vision: str | None, backend: Backend, type_name: str | None) -> str:
-    if vision is not None:
-        found = find_vision_type(vision)
-        if backend.name == "vllm" and found not in ("BF16", "F16"):
-            raise UnsupportedError(
-                f"vLLM does not run the tower as {found}.", "It keeps it in 16 bits: leave it out."
-            )
-        return found
-    plain = type_name is not None and type_name.upper() in ("BF16", "F32")
-    return type_name.upper() if type_name and plain else DEFAULT_VISION
+def _vision_type(vision: str, backend: Backend) -> str:
+    found = find_vision_type(vision)
+    if backend.name == "vllm" and found not in ("BF16", "F16"):
+        raise UnsupportedError(
+            f"vLLM does not run the tower as {found}.", "It keeps it in 16 bits: leave it out."
+        )
+    return found
 
 
 def _most_tiles(

@@ -119,7 +119,8 @@ def check_places(plan: Plan, asked: dict[str, Any]) -> None:
     used = [share for share in shares if share.device.is_gpu and share.items]
     offloaded = plan.placement.num_offloaded
     assert asked["gpu_layers"] == (sum(share.num_layers for share in used) if offloaded else None)
-    assert asked["vision_offload"] == (plan.setting.tower_on_processor and bool(used))
+    moves = plan.setting.tower_on_processor and not plan.machine.has_one_memory
+    assert asked["vision_offload"] == (moves and bool(used))
     if not used:
         assert asked["device"] == "cpu"
     elif used[0].device.vendor == "apple":
@@ -142,6 +143,49 @@ def test_changes_that_are_said_to_help_are_in_the_commands(device: str) -> None:
     for change in verdict.changes:
         for option in change.option.split(" --"):
             assert option.removeprefix("--") in lines, change
+
+
+def asked_again(report: Report, option: str, **asked: Any) -> Report:
+    """A plan with what a person typed before, and the options of a change behind it."""
+    words = option.split()
+    while words:
+        name = words.pop(0).removeprefix("--").replace("-", "_")
+        name = {"vision_offload": "tower_on_cpu"}.get(name, name)
+        value: Any = True if name == "tower_on_cpu" else words.pop(0)
+        asked[name] = int(value) if isinstance(value, str) and value.isdigit() else value
+    return ivl.plan(report.plan.subject.name, **asked)
+
+
+AGAIN = [
+    {"device": device, "backend": backend, **form}
+    for device, backend, form in itertools.product(
+        ("RTX 4090", "2x RTX 3090", "RTX A6000", "m2 ultra 64gb", "4x L40S", "mi250", "g5.xlarge"),
+        ("ivl", "llama.cpp", "vllm"),
+        ({}, {"type": "BF16"}, {"type": "F32"}, {"type": "Q4_0", "vision": "F32"}, {"images": 2}),
+    )
+    if backend != "vllm" or form.get("type", "BF16") == "BF16"
+]
+
+
+@pytest.mark.parametrize("asked", AGAIN, ids=str)
+def test_what_is_proposed_and_planned_again_is_the_same(asked: dict[str, Any]) -> None:
+    """Followed to the letter, options give the commands that were printed, and save as much."""
+    for size in ("8b", "26b", "38b", "78b"):
+        report = ivl.plan(size, **asked)
+        verdict = report.verdict
+        option = " ".join(change.option for change in verdict.changes)
+        again = asked_again(report, option, **asked)
+        assert again.fits == (verdict.answer != "does not fit")
+        if verdict.answer == "fits if":
+            assert again.verdict.commands == verdict.commands, option
+        elif verdict.changes:
+            assert again.plan.placement.num_offloaded == 0, option
+        for change in verdict.savings:
+            if {"--tower-on-cpu", "--vision-offload"} & set(change.option.split()):
+                continue  # it saves on GPUs what it takes elsewhere
+            one = asked_again(report, change.option, **asked)
+            totals = [sum(s.total_bytes for s in r.plan.placement.shares) for r in (report, one)]
+            assert totals[0] - totals[1] == change.saved_bytes, change
 
 
 def test_llama_cpp_is_told_the_same() -> None:
@@ -175,6 +219,17 @@ def test_vllm_is_told_the_same() -> None:
         ("--mm-processor-kwargs", '{"max_dynamic_patch": 6}'),
     ):  # fmt: skip
         assert words[words.index(option) + 1] == value
+
+
+def test_commands_name_each_device_of_a_card() -> None:
+    whole = {"type": "BF16", "device": "mi250"}
+    [line] = command_of(ivl.plan("38b", **whole, backend="vllm").plan)
+    assert "--tensor-parallel-size 2" in line
+    _, asked = parsed(command_of(ivl.plan("38b", **whole).plan)[-1])
+    assert asked["device"] == "cuda:0,cuda:1"
+    line = command_of(ivl.plan("8b", type="Q8_0", device="a16", backend="llama.cpp").plan)[-1]
+    words = shlex.split(line)
+    assert words[words.index("--tensor-split") + 1].count(",") == 3
 
 
 def test_what_a_command_cannot_say_is_noted() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ivl.errors import ConfigError
-from ivl.planner.device_sheets import GIB, clouds, table
+from ivl.planner.device_sheets import DEVICES_OF_A_CARD, GIB, clouds, table
 from ivl.planner.device_table import (
     find_devices,
     find_meaning,
@@ -84,6 +84,33 @@ def test_names_as_people_type_them(typed: str, name: str, count: int) -> None:
         ("macbook pro m1 16gb", "M1 16GB", 1),
         ("mac studio m2 ultra 192gb", "M2 Ultra 192GB", 1),
         ("mac mini m4 pro 64 gb", "M4 Pro 64GB", 1),
+        ("evga 3090 ftw3", "RTX 3090", 1),
+        ("evga 3090 ftw3 ultra", "RTX 3090", 1),
+        ("3090 fe", "RTX 3090", 1),
+        ("3090 ti fe", "RTX 3090 Ti", 1),
+        ("msi rtx 4090 suprim x 24gb", "RTX 4090", 1),
+        ("msi 3090 gaming x trio", "RTX 3090", 1),
+        ("msi rtx 3090 ventus 3x 24g oc", "RTX 3090", 1),
+        ("gigabyte aorus 4080 master", "RTX 4080", 1),
+        ("asus dual rtx 4060 ti 16gb", "RTX 4060 Ti 16GB", 1),
+        ("zotac 3090 trinity oc", "RTX 3090", 1),
+        ("sapphire nitro 7900 xtx", "Radeon RX 7900 XTX", 1),
+        ("3090 24gb gddr6x", "RTX 3090", 1),
+        ("h100x4 80gb", "H100 SXM", 4),
+        ("4090x2 24gb", "RTX 4090", 2),
+        ("6800 xt x2 16gb", "Radeon RX 6800 XT", 2),
+        ("dgx h100", "H100 SXM", 8),
+        ("HGX-H100", "H100 SXM", 8),
+        ("NVIDIA DGX A100", "A100 SXM 80GB", 8),
+        ("dgx a100 640gb", "A100 SXM 80GB", 8),
+        ("dgx a100 320gb", "A100 SXM 40GB", 8),
+        ("dgx b200", "B200", 8),
+        ("8x hgx h100", "H100 SXM", 8),
+        ("g5.2xlarge", "A10G", 1),
+        ("G5.48xlarge", "A10G", 8),
+        ("g4dn.12xlarge", "T4", 4),
+        ("Standard_NC24ads_A100_v4", "A100 PCIe 80GB", 1),
+        ("standard nc40ads h100 v5", "H100 NVL", 1),
         ("m2 max 96gb unified memory", "M2 Max 96GB", 1),
         ("m2 ultra 76-core 192gb", "M2 Ultra 192GB", 1),
         ("m3 max 64", "M3 Max 40-core 64GB", 1),
@@ -160,6 +187,32 @@ def test_memory_of_all_cards_together_is_shared_among_them() -> None:
     assert "24 GB each" in meaning.note
 
 
+@pytest.mark.parametrize(
+    ("typed", "name", "count", "gib"),
+    [
+        ("mi250", "Instinct MI250", 2, 64),
+        ("2x mi250x", "Instinct MI250X", 4, 64),
+        ("mi250 128gb", "Instinct MI250", 2, 64),
+        ("2x MI250:128GB", "Instinct MI250", 4, 64),
+        ("a16", "A16", 4, 16),
+        ("a16 64gb", "A16", 4, 16),
+        ("max 1550", "Data Center GPU Max 1550", 2, 64),
+    ],
+)
+def test_a_card_that_is_several_devices(typed: str, name: str, count: int, gib: int) -> None:
+    meaning = find_meaning(typed)
+    device = meaning.device
+    assert (device.name, meaning.count, device.memory_bytes) == (name, count, gib * GIB)
+    assert "devices to a program" in meaning.note
+
+
+def test_a_driver_reports_one_device_of_a_card() -> None:
+    for reported, gib in (("AMD Instinct MI250X/MI250", 64), ("NVIDIA A16", 15)):
+        found = match_reported(reported, gib * GIB)
+        assert found is not None
+        assert found.name in DEVICES_OF_A_CARD
+
+
 def test_a_bandwidth_by_hand_replaces_that_of_the_table() -> None:
     for typed in ("5090:32GB:2TB/s", "5090 2000 GB/s", "5090:2000GB/s"):
         [device] = find_devices(typed)
@@ -201,6 +254,13 @@ def test_a_bandwidth_by_hand_replaces_that_of_the_table() -> None:
         ("max", "M1 Max 32GB"),
         ("ryzen 9 7950x", "cpu 64GB"),
         ("2x FOO", "NAME:24GB"),
+        ("g5.3xlarge", "g5.xlarge, g5.12xlarge, g5.2xlarge"),
+        ("p3.2xlarge", "Known are"),
+        ("Standard_NC96ads_A100_v4", "NC24ads_A100_v4"),
+        ("Standard_ND96isr_H100_v5", "NC40ads_H100_v5"),
+        ("g2-standard-96", "g2-standard-4"),
+        ("a3-highgpu-8g", "a2-highgpu-1g"),
+        ("2x g5.xlarge", "its devices"),
     ],
 )
 def test_nonsense_has_a_hint(typed: str, told: str) -> None:
@@ -226,11 +286,83 @@ def test_a_typing_error_is_answered_with_the_nearest() -> None:
         ("NVIDIA GeForce RTX 4090 Laptop GPU", 16, "RTX 4090 Laptop"),
         ("Apple M3 Max", 48, "M3 Max 40-core 48GB"),
         ("Something else", 8, None),
+        ("Orin (nvgpu)", 61.4, "Jetson AGX Orin 64GB"),
+        ("Orin (nvgpu)", 15.3, "Jetson Orin NX 16GB"),
+        ("Orin (nvgpu)", 7.4, "Jetson Orin Nano Super 8GB"),
+        ("AMD Radeon RX 7900 XT/7900 XTX/7900M", 24, "Radeon RX 7900 XTX"),
+        ("AMD Radeon RX 7900 XT/7900 XTX/7900M", 20, "Radeon RX 7900 XT"),
     ],
 )
 def test_names_of_drivers(reported: str, gib: float, name: str | None) -> None:
     found = match_reported(reported, int(gib * GIB))
     assert (found.name if found else None) == name
+
+
+@pytest.mark.parametrize(
+    ("reported", "gib", "name"),
+    [
+        ("NVIDIA RTX PRO 6000 Blackwell Workstation Edition", 95.6, "RTX PRO 6000 Blackwell"),
+        (
+            "NVIDIA RTX PRO 6000 Blackwell Max-Q Workstation Edition", 95.6,
+            "RTX PRO 6000 Blackwell Max-Q",
+        ),
+        ("NVIDIA RTX PRO 6000 Blackwell Server Edition", 95.6, "RTX PRO 6000 Blackwell Server"),
+        ("AMD Instinct MI300X OAM", 192, "Instinct MI300X"),
+        ("AMD Instinct MI250X/MI250", 64, "Instinct MI250X"),
+        ("AMD Radeon RX 7900 XTX", 24, "Radeon RX 7900 XTX"),
+        ("NVIDIA GH200 480GB", 95.6, "GH200 96GB"),
+        ("NVIDIA GH200 144G HBM3e", 143, "GH200 144GB"),
+        ("NVIDIA GB10", 119.7, "GB10 DGX Spark"),
+        ("NVIDIA H100 80GB HBM3", 79.6, "H100 SXM"),
+        ("NVIDIA H100 PCIe", 79.6, "H100 PCIe"),
+        ("NVIDIA H100 NVL", 93.6, "H100 NVL"),
+        ("NVIDIA H200", 140.4, "H200 SXM"),
+        ("NVIDIA H200 NVL", 140.4, "H200 NVL"),
+        ("NVIDIA B200", 179, "B200"),
+        ("NVIDIA L40S", 45, "L40S"),
+        ("NVIDIA A100-SXM4-80GB", 80, "A100 SXM 80GB"),
+        ("NVIDIA A100 80GB PCIe", 80, "A100 PCIe 80GB"),
+        ("NVIDIA RTX A6000", 48, "RTX A6000"),
+        ("NVIDIA RTX 6000 Ada Generation", 48, "RTX 6000 Ada"),
+        ("Tesla T4", 15, "T4"),
+        ("Tesla V100-SXM2-32GB", 32, "Tesla V100 SXM2 32GB"),
+        ("Tesla P40", 24, "Tesla P40"),
+        ("NVIDIA A10G", 22.5, "A10G"),
+        ("NVIDIA A10", 22.5, "A10"),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", 16, "RTX 4090 Laptop"),
+        ("NVIDIA GeForce RTX 5090", 31.8, "RTX 5090"),
+        ("Quadro RTX 8000", 48, "Quadro RTX 8000"),
+        ("NVIDIA TITAN RTX", 24, "Titan RTX"),
+        ("NVIDIA Thor", 122.8, "Jetson AGX Thor 128GB"),
+    ],
+)  # fmt: skip
+def test_names_of_drivers_are_names_to_type(reported: str, gib: float, name: str) -> None:
+    """As nvidia-smi and rocm-smi write them, with the memory that they report."""
+    found = match_reported(reported, int(gib * GIB))
+    assert found is not None
+    assert found.name == find_meaning(reported).device.name == name
+
+
+def test_memory_of_a_processor_in_a_gpus_name() -> None:
+    """NVIDIA GH200 480GB: 480 GB of LPDDR5X beside 96 of HBM3."""
+    for typed in ("NVIDIA GH200 480GB", "2x gh200 480gb"):
+        meaning = find_meaning(typed)
+        assert (meaning.device.name, meaning.device.memory_bytes) == ("GH200 96GB", 96 * GIB)
+        assert "processor's memory" in meaning.note
+
+
+@pytest.mark.parametrize(
+    ("typed", "name"),
+    [
+        ("rtx pro 6000", "RTX PRO 6000 Blackwell"),
+        ("rtx pro 6000 max-q", "RTX PRO 6000 Blackwell Max-Q"),
+        ("2x RTX PRO 6000 Max-Q 96GB", "RTX PRO 6000 Blackwell Max-Q"),
+        ("rtx pro 6000 server edition", "RTX PRO 6000 Blackwell Server"),
+        ("rtx 3080 max-q", "RTX 3080 Laptop 8GB"),
+    ],
+)
+def test_max_q_is_a_laptops_but_for_the_card_of_that_name(typed: str, name: str) -> None:
+    assert find_meaning(typed).device.name == name
 
 
 def test_the_table_is_whole() -> None:
@@ -242,7 +374,7 @@ def test_the_table_is_whole() -> None:
         assert device.source, device.name
         assert device.bandwidth is None or 60e9 <= device.bandwidth <= 8e12, device.name
         # Every one can be named just as it is called.
-        assert find_devices(device.name) == [device]
+        assert find_devices(device.name) == [device] * DEVICES_OF_A_CARD.get(device.name, 1)
     for cloud in clouds():
         assert len(find_devices(cloud.name)) == cloud.count
         assert cloud.date

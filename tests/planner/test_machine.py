@@ -168,7 +168,15 @@ def test_several_different_cards_and_main_memory() -> None:
 
 
 @pytest.mark.parametrize(
-    "typed", ["3090, 4090", "3090 + 4090", "3090 and 4090", "1x 3090 & 1x 4090"]
+    "typed",
+    [
+        "3090, 4090",
+        "3090 + 4090",
+        "3090+4090",
+        "1x3090+1x4090",
+        "3090 and 4090",
+        "1x 3090 & 1x 4090",
+    ],
 )
 def test_a_list_of_devices_in_one_text(typed: str) -> None:
     assert [slot.device.name for slot in described([typed]).gpus] == ["RTX 3090", "RTX 4090"]
@@ -182,6 +190,8 @@ def test_a_list_of_devices_in_one_text(typed: str) -> None:
         ("CPU with 64GB RAM", 64, None),
         ("cpu:64GB:80GB/s", 64, 80e9),
         ("processor 32 GiB", 32, None),
+        ("cpu 32gb ddr4", 32, None),
+        ("cpu 64gb ddr5-5600", 64, None),
     ],
 )
 def test_a_processor_like_this_one_with_other_memory(

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
+
 import pytest
 
 import ivl
 from ivl.errors import ConfigError, IvlError
-from ivl.planner.device_table import GIB
-from ivl.planner.verdict import change
+from ivl.planner.capabilities import capability_of
+from ivl.planner.device_sheets import GIB, table
+from ivl.planner.machine import Slot
+from ivl.planner.plan import make_plan
+from ivl.planner.verdict import change, judge
 from ivl.quant.formats import FORMATS
 from ivl.quant.mixes import MIXES
 
@@ -105,6 +111,79 @@ def test_vllm_divides_by_heads() -> None:
     assert "--tensor-parallel-size 4" in two.verdict.commands[0]
 
 
+@pytest.mark.parametrize(
+    ("device", "options", "told"),
+    [
+        ("P40", {}, "compute capability 6.1, 7.0 is needed"),
+        ("2x GTX 1080 Ti", {"type": "AWQ"}, "compute capability 6.1, 7.0 is needed"),
+        ("P100 SXM2", {}, "compute capability 6.0"),
+        ("MI50", {}, "gfx906"),
+        ("Radeon VII", {}, "gfx906"),
+        ("RX 6900 XT", {}, "gfx1030"),
+        ("V100 32gb", {"type": "AWQ"}, "no AWQ on Tesla V100"),
+        ("T4", {"kv": "8bit"}, "no cache of 8 bits on T4 (compute capability 7.5, 8.0"),
+        ("m3 max 64gb", {}, "vllm does not run on M3 Max"),
+        ("Arc B580", {}, "vllm does not run on Arc B580"),
+        ("Arc B580", {"backend": "ivl"}, "ivl does not run on Arc B580"),
+        ("Max 1100", {"backend": "ivl"}, "ivl does not run on Data Center GPU Max 1100"),
+    ],
+)
+def test_where_a_program_does_not_run_another_is_named(
+    device: str, options: dict[str, str], told: str
+) -> None:
+    """By vLLM's own tables of hardware; the sources are in `ivl.planner.capabilities`."""
+    asked = {"backend": "vllm", **options}
+    verdict = ivl.plan("1b", device=device, **asked).verdict  # type: ignore[arg-type]
+    assert verdict.answer == "does not fit"
+    assert verdict.text.startswith("It does not run there: ")
+    assert told in verdict.text
+    assert verdict.savings == verdict.commands == ()
+    [other] = {name for name in ("ivl", "llama.cpp") if f"With --backend {name} it" in verdict.text}
+    asked["backend"] = other
+    assert ivl.plan("1b", device=device, **asked).fits  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("device", "type_name", "is_half"),
+    [("T4", "BF16", True), ("V100 32gb", "BF16", True), ("RTX 2080 Ti", "AWQ", True),
+     ("RTX 3090", "BF16", False), ("RTX 3090", "F16", True), ("MI300X", "BF16", False),
+     ("BIG:48GB", "BF16", False)],
+)  # fmt: skip
+def test_vllm_computes_in_what_the_card_has(device: str, type_name: str, is_half: bool) -> None:
+    verdict = ivl.plan("1b", device=device, backend="vllm", type=type_name).verdict
+    [command] = verdict.commands
+    assert ("--dtype half" in command) == is_half
+    older = device in ("T4", "V100 32gb", "RTX 2080 Ti")
+    assert any("--dtype half" in warning for warning in verdict.warnings) == older
+    newest = any("newest releases do not run" in warning for warning in verdict.warnings)
+    assert newest == device.startswith("V100")
+
+
+def test_a_change_that_a_card_does_not_run_is_not_offered() -> None:
+    for device, option in (("T4", "--kv 8bit"), ("V100 32gb", "--type AWQ")):
+        report = ivl.plan("8b", device=device, backend="vllm")
+        offered = [change.option for change in (*report.verdict.savings, *report.verdict.changes)]
+        assert option not in offered
+
+
+@pytest.mark.parametrize(
+    ("device", "told"), [("P40", ("cu126", "llama.cpp")), ("V100", ("cu126",)), ("T4", ())]
+)
+def test_what_torch_asks_of_old_cards(device: str, told: tuple[str, ...]) -> None:
+    """CUDA 12.6 is the last with wheels for Pascal and Volta; Triton leaves out Pascal."""
+    warnings = " ".join(ivl.plan("1b", device=device).verdict.warnings)
+    assert [word for word in ("cu126", "llama.cpp") if word in warnings] == [*told]
+
+
+def test_every_card_has_what_programs_ask_for() -> None:
+    """NVIDIA's have a compute capability, AMD's a target."""
+    for device in table():
+        if device.vendor == "nvidia":
+            assert capability_of(device), device.name
+        elif device.vendor == "amd":
+            assert re.fullmatch(r"gfx[0-9a-f]{3,4}", device.architecture), device.name
+
+
 def test_weights_stay_quantized_on_cuda_and_not_on_apple() -> None:
     """Told, rather than planned as if it did."""
     quantized = ivl.plan("8b", device="RTX 4090", type="Q4_K_M")
@@ -191,10 +270,53 @@ def test_iq4_xs_is_as_llama_cpp_mixes_it() -> None:
     assert small["blk.9.attn_q.weight"] == "IQ4_NL"
 
 
-def test_macs_are_not_shared() -> None:
-    report = ivl.plan("8b", device="2x m3 max 64gb")
+@pytest.mark.parametrize("device", ["2x m3 max 64gb", "2x dgx spark", "m3 max 64gb, strix halo"])
+def test_machines_of_one_memory_are_not_shared(device: str) -> None:
+    report = ivl.plan("8b", device=device)
     assert report.verdict.answer == "does not fit"
     assert "several machines" in report.verdict.text
+
+
+ONE_MEMORY = (
+    "m2 ultra 64gb", "dgx spark", "jetson agx orin 64gb", "jetson agx thor", "strix halo 64gb",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("device", ONE_MEMORY)
+@pytest.mark.parametrize("backend", ["ivl", "llama.cpp"])
+def test_one_memory_is_counted_once(device: str, backend: str) -> None:
+    """Main memory of its own there is none, and what is moved to the processor stays in it."""
+    with pytest.raises(ConfigError, match="share one") as caught:
+        ivl.plan("78b", device=device, backend=backend, host="64GB")
+    assert "Leave --host out" in caught.value.hint
+    plain = ivl.plan("78b", device=device, backend=backend, kv="8bit")
+    assert "processor" not in " ".join(c.option + c.text for c in plain.verdict.savings)
+    moved = ivl.plan("78b", device=device, backend=backend, kv="8bit", tower_on_cpu=True)
+    [share], [other] = (r.plan.placement.shares for r in (plain, moved))
+    assert share.items == other.items
+    assert any("frees nothing" in warning for warning in moved.verdict.warnings)
+
+
+@pytest.mark.parametrize("backend", ["ivl", "llama.cpp"])
+def test_one_memory_that_is_here_is_counted_once(backend: str) -> None:
+    """As a Mac finds itself: its main memory is listed, and is that of its GPU."""
+    plan = ivl.plan("78b", device="m2 ultra 64gb", backend=backend).plan
+    gpu = plan.machine.gpus[0].device
+    host = Slot(device=replace(gpu, form="host", vendor="cpu", name="main memory"))
+    here = replace(plan.machine, host=host, is_here=True)
+    found = make_plan(plan.subject, plan.setting, here)
+    assert found.placement == plan.placement
+    offered = " ".join(change.option for change in judge(found).savings)
+    assert not {"--vision-offload", "--tower-on-cpu"} & set(offered.split())
+
+
+@pytest.mark.parametrize("device", [*ONE_MEMORY, "jetson orin nano 8gb"])
+def test_the_system_keeps_its_part_of_one_memory(device: str) -> None:
+    [share] = ivl.plan("1b", device=device).plan.placement.shares
+    memory = share.device.memory_bytes
+    assert 0.6 * memory < share.capacity_bytes < 0.91 * memory
+    assert memory - share.capacity_bytes >= 2 * GIB
+    assert share.note
 
 
 def test_float32_takes_twice_what_16_bits_do_on_gpus() -> None:

@@ -195,7 +195,7 @@ def _where(plan: Plan) -> DeviceMap:
     numbers = [i for i, slot in enumerate(plan.machine.gpus) if any(slot.device is d for d in used)]
     return map_of(
         plan.placement, [torch.device("cuda", number) for number in numbers], num_layers,
-        vision_offload=plan.setting.tower_on_processor,
+        vision_offload=plan.setting.tower_on_processor and not plan.machine.has_one_memory,
     )  # fmt: skip
 
 

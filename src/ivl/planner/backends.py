@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ivl.errors import UnsupportedError
+from ivl.planner.capabilities import VLLM_8BIT_KV, VLLM_AWQ, shortfall, vllm_lacks
 from ivl.planner.device_sheets import MIB, Device
 from ivl.planner.tensors import AWQ
 from ivl.quant.mixes import READ_MIXES, find_mix
@@ -31,6 +32,23 @@ class Backend:
     usable_share: float = 1.0
     """Of a GPU's memory that the program takes at most."""
     source: str
+
+    def lacks(self, device: Device) -> str:
+        """Why the program does not run on a device; empty: it does."""
+        if device.vendor not in self.vendors:
+            return f"{self.name} does not run on {device.name}"
+        reason = vllm_lacks(device) if self.name == "vllm" else ""
+        return f"{self.name} does not run on {device.name} ({reason})" if reason else ""
+
+    def lacks_choice(self, device: Device, *, is_awq: bool, kv: str) -> str:
+        """Why it does not run there with weights of AWQ, or with this cache, and what does."""
+        if self.name != "vllm":
+            return ""
+        if is_awq and (reason := shortfall(device, VLLM_AWQ)):
+            return f"vllm has no AWQ on {device.name} ({reason}); F16 runs"
+        if kv == "8bit" and (reason := shortfall(device, VLLM_8BIT_KV)):
+            return f"vllm has no cache of 8 bits on {device.name} ({reason}); --kv 16bit runs"
+        return ""
 
     def require_type(self, type_name: str) -> None:
         """UnsupportedError for a type that the program does not load."""
@@ -114,6 +132,11 @@ def find_type(name: str) -> str:
 def default_type(backend: Backend) -> str:
     """The type that is planned when none is asked for."""
     return "BF16" if backend.name == "vllm" else "Q4_K_M"
+
+
+def default_vision(type_name: str) -> str:
+    """The type of a tower that is planned with a decoder of this one, when none is asked for."""
+    return type_name if type_name in ("BF16", "F32") else "F16"
 
 
 def unpacks_on_gpu(backend: Backend, device: Device) -> bool:

@@ -125,7 +125,7 @@ def _places(plan: Plan) -> Words:
         words += ["--device", ",".join(f"cuda:{number}" for number in numbers)]
     if plan.placement.num_offloaded:
         words += ["--gpu-layers", str(sum(share.num_layers for share in gpus))]
-    if plan.setting.tower_on_processor:
+    if plan.setting.tower_on_processor and not plan.machine.has_one_memory:
         words.append("--vision-offload")
     return words
 
@@ -178,6 +178,8 @@ def _vllm(plan: Plan) -> Words:
     if len(plan.placement.shares) > 1:
         words += ["--tensor-parallel-size", str(len(plan.placement.shares))]
         words += ["--mm-encoder-tp-mode", "data"]
+    if plan.setting.type == "F16" or plan.needs_float16:
+        words += ["--dtype", "half"]
     words += ["--max-num-seqs", str(work.parallel)]
     if work.kv == "8bit":
         words += ["--kv-cache-dtype", "fp8"]

@@ -21,18 +21,23 @@ MOST_DEVICES = 64
 _BRANDS = frozenset(
     "nvidia geforce rtx gtx tesla amd radeon rx instinct intel arc apple silicon gpu gpus graphics "
     "card cards generation edition founders with of the a an my ryzen ai chip data center pcie5 "
-    "vram ram memory unified ampere hopper lovelace turing nvlink sli hgx asus msi gigabyte evga "
-    "zotac pny palit sapphire xfx rog tuf strix".split()
+    "vram ram memory unified ampere hopper lovelace turing nvlink sli hgx oam nvgpu "
+    "gddr5 gddr5x gddr6 gddr6x gddr7 hbm2 hbm2e hbm3 hbm3e "
+    "asus msi gigabyte evga zotac pny palit sapphire xfx gainward galax kfa2 inno3d colorful "
+    "powercolor asrock rog tuf strix fe ftw ftw3 xc xc3 suprim trio gaming oc ventus aorus eagle "
+    "trinity windforce phantom nitro pulse hellhound amp holo master xtreme elite ichill".split()
 )
-"""Words that people leave out as often as not."""
-_PROCESSOR_WORDS = frozenset("cpu processor only alone with of the a ram memory this my".split())
+"""Words that people leave out as often as not, and what makers of cards call their models."""
+_PROCESSOR_WORDS = frozenset(
+    "cpu processor only alone with of the a ram memory this my dimm dimms "
+    "ddr3 ddr4 ddr5 lpddr4 lpddr4x lpddr5 lpddr5x".split()
+)
 _WORDS = {
     "mobile": "laptop",
     "notebook": "laptop",
     "max-q": "laptop",
     "sxm4": "sxm",
     "sxm5": "sxm",
-    "hbm3": "sxm",
     "max+": "max",
     "mi300": "mi300x",
     "mi325": "mi325x",
@@ -40,6 +45,13 @@ _WORDS = {
     "mi355": "mi355x",
 }
 _PHRASES = (
+    # As drivers write them: the board's memory is what tells an H100 from the others of its name.
+    (r"\b(h100\b.*)\bhbm3\b", r"\1 sxm"),
+    (r"\bmi250x\s*/\s*mi250\b", " mi250x "),
+    # A card of 300 W for workstations; of all other names max-q is a laptop's.
+    (r"\b(pro\s+\d000\b.*)\bmax-?q\b", r"\1 maxq"),
+    (r"\bworkstation\s+edition\b", " "),
+    (r"\b(?:asus\s+dual|ftw3?\s+ultra|(?:gaming|suprim)\s+[xz])\b", " "),
     # What a chip is built into says nothing of it, but some of its words are names of chips.
     (r"\b(?:mac\s?book\s*(?:pro|air)?|mac\s*(?:studio|mini|pro)|imac|mbp|mba)\b", " mac "),
     (r"\bmac\s+(?:1[3-6]|24)(?:[.]\d)?(?=\s|$)", " mac "),
@@ -64,7 +76,7 @@ _BEFORE = re.compile(
 _BEFORE_SIGN = re.compile(rf"{_TIMES}\s*(?P<count>{_COUNT})\s+(?P<rest>\S.*)", re.IGNORECASE)
 _AFTER = re.compile(
     rf"(?P<rest>.*\S)(?:\s+{_TIMES}\s*|(?<=\d){_TIMES}\s*|\s*[×✕*]\s*)(?P<count>{_COUNT})"
-    r"\s*(?P<fields>:.*)?",
+    r"(?P<fields>\s*:.*|\s+\d+\s*[gmt]i?b)?",
     re.IGNORECASE,
 )
 _AFTER_SIGN = re.compile(
@@ -139,7 +151,9 @@ def readings(text: str) -> Iterator[Reading]:
 
 def parts_of(text: str) -> list[str]:
     """The devices of a list, `3090, 4090` or `2x 3090 + 1x 4090`, each by itself."""
-    parts = re.split(r"\s*[,;&]\s*|\s+(?:\+|and|plus)\s+", tidy(text), flags=re.IGNORECASE)
+    parts = re.split(
+        r"\s*[,;&]\s*|\s+(?:and|plus)\s+|\s*(?<!max)\+\s*", tidy(text), flags=re.IGNORECASE
+    )
     return parts if all(parts) else [text]
 
 
@@ -147,6 +161,7 @@ def tidy(text: str) -> str:
     """Without trade marks, brackets and doubled blanks."""
     text = re.sub(r"\((?:r|tm)\)|[®™]", " ", text, flags=re.IGNORECASE)
     text = re.sub(r"\bmax\s*\+\s*(?=395)", "max+ ", text, flags=re.IGNORECASE)
+    text = re.sub(r"\b(ventus|windforce)\s+[23]x\b", r"\1", text, flags=re.IGNORECASE)
     return " ".join(re.sub(r"[()\[\]]", " ", text).split())
 
 
@@ -182,7 +197,8 @@ def written(text: str) -> Written:
 
 def is_processor(text: str) -> bool:
     """Whether the processor alone is meant: `cpu`, `cpu 64gb`, `64 GB CPU`, `cpu:64GB:80GB/s`."""
-    words = set(re.findall(r"[^\W_]+", written(tidy(text)).name.lower()))
+    name = re.sub(r"(?<=ddr[345])-\d{4,5}\b", "", written(tidy(text)).name.lower())
+    words = set(re.findall(r"[^\W_]+", name))
     return bool(words & {"cpu", "processor"}) and words <= _PROCESSOR_WORDS
 
 

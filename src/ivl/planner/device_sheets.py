@@ -16,6 +16,11 @@ from typing import Literal, get_args
 GIB, MIB = 1024**3, 1024**2
 HERE = Path(__file__).parent
 Vendor = Literal["nvidia", "amd", "intel", "apple", "cpu", "unknown"]
+DEVICES_OF_A_CARD = {
+    "Instinct MI250": 2, "Instinct MI250X": 2, "A16": 4, "Data Center GPU Max 1550": 2,
+}  # fmt: skip
+"""Cards that are several devices to every program, each with its own part of the memory: by name,
+how many. Their rows in the table are of one such device."""
 Form = Literal["server", "workstation", "desktop", "laptop", "unified", "host"]
 
 

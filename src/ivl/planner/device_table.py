@@ -19,10 +19,11 @@ from ivl.planner.device_names import (
     readings,
     relaxed,
     says_which,
+    tidy,
     words_of,
     written,
 )
-from ivl.planner.device_sheets import GIB, Cloud, Device, clouds, table
+from ivl.planner.device_sheets import DEVICES_OF_A_CARD, GIB, Cloud, Device, clouds, table
 from ivl.planner.device_sheets import MIB as MIB
 
 _EXAMPLE = 'Write it as in "2x RTX 3090". '
@@ -37,11 +38,21 @@ COMMONEST = (
     "Tesla V100 SXM2 16GB", "Tesla V100 SXM2 32GB", "Tesla P100 PCIe 16GB", "RTX A2000 12GB",
     "RTX 4000 Ada", "RTX 5000 Ada", "RTX 6000 Ada", "RTX 5060 Ti 16GB", "GTX 1060 6GB",
     "Radeon RX 7900 XTX", "Radeon RX 9060 XT 16GB", "Arc A770 16GB", "Ryzen AI Max+ 395 128GB",
+    "Jetson Orin Nano Super 8GB",
 )  # fmt: skip
 """What is meant by a name that fits several devices, in our judgement of what is met most; where
 none of these fits it is the first in the table, which has the smallest memory first."""
+ONLY_IF_NAMED = frozenset(("laptop", "maxq", "server"))
+"""Of two devices that differ in such a word the one without it is meant, unless it is written."""
+_SYSTEMS = re.compile(
+    r"(?:nvidia\s+)?([dh]gx)[\s-]+(a100|h100|h200|b200)(?:\s+sxm\d?)?(\s+\d+\s*gb)?", re.IGNORECASE
+)
+_OF_A_SYSTEM = {"a100": "A100 SXM", "h100": "H100 SXM", "h200": "H200 SXM", "b200": "B200"}
+"""NVIDIA's machines of 8 GPUs, by what they are called after."""
 MOST_BARE = 16
 """Of a known device so many at most are counted by a number that stands alone, as in `2 3090`."""
+MEMORY_BESIDE = {("GH200", 480): 96}
+"""Memory in a driver's name of a GPU that is its processor's, in GB, and what the GPU has."""
 NEAR_SHARE = 0.07
 """Memory as sold and as reported may differ by so much: 192 and 180 GB of a B200."""
 MOST_ADDED = 4
@@ -76,6 +87,14 @@ def find_meaning(text: str) -> Meaning:
     cloud = find_cloud(text)
     if cloud is not None:
         return Meaning(text=text, device=_called(cloud.device), count=cloud.count)
+    if system := _SYSTEMS.fullmatch(tidy(text)):
+        board, model, memory = system.groups()
+        named = f"8x {_OF_A_SYSTEM[model.lower()]}{memory or ''}"
+        note = f"{text!r} is taken for a machine of {named}."
+        if board.lower() == "hgx":
+            note += " Some boards have 4."
+        meaning = find_meaning(named)
+        return replace(meaning, text=text, note=f"{note} {meaning.note}".rstrip())
     possible = list(readings(text))
     for relax in (False, True):
         for reading in possible:
@@ -90,17 +109,30 @@ def find_meaning(text: str) -> Meaning:
 
 def find_cloud(text: str) -> Cloud | None:
     """The instance of that name, for its memory and its price."""
-    return next((c for c in clouds() if c.name.lower() == text.strip().lower()), None)
+    wanted = _cloud_words(text)
+    return next((c for c in clouds() if _cloud_words(c.name) == wanted), None)
+
+
+def _cloud_words(name: str) -> str:
+    """In one spelling: Azure writes `Standard_NC24ads_A100_v4`, and people leave words out."""
+    return re.sub(r"[\s_-]+", "_", name.strip().lower()).removeprefix("standard_")
 
 
 def match_reported(name: str, memory_bytes: int) -> Device | None:
-    """The table's entry for a device that a driver reports, such as `NVIDIA GeForce RTX 3090`;
-    None where there is no single one."""
+    """The table's entry for a device that a driver reports, such as `NVIDIA GeForce RTX 3090` or
+    `AMD Radeon RX 7900 XT/7900 XTX`; None where there is no single one."""
+    found = (_reported(part, memory_bytes) for part in (name, *name.split("/")))
+    return next((device for device in found if device is not None), None)
+
+
+def _reported(name: str, memory_bytes: int) -> Device | None:
     wanted = words_of(written(name).name)
     fitting = [device for device in table() if wanted == _words(device)]
     fitting = fitting or [device for device in table() if wanted and wanted <= _words(device)]
     near = [d for d in fitting if abs(d.memory_bytes - memory_bytes) < 0.1 * d.memory_bytes]
-    return near[0] if len(near) == 1 else None
+    plain = [d for d in near if not (_words(d) & ONLY_IF_NAMED) - wanted] or near
+    plain = plain if len(plain) < 2 else [d for d in plain if d.name in COMMONEST]
+    return plain[0] if len(plain) == 1 else None
 
 
 def parse_custom(text: str) -> Device | None:
@@ -174,10 +206,8 @@ def _fitting(wanted: frozenset[str]) -> list[Device]:
     exact = [device for device in fitting if wanted == _words(device)]
     if exact:
         return exact
-    if all(device.form == "laptop" for device in fitting):
-        return fitting if "laptop" in wanted else []
-    # A laptop's card is meant only where one is named.
-    return [d for d in fitting if d.form != "laptop" or "laptop" in wanted]
+    # What is one kind of a card is meant only where that kind is named.
+    return [d for d in fitting if not (_words(d) & ONLY_IF_NAMED) - wanted]
 
 
 def _meaning(
@@ -199,6 +229,7 @@ def _meaning(
         )
     number = _count(replace(reading, count=count))
     notes, other_bytes = [], None
+    asked, named, of_a_card = _of_one_device(asked, named, fitting)
     if named is not None:
         found, note = _of_memory(asked, fitting, named, number)
         notes += [note] if note else []
@@ -216,13 +247,33 @@ def _meaning(
             notes.append(_chosen_note(text, chosen, fitting))
         fitting = [chosen]
     device = fitting[0]
+    if of_a_card > 1:
+        notes.append(
+            f"Each {device.name} is {of_a_card} devices to a program, "
+            f"{_nominal_gib(device)} GB each."
+        )
     if other_bytes is not None:
         notes.append(_other_memory_note(device, other_bytes))
         device = replace(device, name=written(device.name).name, memory_bytes=other_bytes)
     if asked.bandwidth is not None:
         source = f"bandwidth given by hand; all else: {device.source}"
         device = replace(device, bandwidth=asked.bandwidth, source=source)
-    return Meaning(text=text, device=device, count=number, note=" ".join(notes))
+    count_of_devices = number * of_a_card
+    return Meaning(text=text, device=device, count=count_of_devices, note=" ".join(notes))
+
+
+def _of_one_device(
+    asked: Written, named: int | None, fitting: Sequence[Device]
+) -> tuple[Written, int | None, int]:
+    """Of a card that is several devices: what was written of its memory, said of one device. Also
+    how many devices a card is."""
+    count = DEVICES_OF_A_CARD.get(fitting[0].name, 1)
+
+    def share(num_bytes: int | None) -> int | None:
+        is_whole = num_bytes is not None and _nearest_memory(fitting, num_bytes // count)
+        return num_bytes // count if num_bytes is not None and is_whole else num_bytes
+
+    return replace(asked, memory_bytes=share(asked.memory_bytes)), share(named), count
 
 
 def require_amounts(text: str, asked: Written) -> None:
@@ -240,6 +291,12 @@ def _of_memory(
     if found:
         return found, ""
     amount = _gib(named)
+    model = written(fitting[0].name).name
+    beside = MEMORY_BESIDE.get((model, named // GIB))
+    if beside:
+        return _nearest_memory(fitting, beside * GIB), (
+            f"The {amount} in the name are its processor's memory; the GPU has {beside} GB."
+        )
     short = amount.replace(" ", "")
     if asked.says_ram and all(device.form != "unified" for device in fitting):
         raise ConfigError(
@@ -354,8 +411,29 @@ _PROCESSORS = re.compile(
 """What people call processors; the table has devices that are faster than those."""
 
 
+_RENTED = re.compile(
+    r"(?:\d+\s*x\s*)?((?:[a-z]\w*\.(?:\d*x?large|metal)|(?:standard[\s_-]+)?n[cdgv]\d|a[234]-|g[24]-)\S*)",
+    re.IGNORECASE,
+)
+"""What AWS, Azure and Google Cloud call their machines with GPUs."""
+
+
+def _nearest_rented(name: str) -> str:
+    """The hint for a rented machine that is not in the table."""
+    known = {_cloud_words(cloud.name): cloud.name for cloud in clouds()}
+    family = re.split(r"[._-]", _cloud_words(name))[0]
+    near = [called for words, called in known.items() if re.split(r"[._-]", words)[0] == family]
+    near += [
+        known[w] for w in difflib.get_close_matches(_cloud_words(name), known, n=3, cutoff=0.4)
+    ]
+    names = list(dict.fromkeys(near or known.values()))
+    return f'Known are {", ".join(names[:8])}. Of another name its devices, as in "4x T4".'
+
+
 def _nearest(name: str) -> str:
     """The hint for a name that is not known: what is called nearly so, and how to do without."""
+    if rented := _RENTED.fullmatch(name):
+        return _nearest_rented(rented[1])
     if re.search(r"\b(?:i?mac\w*|apple|mbp|mba)\b", name, re.IGNORECASE):
         return f'Name its chip, as in "m3 max 64gb". {_BY_HAND}'
     asked = written(name)

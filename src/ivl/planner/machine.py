@@ -60,6 +60,11 @@ class Machine:
     asked: tuple[Meaning, ...] = ()
     """What the names of a described machine were taken for."""
 
+    @property
+    def has_one_memory(self) -> bool:
+        """Whether a GPU's memory is main memory: nothing that leaves the one is in the other."""
+        return any(slot.device.form == "unified" for slot in self.gpus)
+
 
 def this_machine() -> Machine:
     """What is here. NVIDIA's cards by NVML, AMD's by sysfs, Apple's by sysctl."""
@@ -101,7 +106,8 @@ def described(names: Sequence[str], host: str | None = None) -> Machine:
     """A machine of the devices that are named, one or several in a text; `cpu` is a processor like
     this machine's alone, with its memory or with as much as is written, `cpu 64GB`.
 
-    `host` describes its main memory, `64GB` or `64GB:80GB/s`; a rented instance has its own.
+    `host` describes its main memory, `64GB` or `64GB:80GB/s`; a rented instance has its own, and
+    a device that shares its memory with the processor has no other.
     ConfigError for a name that fits no device, or says too little.
     """
     names = [part for name in names for part in parts_of(name)]
@@ -115,6 +121,12 @@ def described(names: Sequence[str], host: str | None = None) -> Machine:
     found = tuple(find_meaning(name) for name in names)
     cloud = next((c for c in map(find_cloud, names) if c is not None), None)
     main = None
+    unified = next((one.device.name for one in found if one.device.form == "unified"), None)
+    if host is not None and unified is not None:
+        raise ConfigError(
+            f"{unified} has no other main memory: its processor and its GPU share one.",
+            'Leave --host out. Another memory is written with the device, as in "m2 ultra 64gb".',
+        )
     if host is not None:
         main = parse_custom(f"main memory:{host}")
         if main is None or not main.memory_bytes:

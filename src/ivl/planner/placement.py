@@ -9,15 +9,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from ivl.planner.backends import Backend
-from ivl.planner.device_sheets import MIB, Device
+from ivl.planner.device_sheets import GIB, MIB, Device
 from ivl.planner.footprint import Footprint
 from ivl.planner.machine import Machine, Slot
 
 DRIVER_BYTES = 400 * MIB
 """Of a discrete card that a driver keeps when nobody uses it."""
-APPLE_SHARES = ((36 * 1024**3, 2 / 3), (1 << 62, 3 / 4))
+APPLE_SHARES = ((36 * GIB, 2 / 3), (1 << 62, 3 / 4))
 """Unified memory up to so many bytes: the share that Metal gives to a GPU (its
 recommendedMaxWorkingSetSize; `sysctl iogpu.wired_limit_mb` raises it)."""
+SYSTEM_SHARE, SYSTEM_LEAST_BYTES = 0.1, 2048 * MIB
+"""Of other unified memory, what the system and its desktop keep: a share, and no less than so many
+bytes. Our judgement, not a measurement: of 128 GiB a DGX Spark shows 119.7 and its system takes
+some 3, a Jetson of 8 shows 7.4 and its system takes 1.5."""
+GTT_NOTE = "; Linux gives a GPU half of it until ttm.pages_limit is raised"
+"""Of AMD's chips with unified memory (kernel: drivers/gpu/drm/ttm/ttm_tt.c)."""
 
 WEIGHTS, VISION, PROJECTOR = "decoder", "vision tower", "projector"
 KV, ACTIVATIONS, RUNTIME = "key/value cache", "activations", "run time"
@@ -90,15 +96,20 @@ def place(
 
     tower_on_processor: the tower is kept in main memory, where llama.cpp also runs it and from
     where ivl streams it. gpu_layers: at most so many layers on GPUs.
+
+    Where a GPU's memory is main memory nothing can be moved from the one to the other.
     """
-    gpus = [slot for slot in machine.gpus if slot.device.vendor in backend.vendors]
+    host = None if machine.has_one_memory else machine.host
+    tower_on_processor = tower_on_processor and not machine.has_one_memory
+    gpus = [slot for slot in machine.gpus if not backend.lacks(slot.device)]
     if machine.gpus and not gpus:
-        known = ", ".join(slot.device.name for slot in machine.gpus)
-        return Placement(shares=(), problem=f"{backend.name} does not run on {known}")
+        reasons = dict.fromkeys(backend.lacks(slot.device) for slot in machine.gpus)
+        return Placement(shares=(), problem="; ".join(reasons))
     if not gpus:
         return _on_processor(parts, backend, machine)
-    if len(gpus) > 1 and any(slot.device.vendor == "apple" for slot in gpus):
-        problem = f"several {gpus[0].device.name} are several machines, and a plan is of one"
+    unified = [slot.device for slot in gpus if slot.device.form == "unified"]
+    if len(unified) > 1 or (len(gpus) > 1 and any(d.vendor == "apple" for d in unified)):
+        problem = f"several {unified[0].name} are several machines, and a plan is of one"
         return Placement(shares=(), problem=problem)
     if backend.splitting == "tensor":
         return _tensor_parallel(parts, backend, gpus, heads)
@@ -111,10 +122,10 @@ def place(
         )
         wholes = [_whole(parts, backend, slot) for slot in order]
         whole = next((whole for whole in wholes if whole.fits), wholes[0])
-        if whole.fits or (len(gpus) == 1 and machine.host is None):
+        if whole.fits or (len(gpus) == 1 and host is None):
             return whole
     return _by_layers(
-        parts, backend, gpus, machine.host, tower_on_processor=tower_on_processor,
+        parts, backend, gpus, host, tower_on_processor=tower_on_processor,
         gpu_layers=gpu_layers,
     )  # fmt: skip
 
@@ -127,6 +138,14 @@ def capacity(slot: Slot, backend: Backend) -> Share:
         reserved = round(device.memory_bytes * (1 - share))
         used = max(0, used - reserved)
         note = note or f"a GPU gets {share:.0%} of the memory unless iogpu.wired_limit_mb is raised"
+    elif device.form == "unified":
+        kept = max(round(SYSTEM_SHARE * device.memory_bytes), SYSTEM_LEAST_BYTES)
+        reserved = max(kept, round((1 - backend.usable_share) * device.memory_bytes))
+        used = max(0, used - reserved)
+        note = note or (
+            f"the system keeps {kept / GIB:.1f} GiB of the memory, which is its own too"
+            f"{GTT_NOTE if device.vendor == 'amd' else ''}"
+        )
     elif device.is_gpu:
         reserved = round((1 - backend.usable_share) * device.memory_bytes)
         known_use = used > 0
@@ -209,7 +228,6 @@ def _by_layers(
     ones, on the processor."""
     shares = [capacity(slot, backend) for slot in gpus]
     main = capacity(host, backend) if host is not None else None
-    unified = shares[0].device.form == "unified"
     for share in shares:
         share.add(RUNTIME, backend.gpu_bytes)
         share.add(ACTIVATIONS, _activations_of_a_part(parts, is_last=share is shares[-1]))
@@ -225,18 +243,18 @@ def _by_layers(
     shares[-1].add(WEIGHTS, parts.head)
     shares[-1].weights_read += parts.head
     # Rows of the embeddings are looked up on the processor.
-    keeper = shares[0] if unified else main
+    keeper = next((share for share in shares if share.device.form == "unified"), main)
     if keeper is not None:
         keeper.add(WEIGHTS, parts.embeddings)
-    if main is not None and not unified:
+    if main is not None:
         main.add(RUNTIME, backend.host_bytes)
         main.add(ACTIVATIONS, parts.pixels)
     num_layers = len(parts.layers)
     first = 0 if gpu_layers is None else max(0, num_layers - gpu_layers)
-    while (rest := _deal(parts, shares, first)) and main is not None and not unified:
+    while (rest := _deal(parts, shares, first)) and main is not None:
         _empty(parts, shares)
         first += rest
-    if main is not None and not unified:
+    if main is not None:
         _put(parts, main, 0, first)
         shares.append(main)
     elif rest:  # there is no other place: it does not fit, and the last device shows by how much

@@ -6,12 +6,13 @@ import functools
 from dataclasses import dataclass, replace
 
 from ivl.config import DecoderConfig, ModelConfig
-from ivl.planner.backends import Backend, unpacks_on_gpu
+from ivl.planner.backends import Backend, default_vision, unpacks_on_gpu
+from ivl.planner.capabilities import VLLM_BFLOAT16, is_below
 from ivl.planner.footprint import Footprint, Keeping, Weights, footprint, keeping_of, weigh
 from ivl.planner.machine import Machine
 from ivl.planner.placement import Placement, place
 from ivl.planner.speed import Speed, estimate_speed
-from ivl.planner.tensors import PlannedTensor, decoder_plan, vision_plan
+from ivl.planner.tensors import AWQ, PlannedTensor, decoder_plan, vision_plan
 from ivl.planner.workload import Workload
 
 
@@ -40,6 +41,8 @@ class Setting:
     vision: str
     work: Workload
     backend: Backend
+    vision_follows: bool = False
+    """Whether `vision` was not asked for, and is what goes with the type, whichever that is."""
     tower_on_processor: bool = False
     gpu_layers: int | None = None
     """At most so many layers on GPUs; None: as many as find room."""
@@ -63,6 +66,13 @@ class Plan:
         return self.placement.fits
 
     @property
+    def needs_float16(self) -> bool:
+        """Whether vLLM has to be told so: by itself it computes in the bfloat16 of the files."""
+        devices = [share.device for share in self.placement.shares]
+        is_old = any(is_below(device, VLLM_BFLOAT16) for device in devices)
+        return self.setting.backend.name == "vllm" and is_old
+
+    @property
     def tensors(self) -> tuple[PlannedTensor, ...]:
         return tensors_of(self.subject, self.setting.type, self.setting.vision)
 
@@ -75,9 +85,10 @@ def make_plan(subject: Subject, setting: Setting, machine: Machine) -> Plan:
     """Adds everything up. UnsupportedError for a type that the back end does not load."""
     setting.backend.require_type(setting.type)
     config, work, backend = subject.config, setting.work, setting.backend
-    on_gpu = any(slot.device.vendor in backend.vendors for slot in machine.gpus)
+    on_gpu = any(not backend.lacks(slot.device) for slot in machine.gpus)
     keeping = _keeping(subject, setting, machine, on_gpu=on_gpu)
-    weights = _weights(subject, setting, keeping)
+    moves_tower = setting.tower_on_processor and not machine.has_one_memory
+    weights = _weights(subject, setting, keeping, moves_tower=moves_tower)
     parts = footprint(
         config,
         weights,
@@ -87,13 +98,18 @@ def make_plan(subject: Subject, setting: Setting, machine: Machine) -> Plan:
         on_gpu=on_gpu,
         gpu_itemsize=setting.gpu_itemsize,
     )
-    placement = place(
-        parts,
-        backend,
-        machine,
-        heads=(config.decoder.num_heads, config.decoder.num_kv_heads),
-        tower_on_processor=setting.tower_on_processor,
-        gpu_layers=setting.gpu_layers,
+    problem = _problem(subject, setting, machine)
+    placement = (
+        Placement(shares=(), problem=problem)
+        if problem
+        else place(
+            parts,
+            backend,
+            machine,
+            heads=(config.decoder.num_heads, config.decoder.num_kv_heads),
+            tower_on_processor=moves_tower,
+            gpu_layers=setting.gpu_layers,
+        )
     )
     return Plan(
         subject=subject,
@@ -106,7 +122,12 @@ def make_plan(subject: Subject, setting: Setting, machine: Machine) -> Plan:
 
 
 def change(plan: Plan, **changed: object) -> Plan:
-    """The same plan with something else chosen: fields of the setting or of its work."""
+    """The same plan with something else chosen: fields of the setting or of its work. What a
+    person would get who asked for that: a tower of which nothing was said goes with the type."""
+    if "vision" in changed:
+        changed["vision_follows"] = False
+    elif "type" in changed and plan.setting.vision_follows:
+        changed["vision"] = default_vision(str(changed["type"]))
     of_work = {k: v for k, v in changed.items() if k in Workload.__dataclass_fields__}
     of_setting = {k: v for k, v in changed.items() if k not in of_work}
     work = replace(plan.setting.work, **of_work)  # type: ignore[arg-type]
@@ -121,6 +142,16 @@ def tensors_of(subject: Subject, type_name: str, vision: str) -> tuple[PlannedTe
     return _planned(subject.config, type_name, vision)
 
 
+def _problem(subject: Subject, setting: Setting, machine: Machine) -> str:
+    """Why the back end does not run these types on the GPUs that it does run on."""
+    is_awq = any(t.format == AWQ for t in tensors_of(subject, setting.type, setting.vision))
+    gpus = [slot.device for slot in machine.gpus if not setting.backend.lacks(slot.device)]
+    reasons = (
+        setting.backend.lacks_choice(device, is_awq=is_awq, kv=setting.work.kv) for device in gpus
+    )
+    return next(filter(None, reasons), "")
+
+
 def _keeping(subject: Subject, setting: Setting, machine: Machine, *, on_gpu: bool) -> Keeping:
     return keeping_of(
         setting.backend,
@@ -131,11 +162,11 @@ def _keeping(subject: Subject, setting: Setting, machine: Machine, *, on_gpu: bo
     )
 
 
-def _weights(subject: Subject, setting: Setting, keeping: Keeping) -> Weights:
+def _weights(subject: Subject, setting: Setting, keeping: Keeping, *, moves_tower: bool) -> Weights:
     """Of files as they are; of a size, the decoder and what sees apart: they change apart."""
     num_layers = subject.config.decoder.num_layers
     # A tower that is streamed to a GPU lies in main memory with 16 bits, whatever the files have.
-    streamed = setting.backend.name == "ivl" and setting.tower_on_processor and keeping == "gpu"
+    streamed = setting.backend.name == "ivl" and moves_tower and keeping == "gpu"
     of_tower = "dense" if streamed else keeping
     if subject.tensors is not None:
         weights, tower = (

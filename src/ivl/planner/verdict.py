@@ -8,6 +8,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from ivl.planner.backends import BACKENDS, unpacks_on_gpu
+from ivl.planner.capabilities import (
+    NEWEST_TORCH,
+    NEWEST_VLLM,
+    TRITON,
+    VLLM_BFLOAT16,
+    VLLM_PLAIN_8BIT_KV,
+    is_below,
+    said,
+    shortfall,
+)
 from ivl.planner.command import command_of
 from ivl.planner.plan import Plan, change
 from ivl.planner.tensors import AWQ
@@ -110,8 +120,9 @@ def _steps(plan: Plan) -> Iterator[tuple[str, str, dict[str, object]]]:
             option = f"--max-tiles {fewer} --context {smaller.context}"
             fields = {"max_tiles": fewer, "tiles": smaller.tiles, "context": smaller.context}
             yield text, option, dict(fields)
-    if name != "vllm" and plan.placement.tower_on and plan.machine.host is not None:
-        if plan.machine.gpus and not setting.tower_on_processor:
+    machine = plan.machine
+    if name != "vllm" and plan.placement.tower_on and machine.host is not None:
+        if machine.gpus and not machine.has_one_memory and not setting.tower_on_processor:
             fields = {"tower_on_processor": True}
             if name == "ivl":
                 yield "the vision tower streamed", "--vision-offload", dict(fields)
@@ -146,7 +157,7 @@ def _savings(plan: Plan) -> Iterator[Change]:
                 return
         other = change(plan, **fields)
         saved = _saved(plan, other)
-        if saved > 0:
+        if saved > 0 and not other.placement.problem:
             yield Change(text=text, option=option, saved_bytes=saved, fits=other.fits)
 
 
@@ -191,7 +202,7 @@ def _text(plan: Plan, answer: str, changes: Sequence[Change], final: Plan) -> st
     placement = plan.placement
     where = _where(plan)
     if placement.problem:
-        return f"It does not run there: {placement.problem}."
+        return f"It does not run there: {placement.problem}. {_other_backends(plan)}".rstrip()
     if answer == "fits":
         least = min(share.left_bytes for share in placement.shares)
         offloaded = placement.num_offloaded
@@ -228,8 +239,9 @@ def _where(plan: Plan) -> str:
 
 
 def _other_backends(plan: Plan) -> str:
-    """Whether another program would manage, with the same type."""
-    for backend in BACKENDS.values():
+    """Whether another program would manage, with the same type; ivl comes last for old cards."""
+    is_old = any(is_below(slot.device, TRITON) for slot in plan.machine.gpus)
+    for backend in sorted(BACKENDS.values(), key=lambda b: is_old and b.name == "ivl"):
         if backend.name == plan.setting.backend.name or backend.name == "vllm":
             continue
         if any(tensor.format == AWQ for tensor in plan.tensors) and backend.name == "llama.cpp":
@@ -271,6 +283,8 @@ def _warnings(plan: Plan) -> Iterator[str]:
             f"K-quants cannot hold this tower ({config.vision.hidden_size} is no multiple of 256): "
             "Q8_0, Q5_0 and Q4_0 can."
         )
+    if plan.setting.tower_on_processor and plan.machine.has_one_memory:
+        yield "A tower on the processor frees nothing: the GPU's memory is main memory."
     backend = plan.setting.backend
     if work.tiles and work.max_tiles != config.max_tiles and backend.name != "vllm":
         if backend.name == "llama.cpp":
@@ -283,6 +297,7 @@ def _warnings(plan: Plan) -> Iterator[str]:
                 f"ivl serve takes the number of tiles with each request (max_tiles), not as an "
                 f"option: ask for {work.max_tiles} there."
             )
+    yield from _of_cards(plan)
     unpacks = any(unpacks_on_gpu(backend, slot.device) for slot in plan.machine.gpus)
     if unpacks and not plan.placement.problem:
         if any(t.format not in ("BF16", "F16", "F32") for t in plan.tensors):
@@ -292,3 +307,36 @@ def _warnings(plan: Plan) -> Iterator[str]:
             )
     if plan.placement.num_offloaded:
         yield "Layers on the processor run at the speed of main memory, for every token."
+
+
+def _of_cards(plan: Plan) -> Iterator[str]:
+    """What programs ask of a card beside its memory."""
+    name = plan.setting.backend.name
+    devices = {s.device.name: s.device for s in plan.placement.shares if s.device.is_gpu}
+    if name == "vllm" and plan.needs_float16:
+        yield (
+            f"vLLM has bfloat16 from compute capability {said(VLLM_BFLOAT16)} on: "
+            "here it computes in float16 (--dtype half)."
+        )
+    if name == "vllm" and plan.setting.type == AWQ:
+        if any(device.vendor == "amd" for device in devices.values()):
+            yield "vLLM's table of hardware has no AWQ on AMD's GPUs, though it has kernels for it."
+    for device in devices.values():
+        if name == "vllm" and (reason := shortfall(device, NEWEST_VLLM)):
+            yield f"vLLM's newest releases do not run on {device.name} ({reason}); 0.14 does."
+        if name == "vllm" and plan.setting.work.kv == "8bit":
+            if is_below(device, VLLM_PLAIN_8BIT_KV):
+                yield (
+                    f"On {device.name} only FlashInfer's attention has a cache of 8 bits in vLLM: "
+                    "--attention-backend FLASHINFER."
+                )
+        if name == "ivl" and (reason := shortfall(device, NEWEST_TORCH)):
+            yield (
+                f"PyTorch's newest wheels do not run on {device.name} ({reason}): take those for "
+                "CUDA 12.6 (download.pytorch.org/whl/cu126)."
+            )
+        if name == "ivl" and (reason := shortfall(device, TRITON)):
+            yield (
+                f"Triton, which compiles ivl's kernels, may not run on {device.name} ({reason}): "
+                "--backend llama.cpp is the surer way there."
+            )
