@@ -207,7 +207,7 @@ def test_too_little_memory_is_refused_before_loading(
         raise AssertionError("the weights were read")
 
     monkeypatch.setattr("ivl.model.source.build_model", never)
-    monkeypatch.setattr("ivl.model.source.read_config", lambda _: ivl_family_config("8b"))
+    monkeypatch.setattr("ivl.checkpoint.files.read_config", lambda _: ivl_family_config("8b"))
     with pytest.raises(CapacityError, match=r"15\.\d GiB of weights") as caught:
         ivl.load(tiny_model_dir, device="cpu", dtype="bfloat16")
     assert "1b" in caught.value.hint
