@@ -17,8 +17,8 @@ PACKAGE = ROOT / "src" / "ivl"
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z0-9]*(?:-[a-z0-9]+)*(?![\w-])")
 
 FOREIGN = {
-    # swift, DeepSpeed and llama.cpp, by which adapters are merged; pip; xcode-select
-    *("--adapters", "--lora", "--editable", "--install"),
+    # swift, DeepSpeed and llama.cpp, by which adapters are merged; pip; xcode-select; vLLM
+    *("--adapters", "--lora", "--editable", "--install", "--attention-backend"),
 }
 """Options of other programs that hints tell people to use."""
 

@@ -336,7 +336,7 @@ def test_float32_takes_twice_what_16_bits_do_on_gpus() -> None:
 def test_devices_that_are_not_needed_are_not_hidden(device: str, name: str) -> None:
     report = ivl.plan("26b", device=device)
     assert f"on 1 of {name}" in report.verdict.text
-    assert any("devices are used" in warning for warning in report.verdict.warnings)
+    assert any("devices is used" in warning for warning in report.verdict.warnings)
     assert "1 of" not in ivl.plan("26b", device="2x RTX 3090").verdict.text
 
 

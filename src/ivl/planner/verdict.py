@@ -269,8 +269,9 @@ def _warnings(plan: Plan) -> Iterator[str]:
         yield "Memory is not shared between devices: each must hold its own part."
         used = sum(share.device.is_gpu for share in plan.placement.shares)
         if 0 < used < len(plan.machine.gpus):
+            verb = "is" if used == 1 else "are"
             yield (
-                f"{used} of {len(plan.machine.gpus)} devices are used, for no more are needed: "
+                f"{used} of {len(plan.machine.gpus)} devices {verb} used, for no more are needed: "
                 "the others can hold copies of the model, each with a server of its own."
             )
     if config.vision is not None and plan.parts.vision > 2 * GIB:
