@@ -309,8 +309,9 @@ def test_a_model_that_would_be_sent_to_another_process_stays_whole(tiny_model_di
     """torch's own way to pickle moves the weights before it fails, and the kernels read on."""
     model = ivl.load(tiny_model_dir, dtype="float32", device="cpu")
     expected = model.ask(None, "What?", max_tokens=3).tokens
-    with pytest.raises(RequestError, match="another process"):
-        ForkingPickler.dumps(model.ask)
+    for sent in (model.ask, model.conversation()):
+        with pytest.raises(RequestError, match="another process"):
+            ForkingPickler.dumps(sent)
     assert model.ask(None, "What?", max_tokens=3).tokens == expected
 
 

@@ -126,7 +126,7 @@ def test_a_port_that_is_taken(capsys: pytest.CaptureFixture[str], tiny_model_dir
         (["--also", "demo"], "--also"),
         (["demo"], "ivl serve --model demo"),
         (["--model", "nosuch"], "There is no model 'nosuch'"),
-        (["--also", "x=nosuch"], "there is no model 'nosuch'"),
+        (["--also", "x=nosuch"], "There is no model 'nosuch'"),
         (["--api-key", ""], "--api-key is empty"),
         (["--api-key", "a b"], "no header can have"),
         (["--cors", "null"], "sandboxed frame"),

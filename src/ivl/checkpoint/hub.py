@@ -122,7 +122,7 @@ def _hub_model(
 ) -> HubModel:
     parts = _REFERENCE.fullmatch(name)
     if parts is None or parts["repo"].endswith(_FILE_SUFFIXES):
-        raise _no_such_model(name)
+        raise no_such_model(name)
     pinned = parts["revision"]
     if pinned is not None and revision not in (None, pinned):
         raise ConfigError(
@@ -143,7 +143,8 @@ def _hub_model(
     )
 
 
-def _no_such_model(name: str) -> CheckpointError:
+def no_such_model(name: str) -> CheckpointError:
+    """The error of a name under which nothing can be found, with what it may have been."""
     url = re.match(r"https?://[^/]+/([\w.-]+/[\w.-]+)", name)
     if url:
         return CheckpointError(f"{name} is an address.", f"Give the hub id alone: {url[1]}")

@@ -12,7 +12,7 @@ from ivl.cli.inputs import load_model
 from ivl.cli.options import ModelChoice, with_options
 from ivl.cli.terminal import Status
 from ivl.errors import ConfigError
-from ivl.family import FAMILY, find
+from ivl.family import find
 from ivl.paths import local_path
 from ivl.planner.threads import choose_threads
 
@@ -87,12 +87,6 @@ class Serving:
     log_level: Annotated[str, Option(metavar="LEVEL", help="debug, info, warning or error.")] = (
         "info"
     )
-
-
-KNOWN_MODELS = (
-    f"Known: demo, {', '.join(size.name for size in FAMILY)}, a directory, a GGUF file, or a hub "
-    "id owner/name."
-)
 
 
 @with_options
@@ -180,8 +174,7 @@ def _check(serving: Serving) -> None:
 
 def _models(choice: ModelChoice, name: str | None, also: list[str]) -> dict[str, ModelChoice]:
     """Name for clients -> model; ConfigError for a name that is given twice."""
-    if not _could_be(choice.model):
-        raise ConfigError(f"There is no model {choice.model!r}.", KNOWN_MODELS)
+    _require_possible(choice.model)
     models = {name or _name_of(choice.model): choice}
     for text in also:
         other, equals, model = text.partition("=")
@@ -189,19 +182,18 @@ def _models(choice: ModelChoice, name: str | None, also: list[str]) -> dict[str,
             other, model = _name_of(text), text
         if not other or not model or other in models:
             raise ConfigError(f"--also {text} has no name of its own.", "Give NAME=MODEL.")
-        if not _could_be(model):
-            raise ConfigError(
-                f"--also {text}: there is no model {model!r}.",
-                KNOWN_MODELS,
-            )
+        _require_possible(model)
         models[other] = replace(choice, model=model, mmproj=None, revision=None)
     return models
 
 
-def _could_be(model: str) -> bool:
-    """Whether a model may be found by that name when it is asked for."""
-    path = local_path(model)
-    return model == "demo" or find(model) is not None or "/" in model or path.exists()
+def _require_possible(model: str) -> None:
+    """CheckpointError for a name under which no model can be found when it is asked for."""
+    if model != "demo" and find(model) is None and "/" not in model:
+        if not local_path(model).exists():
+            from ivl.checkpoint.hub import no_such_model
+
+            raise no_such_model(model)
 
 
 def _name_of(model: str) -> str:
