@@ -18,7 +18,7 @@ from ivl.errors import IvlError
 if TYPE_CHECKING:
     from ivl.api import Model, load
     from ivl.engine.answer import Answer, Timings
-    from ivl.engine.engine import Conversation, Generation
+    from ivl.engine.conversation import Conversation, Generation
     from ivl.engine.options import GenerationKeywords, GenerationOptions
     from ivl.engine.request import Images, MaxTiles
     from ivl.planning import Report, plan

@@ -19,17 +19,12 @@ from ivl.config import ModelConfig
 from ivl.devices import choose_devices, free_bytes, place_model
 from ivl.documents.reading import READ_QUESTION, open_pages
 from ivl.engine.answer import Answer, joined
-from ivl.engine.engine import (
-    DEFAULT_VISION_BATCH,
-    Conversation,
-    Engine,
-    Generation,
-    check_at_least_one,
-    resolve_context,
-)
-from ivl.engine.options import DEFAULT_DRAFT_TOKENS, GenerationKeywords, GenerationOptions
+from ivl.engine.conversation import Conversation, Generation
+from ivl.engine.engine import DEFAULT_VISION_BATCH, Engine, check_at_least_one, resolve_context
+from ivl.engine.options import DEFAULT_DRAFT_TOKENS, LOOKUP, GenerationKeywords, GenerationOptions
 from ivl.engine.request import Images, MaxTiles, as_list, check_order, split_pages
-from ivl.engine.speculation import LOOKUP, Speculation, check_draft
+from ivl.engine.schema import Schema
+from ivl.engine.speculation import Speculation, check_draft
 from ivl.errors import ConfigError, IvlError, RequestError
 from ivl.kernels.threads import use_threads
 from ivl.model.build import Progress
@@ -206,6 +201,8 @@ class Model:
         max_tiles: MaxTiles = None,
         max_pixels: int = DEFAULT_MAX_PIXELS,
         system: str | None = None,
+        schema: Schema = None,
+        logprobs: int | None = None,
         **options: Unpack[GenerationKeywords],
     ) -> Answer:
         """One question about one image or a list of them (`None` or `[]`: about none).
@@ -214,12 +211,20 @@ class Model:
         of what shape), or a PIL image: the picture that it shows now, its current frame. A file
         with several pages, or an animation, is asked about with all of them. `max_tiles`: a budget
         that all pages of all images share, or a list with one limit for each of them. Images of
-        more than `max_pixels` are refused. `options`: see `GenerationOptions`.
+        more than `max_pixels` are refused. `schema`: the JSON that the answer must be, a JSON
+        schema or a pydantic model; `Answer.data` has it. `logprobs`: of how many tokens beside each
+        of the answer's `Answer.logprobs` has the probability. `options`: see `GenerationOptions`.
         """
         check_order(question, images, IMAGES_FIRST)
         chosen = GenerationOptions.of(options)
         generation = self.conversation(system).ask(
-            question, images, max_tiles=max_tiles, max_pixels=max_pixels, options=chosen
+            question,
+            images,
+            max_tiles=max_tiles,
+            max_pixels=max_pixels,
+            options=chosen,
+            schema=schema,
+            logprobs=logprobs,
         )
         return generation.result()
 
@@ -231,6 +236,8 @@ class Model:
         max_tiles: MaxTiles = None,
         max_pixels: int = DEFAULT_MAX_PIXELS,
         system: str | None = None,
+        schema: Schema = None,
+        logprobs: int | None = None,
         **options: Unpack[GenerationKeywords],
     ) -> Generation:
         """The answer to a question, or to a whole history, piece by piece.
@@ -244,7 +251,13 @@ class Model:
         chosen = GenerationOptions.of(options)
         if isinstance(messages, str):
             return self.conversation(system).ask(
-                messages, images, max_tiles=max_tiles, max_pixels=max_pixels, options=chosen
+                messages,
+                images,
+                max_tiles=max_tiles,
+                max_pixels=max_pixels,
+                options=chosen,
+                schema=schema,
+                logprobs=logprobs,
             )
         split = split_pages(images, max_pixels=max_pixels)
         history = as_messages(messages, [len(pages) for pages in split])
@@ -254,6 +267,8 @@ class Model:
             max_tiles=max_tiles,
             max_pixels=max_pixels,
             options=chosen,
+            schema=schema,
+            logprobs=logprobs,
         )
 
     def read(
@@ -263,6 +278,8 @@ class Model:
         max_tiles: MaxTiles = None,
         max_pixels: int = DEFAULT_MAX_PIXELS,
         system: str | None = None,
+        schema: Schema = None,
+        logprobs: int | None = None,
         **options: Unpack[GenerationKeywords],
     ) -> Answer:
         """All the text of an image, or of a list of them.
@@ -284,6 +301,8 @@ class Model:
                     max_tiles=max_tiles,
                     max_pixels=max_pixels,
                     options=chosen,
+                    schema=schema,
+                    logprobs=logprobs,
                 )
             except IvlError as error:
                 if page.count > 1:

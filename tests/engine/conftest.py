@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 import ivl
-from ivl.engine.batch import BatchEngine, BatchLimits
+from ivl.engine.engine import EngineLimits
+from ivl.engine.service import Service
 
 
 @pytest.fixture(scope="module")
@@ -18,7 +19,7 @@ def model(tiny_model_dir: Path) -> Any:
 
 
 @pytest.fixture
-def batch(model: Any) -> Iterator[BatchEngine]:
-    engine = BatchEngine(model.engine, BatchLimits(kv_tokens=16 * 512))
+def batch(model: Any) -> Iterator[Service]:
+    engine = Service(model.engine.with_limits(EngineLimits(for_many=True, kv_tokens=16 * 512)))
     yield engine
     engine.close(0)

@@ -15,10 +15,12 @@ import torch
 from PIL import Image
 
 import ivl
-from ivl.engine.batch import BatchEngine, BatchLimits, Ticket
-from ivl.engine.batch_request import BatchRequest, Ended, Event, Failed, Piece
+from ivl.engine.engine import EngineLimits
+from ivl.engine.events import Ended, Event, Failed, Piece
 from ivl.engine.grammar import GrammarCompiler
 from ivl.engine.options import GenerationOptions
+from ivl.engine.prepared import EngineRequest
+from ivl.engine.service import Service, Ticket
 from ivl.errors import BusyError, CapacityError, RequestError, UnavailableError
 from ivl.prompt.template import Message, user_message
 
@@ -55,7 +57,7 @@ class Reader:
         return [token.id for token in self.tokens]
 
 
-def submit(batch: BatchEngine, request: BatchRequest) -> tuple[Reader, Ticket]:
+def submit(batch: Service, request: EngineRequest) -> tuple[Reader, Ticket]:
     reader = Reader()
     return reader, batch.submit(request, reader.events.put)
 
@@ -66,11 +68,11 @@ def ask(
     images: tuple[Image.Image, ...] = (),
     max_tokens: int = 12,
     **more: Any,
-) -> BatchRequest:
+) -> EngineRequest:
     kept = {name: more.pop(name) for name in ("grammar", "num_logprobs") if name in more}
     options = GenerationOptions(max_tokens=max_tokens, **more)
     messages = [user_message(question, len(images))]
-    return BatchRequest.chat(model.engine, messages, images, max_tiles=4, options=options, **kept)
+    return EngineRequest.chat(model.engine, messages, images, max_tiles=4, options=options, **kept)
 
 
 def alone(model: Any, question: str, images: tuple[Image.Image, ...] = (), n: int = 12) -> Any:
@@ -92,7 +94,7 @@ def expected(model: Any) -> list[list[int]]:
 
 @pytest.mark.parametrize("order", ["together", "one by one", "twice"])
 def test_an_answer_is_the_same_alone_and_among_fifteen_others(
-    batch: BatchEngine, model: Any, expected: list[list[int]], order: str
+    batch: Service, model: Any, expected: list[list[int]], order: str
 ) -> None:
     for _ in range(2 if order == "twice" else 1):
         readers = []
@@ -112,7 +114,9 @@ def test_an_answer_is_the_same_alone_and_among_fifteen_others(
 
 def test_a_small_store_gives_the_same_answers(model: Any) -> None:
     """Sequences give way to each other, and are read again."""
-    batch = BatchEngine(model.engine, BatchLimits(kv_tokens=352, max_sequences=8))
+    batch = Service(
+        model.engine.with_limits(EngineLimits(for_many=True, kv_tokens=352, max_sequences=8))
+    )
     questions = [(question, ()) for question, _ in QUESTIONS[:6]]
     expected = [list(alone(model, *question, n=150).tokens) for question in questions]
     readers = [submit(batch, ask(model, *q, max_tokens=150))[0] for q in questions]
@@ -136,7 +140,9 @@ def test_an_answer_beyond_the_trained_length_that_gave_way_goes_on_alike(
     scaled = ivl.load(directory, dtype="float32", device="cpu", context=384)
     questions = [f"{'Say ' * words}{n}" for n in range(4)]
     expected = [list(alone(scaled, question, n=150).tokens) for question in questions]
-    batch = BatchEngine(scaled.engine, BatchLimits(kv_tokens=512, max_sequences=4))
+    batch = Service(
+        scaled.engine.with_limits(EngineLimits(for_many=True, kv_tokens=512, max_sequences=4))
+    )
     readers = [submit(batch, ask(scaled, question, max_tokens=150))[0] for question in questions]
     for reader, tokens in zip(readers, expected, strict=True):
         reader.ending()
@@ -146,7 +152,7 @@ def test_an_answer_beyond_the_trained_length_that_gave_way_goes_on_alike(
 
 
 def test_a_second_question_about_a_page_encodes_and_reads_little(
-    model: Any, batch: BatchEngine
+    model: Any, batch: Service
 ) -> None:
     page = picture(5, (200, 200))
     submit(batch, ask(model, "What is this?", (page,)))[0].ending()
@@ -159,7 +165,7 @@ def test_a_second_question_about_a_page_encodes_and_reads_little(
     assert reader.ids == list(alone(model, "And this?", (page,)).tokens)
 
 
-def test_two_pages_of_one_size_have_answers_of_their_own(model: Any, batch: BatchEngine) -> None:
+def test_two_pages_of_one_size_have_answers_of_their_own(model: Any, batch: Service) -> None:
     texts = []
     for seed in (1, 2):
         reader, _ = submit(batch, ask(model, "Read.", (picture(seed),)))
@@ -170,19 +176,19 @@ def test_two_pages_of_one_size_have_answers_of_their_own(model: Any, batch: Batc
     assert texts[0] != texts[1]
 
 
-def test_an_earlier_turn_is_found_again(model: Any, batch: BatchEngine) -> None:
+def test_an_earlier_turn_is_found_again(model: Any, batch: Service) -> None:
     long = "Tell me all about this, please, and spare no detail whatever you do. " * 2
     first, _ = submit(batch, ask(model, long, max_tokens=40))
     first.ending()
     messages = [Message("user", long), Message("assistant", first.text), Message("user", "More.")]
-    request = BatchRequest.chat(model.engine, messages, options=GenerationOptions(max_tokens=3))
+    request = EngineRequest.chat(model.engine, messages, options=GenerationOptions(max_tokens=3))
     reader, _ = submit(batch, request)
     ending = reader.ending()
     assert isinstance(ending, Ended)
-    assert ending.timings.num_cached_tokens >= len(request.prompt) - 64
+    assert ending.timings.num_cached_tokens >= len(request.ids) - 64
 
 
-def test_aborting_at_any_moment_leaves_nothing_behind(model: Any, batch: BatchEngine) -> None:
+def test_aborting_at_any_moment_leaves_nothing_behind(model: Any, batch: Service) -> None:
     rng = random.Random(4)
     bystander, _ = submit(batch, ask(model, "Stay.", max_tokens=200))
     victims = [submit(batch, ask(model, *question, max_tokens=60)) for question in QUESTIONS]
@@ -199,7 +205,7 @@ def test_aborting_at_any_moment_leaves_nothing_behind(model: Any, batch: BatchEn
     assert state.num_used_blocks == state.num_waiting == 0
 
 
-def test_stop_strings_end_an_answer_among_others(model: Any, batch: BatchEngine) -> None:
+def test_stop_strings_end_an_answer_among_others(model: Any, batch: Service) -> None:
     whole = alone(model, "Go on.", n=40)
     stop = whole.text[10:13]
     reader, _ = submit(batch, ask(model, "Go on.", max_tokens=40, stop=(stop,), num_logprobs=0))
@@ -210,7 +216,7 @@ def test_stop_strings_end_an_answer_among_others(model: Any, batch: BatchEngine)
     assert model.engine.tokenizer.decode(reader.ids).strip() == reader.text
 
 
-def test_a_seed_repeats_an_answer_whoever_is_there(model: Any, batch: BatchEngine) -> None:
+def test_a_seed_repeats_an_answer_whoever_is_there(model: Any, batch: Service) -> None:
     texts = []
     for others in (0, 5):
         for n in range(others):
@@ -221,12 +227,12 @@ def test_a_seed_repeats_an_answer_whoever_is_there(model: Any, batch: BatchEngin
     assert texts[0] == texts[1]
 
 
-def test_logprobs_are_those_of_the_model(model: Any, batch: BatchEngine) -> None:
+def test_logprobs_are_those_of_the_model(model: Any, batch: Service) -> None:
     request = ask(model, "Count.", num_logprobs=3, max_tokens=5)
     reader, _ = submit(batch, request)
     reader.ending()
-    logits = model.logits([*request.prompt.ids, *reader.ids])
-    expected = logits[len(request.prompt) - 1 : -1].log_softmax(-1)
+    logits = model.logits([*request.ids, *reader.ids])
+    expected = logits[len(request.ids) - 1 : -1].log_softmax(-1)
     for row, token in zip(expected, reader.tokens, strict=True):
         values, ids = row.topk(3)
         assert [t for t, _ in token.top] == ids.tolist()
@@ -237,7 +243,11 @@ def test_logprobs_are_those_of_the_model(model: Any, batch: BatchEngine) -> None
 
 
 def test_a_full_queue_refuses_and_recovers(model: Any) -> None:
-    batch = BatchEngine(model.engine, BatchLimits(kv_tokens=1024, max_sequences=1, max_queued=1))
+    batch = Service(
+        model.engine.with_limits(
+            EngineLimits(for_many=True, kv_tokens=1024, max_sequences=1, max_queued=1)
+        )
+    )
     readers = [submit(batch, ask(model, "Wait", max_tokens=100))[0] for _ in range(2)]
     with pytest.raises(BusyError):
         submit(batch, ask(model, "Too many"))
@@ -250,7 +260,7 @@ def test_a_full_queue_refuses_and_recovers(model: Any) -> None:
 
 
 def test_what_the_store_can_never_hold_is_refused(model: Any) -> None:
-    batch = BatchEngine(model.engine, BatchLimits(kv_tokens=64))
+    batch = Service(model.engine.with_limits(EngineLimits(for_many=True, kv_tokens=64)))
     with pytest.raises(CapacityError):
         submit(batch, ask(model, "Much " * 20, max_tokens=300))
     assert batch.close()
@@ -258,7 +268,7 @@ def test_what_the_store_can_never_hold_is_refused(model: Any) -> None:
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError, MemoryError])
 def test_memory_that_runs_out_fails_the_request_alone(
-    model: Any, batch: BatchEngine, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+    model: Any, batch: Service, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
 ) -> None:
     """torch's and that of our kernels."""
 
@@ -278,7 +288,9 @@ def test_memory_that_runs_out_fails_the_request_alone(
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_closing_answers_what_was_taken_or_says_that_it_does_not(model: Any) -> None:
     for timeout_s, reason in ((None, "length"), (0, "cancelled")):
-        batch = BatchEngine(model.engine, BatchLimits(kv_tokens=2048, max_sequences=2))
+        batch = Service(
+            model.engine.with_limits(EngineLimits(for_many=True, kv_tokens=2048, max_sequences=2))
+        )
         readers = [submit(batch, ask(model, "Last", max_tokens=120))[0] for _ in range(4)]
         assert batch.close(timeout_s) == (timeout_s is None)
         for reader in readers:
@@ -287,7 +299,7 @@ def test_closing_answers_what_was_taken_or_says_that_it_does_not(model: Any) -> 
             assert ending.reason == reason
 
 
-def test_forms_are_kept_or_said_to_be_cut_off(model: Any, batch: BatchEngine) -> None:
+def test_forms_are_kept_or_said_to_be_cut_off(model: Any, batch: Service) -> None:
     compiler = GrammarCompiler(model.engine.tokenizer, model.engine.stop_ids)
     choice = compiler.choice(["yes", "no (maybe)"])
     reader, _ = submit(batch, ask(model, "Well?", grammar=choice, max_tokens=30))
@@ -321,7 +333,7 @@ def test_a_schema_that_cannot_be_enforced_is_refused(model: Any, schema: Any) ->
 
 
 def test_logprobs_stay_with_their_text_when_white_space_comes_first(
-    model: Any, batch: BatchEngine
+    model: Any, batch: Service
 ) -> None:
     """The answer is shown without it; its tokens are there, in front."""
     compiler = GrammarCompiler(model.engine.tokenizer, model.engine.stop_ids)
@@ -335,9 +347,7 @@ def test_logprobs_stay_with_their_text_when_white_space_comes_first(
     assert decode(reader.ids) == f"\n\n  {reader.text}"
 
 
-def test_a_line_break_in_front_ends_an_answer_that_stops_there(
-    model: Any, batch: BatchEngine
-) -> None:
+def test_a_line_break_in_front_ends_an_answer_that_stops_there(model: Any, batch: Service) -> None:
     compiler = GrammarCompiler(model.engine.tokenizer, model.engine.stop_ids)
     request = ask(model, "Go on.", grammar=compiler.regex(r"\n[a-z]{6}"), stop=("\n",))
     reader, _ = submit(batch, request)

@@ -15,11 +15,13 @@ import torch
 
 import ivl
 from ivl.engine import running as running_module
-from ivl.engine.batch import BatchEngine, BatchLimits
-from ivl.engine.batch_request import BatchRequest, Ended, Failed, Piece
 from ivl.engine.containment import is_device_fault
+from ivl.engine.engine import EngineLimits
+from ivl.engine.events import Ended, Failed, Piece
 from ivl.engine.grammar import GrammarCompiler, TokenRules
+from ivl.engine.prepared import EngineRequest
 from ivl.engine.sampling import Sampler
+from ivl.engine.service import Service
 from ivl.errors import CapacityError, NonFiniteError, UnavailableError
 from ivl.model.cache import KVCache
 from ivl.prompt.tokenizer import StreamDecoder
@@ -66,7 +68,7 @@ def breaking(
     return broken
 
 
-def requests(model: Any, grammar: Any) -> list[BatchRequest]:
+def requests(model: Any, grammar: Any) -> list[EngineRequest]:
     """Eight, of which the poisoned one has an image, a form, and a temperature."""
     found = [ask(model, text, images) for text, images in zip(TEXTS, IMAGES, strict=True)]
     more = {"grammar": grammar, "temperature": 0.5, "seed": 7}
@@ -74,7 +76,7 @@ def requests(model: Any, grammar: Any) -> list[BatchRequest]:
     return found
 
 
-def poison_encode(model: Any, patch: pytest.MonkeyPatch, bad: BatchRequest) -> None:
+def poison_encode(model: Any, patch: pytest.MonkeyPatch, bad: EngineRequest) -> None:
     assert bad.tiles_u8 is not None
     tile = torch.from_numpy(bad.tiles_u8[0])
     network = model.engine.model
@@ -82,7 +84,7 @@ def poison_encode(model: Any, patch: pytest.MonkeyPatch, bad: BatchRequest) -> N
     patch.setattr(network, "encode_tiles", breaking(network.encode_tiles, meant))
 
 
-def poison_extend(model: Any, patch: pytest.MonkeyPatch, bad: BatchRequest, is_step: bool) -> None:
+def poison_extend(model: Any, patch: pytest.MonkeyPatch, bad: EngineRequest, is_step: bool) -> None:
     """Chunks of the poisoned prompt, or the single steps after it."""
     network, length = model.engine.model, len(bad.prompt)
     lengths = {len(text.split()) for text in TEXTS}
@@ -110,18 +112,18 @@ def poison_extend(model: Any, patch: pytest.MonkeyPatch, bad: BatchRequest, is_s
     patch.setattr(running_module.RunningRequest, "segment", marked)
 
 
-def poison_sample(model: Any, patch: pytest.MonkeyPatch, bad: BatchRequest) -> None:
+def poison_sample(model: Any, patch: pytest.MonkeyPatch, bad: EngineRequest) -> None:
     meant = lambda self, _: self.options is bad.options and len(self.counts) > 2  # noqa: E731
     patch.setattr(Sampler, "choose", breaking(Sampler.choose, meant))
 
 
-def poison_grammar(model: Any, patch: pytest.MonkeyPatch, bad: BatchRequest) -> None:
+def poison_grammar(model: Any, patch: pytest.MonkeyPatch, bad: EngineRequest) -> None:
     calls: list[int] = []
     meant = lambda *_: calls.append(1) or len(calls) > 3  # noqa: E731
     patch.setattr(TokenRules, "restrict", breaking(TokenRules.restrict, meant, PanicException))
 
 
-def poison_detokenize(model: Any, patch: pytest.MonkeyPatch, bad: BatchRequest) -> None:
+def poison_detokenize(model: Any, patch: pytest.MonkeyPatch, bad: EngineRequest) -> None:
     original = running_module.RunningRequest.__init__
 
     def marked(self: Any, request: Any, *rest: Any) -> None:
@@ -150,7 +152,7 @@ STEPS: dict[str, Callable[..., None]] = {
 def test_one_of_eight_fails_and_seven_answer_as_alone(
     step: str,
     model: Any,
-    batch: BatchEngine,
+    batch: Service,
     grammar: Any,
     expected: list[list[int]],
     monkeypatch: pytest.MonkeyPatch,
@@ -177,7 +179,7 @@ def test_one_of_eight_fails_and_seven_answer_as_alone(
 
 @pytest.mark.parametrize("kind", [Piece, Ended, Failed])
 def test_a_listener_that_fails_is_alone_with_it(
-    kind: type, model: Any, batch: BatchEngine, expected: list[list[int]]
+    kind: type, model: Any, batch: Service, expected: list[list[int]]
 ) -> None:
     heard: list[Any] = []
     gone = threading.Event()
@@ -202,7 +204,7 @@ def test_a_listener_that_fails_is_alone_with_it(
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_numbers_that_are_not_finite_stop_the_answer(
-    value: float, model: Any, batch: BatchEngine, monkeypatch: pytest.MonkeyPatch
+    value: float, model: Any, batch: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     head = model.engine.model.decoder.lm_head
     calls: list[int] = []
@@ -230,7 +232,7 @@ def test_numbers_that_are_not_finite_stop_the_answer(
 
 
 def test_memory_that_cpp_lacks_is_the_requests_error(
-    model: Any, batch: BatchEngine, monkeypatch: pytest.MonkeyPatch
+    model: Any, batch: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def no_memory(*_: Any, **__: Any) -> Any:
         raise MemoryError("std::bad_alloc")
@@ -250,7 +252,7 @@ def test_memory_that_cpp_lacks_is_the_requests_error(
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_fault_of_the_device_ends_the_engine(
-    model: Any, batch: BatchEngine, monkeypatch: pytest.MonkeyPatch
+    model: Any, batch: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fault(*_: Any) -> Any:
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
@@ -269,7 +271,7 @@ def test_a_fault_of_the_device_ends_the_engine(
 
 def test_a_closed_engine_gives_its_memory_back_at_once(model: Any) -> None:
     """Without a run of the collector, which comes too late for the next model."""
-    batch = BatchEngine(model.engine, BatchLimits(kv_tokens=2048))
+    batch = Service(model.engine.with_limits(EngineLimits(for_many=True, kv_tokens=2048)))
     assert isinstance(submit(batch, ask(model, "Go on."))[0].ending(), Ended)
     batch.close()
     left = weakref.ref(batch._store)

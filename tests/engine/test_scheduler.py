@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from ivl.engine.blocks import BlockPool
 from ivl.engine.scheduler import Plan, Scheduler, StepLimits
-from ivl.engine.sequence import Sequence, TilePlace
+from ivl.engine.sequence import Sequence, Tile
 from ivl.model.cache import BLOCK_TOKENS
 
 TILE_TOKENS = 40
@@ -67,7 +67,7 @@ def make_sequence(rng: random.Random, most_tokens: int) -> Sequence:
     ids = [rng.randrange(3)] * rng.choice([1, 20, BLOCK_TOKENS, 3 * BLOCK_TOKENS])
     tiles = []
     for _ in range(rng.choice([0, 0, 1, 3])):
-        tiles.append(TilePlace(len(ids), TILE_TOKENS, bytes([rng.randrange(2)])))
+        tiles.append(Tile(len(ids), TILE_TOKENS, bytes([rng.randrange(2)])))
         ids += [IMAGE_ID] * TILE_TOKENS
     ids += [rng.randrange(8, 10) for _ in range(rng.choice([1, 5, 2 * BLOCK_TOKENS]))]
     max_tokens = rng.randint(1, 40)
@@ -204,7 +204,7 @@ def test_a_prefix_is_read_once_by_those_who_share_it() -> None:
 
 def test_images_of_one_size_are_not_confused() -> None:
     def shown(digest: bytes) -> Sequence:
-        tiles = [TilePlace(0, 64, digest)]
+        tiles = [Tile(0, 64, digest)]
         return Sequence(ids=[7] * 64 + [1], tiles=tiles, max_tokens=3, num_shareable=10**9)
 
     first, same, other = (shown(d).keys_up_to(64) for d in (b"a", b"a", b"b"))

@@ -17,7 +17,8 @@ import pytest
 from PIL import Image
 
 import ivl
-from ivl.engine.batch import BatchEngine, BatchLimits
+from ivl.engine.engine import EngineLimits
+from ivl.engine.service import Service
 from ivl.server.run import ModelServer, make_server
 from ivl.server.settings import ServerSettings
 
@@ -38,8 +39,8 @@ class RunningServer:
         return self.server.url
 
     @property
-    def batch(self) -> BatchEngine:
-        return self.server._hub.loaded[0].batch
+    def batch(self) -> Service:
+        return self.server._hub.loaded[0].service
 
     def post(self, path: str, body: Any = None, **more: Any) -> httpx.Response:
         return self.http.post(path, json=body, **more)
@@ -47,7 +48,7 @@ class RunningServer:
     def wait_until_idle(self) -> None:
         """Nothing runs or waits any more, and every block has come back."""
         until = time.monotonic() + TIMEOUT_S
-        while (state := self.batch.state()).num_running or state.num_waiting:
+        while (state := self.service.state()).num_running or state.num_waiting:
             assert time.monotonic() < until, "something runs for ever"
             time.sleep(0.01)
         assert state.num_used_blocks == 0
@@ -71,10 +72,10 @@ def ask_at_once(server: RunningServer, body: Any, count: int) -> list[httpx.Resp
 
 
 @contextmanager
-def running(model: Any, *, limits: BatchLimits | None = None, **settings: Any) -> Iterator[Any]:
+def running(model: Any, *, limits: EngineLimits | None = None, **settings: Any) -> Iterator[Any]:
     """A server for one loaded model, named `demo`, that has said that it is ready."""
-    chosen = limits or BatchLimits(kv_tokens=16 * model.engine.context)
-    loaders = {"demo": lambda: BatchEngine(model.engine, chosen)}
+    chosen = limits or EngineLimits(for_many=True, kv_tokens=16 * model.engine.context)
+    loaders = {"demo": lambda: Service(model.engine.with_limits(chosen))}
     settings = {"drain_s": 5.0, **settings}
     server = make_server(loaders, ServerSettings(**settings), port=0)
     thread = threading.Thread(target=server.serve_models)
@@ -114,7 +115,7 @@ def server(demo: Any) -> Iterator[RunningServer]:
 @pytest.fixture(scope="session")
 def endless(tiny: Any) -> Iterator[RunningServer]:
     """The tiny model, whose answers last until max_tokens, with narrow limits."""
-    limits = BatchLimits(kv_tokens=4 * 512, max_sequences=4, max_queued=4)
+    limits = EngineLimits(for_many=True, kv_tokens=4 * 512, max_sequences=4, max_queued=4)
     with running(
         tiny,
         limits=limits,

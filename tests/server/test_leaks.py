@@ -14,8 +14,8 @@ from typing import Any
 import httpx
 import pytest
 
-from ivl.engine.batch import BatchLimits
-from ivl.engine.batch_request import BatchRequest
+from ivl.engine.engine import EngineLimits
+from ivl.engine.prepared import EngineRequest
 from tests.server.conftest import (
     TIMEOUT_S,
     RunningServer,
@@ -69,14 +69,14 @@ def live_objects() -> Counter[str]:
 
 
 def test_requests_leave_no_objects_behind(tiny: Any) -> None:
-    limits = BatchLimits(kv_tokens=16 * 512, max_queued=64)
+    limits = EngineLimits(for_many=True, kv_tokens=16 * 512, max_queued=64)
     with running(tiny, limits=limits) as server:
         counts = []
         for _ in range(5):  # in the first, caches, counters and pools of threads are filled
             ask_in_every_way(server)
             counts.append(live_objects())
-        assert server.batch._tile_bytes == 0
-        assert not server.batch._requests
+        assert server.service._tile_bytes == 0
+        assert not server.service._requests
     growths = [after - before for before, after in pairwise(counts[2:])]
     leaked = {name: n for name, n in growths[0].items() if min(n, growths[1][name]) >= ROUND // 2}
     for name in NO_LEAKS:
@@ -90,7 +90,7 @@ def test_pictures_that_wait_are_bounded(tiny: Any) -> None:
     content = [picture, {"type": "text", "text": "Go on."}]
     body = {"messages": [{"role": "user", "content": content}], "max_tokens": 300}
     tile = tiny.engine.config.tile_px**2 * 3
-    limits = BatchLimits(kv_tokens=4096, max_queued=64, max_tile_bytes=2 * tile)
+    limits = EngineLimits(for_many=True, kv_tokens=4096, max_queued=64, max_tile_bytes=2 * tile)
     with running(tiny, limits=limits) as server:
         answers = ask_at_once(server, body, 8)
         assert {answer.status_code for answer in answers} == {200, 429}
@@ -100,15 +100,14 @@ def test_pictures_that_wait_are_bounded(tiny: Any) -> None:
 def test_pictures_go_with_their_request(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """At once, without the collector: between two of its runs there can be a gigabyte of them."""
     tiles: list[weakref.ref[Any]] = []
-    chat = BatchRequest.chat.__func__  # type: ignore[attr-defined]
+    chat = EngineRequest.chat.__func__  # type: ignore[attr-defined]
 
-    def noted(cls: Any, *given: Any, **named: Any) -> BatchRequest:
+    def noted(cls: Any, *given: Any, **named: Any) -> EngineRequest:
         request = chat(cls, *given, **named)
-        assert request.tiles_u8 is not None
-        tiles.append(weakref.ref(request.tiles_u8))
+        tiles.append(weakref.ref(request.tiles[0].pixels))
         return request
 
-    monkeypatch.setattr(BatchRequest, "chat", classmethod(noted))
+    monkeypatch.setattr(EngineRequest, "chat", classmethod(noted))
     picture = {"type": "image_url", "image_url": {"url": data_url(png((90, 50), "red"))}}
     content = [picture, {"type": "text", "text": "Go on."}]
     body: dict[str, Any] = {"messages": [{"role": "user", "content": content}], "max_tokens": 6}

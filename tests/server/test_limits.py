@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
-from ivl.engine.batch import BatchLimits
+from ivl.engine.engine import EngineLimits
 from tests.server.conftest import (
     TIMEOUT_S,
     RunningServer,
@@ -39,7 +39,7 @@ def still_answers(server: RunningServer) -> None:
 
 @pytest.mark.parametrize("stream", [True, False])
 def test_an_answer_nobody_waits_for_is_not_written(endless: RunningServer, stream: bool) -> None:
-    before = endless.batch.state().num_answer_tokens
+    before = endless.service.state().num_answer_tokens
     body = json.dumps({**LONG, "stream": stream}).encode()
     head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
     with connect(endless) as sock:
@@ -47,10 +47,10 @@ def test_an_answer_nobody_waits_for_is_not_written(endless: RunningServer, strea
         if stream:
             sock.recv(100)
         until = time.monotonic() + TIMEOUT_S
-        while endless.batch.state().num_answer_tokens == before and time.monotonic() < until:
+        while endless.service.state().num_answer_tokens == before and time.monotonic() < until:
             time.sleep(0.001)
     endless.wait_until_idle()
-    assert endless.batch.state().num_answer_tokens - before < 400
+    assert endless.service.state().num_answer_tokens - before < 400
     still_answers(endless)
 
 
@@ -208,7 +208,7 @@ def test_a_client_that_leaves_in_its_body_writes_no_traceback(
 
 def test_a_cache_that_is_too_small_for_all_still_answers_all(tiny: Any) -> None:
     """Sequences give way and come back; nobody is lost."""
-    limits = BatchLimits(kv_tokens=512, max_sequences=8, max_queued=32)
+    limits = EngineLimits(for_many=True, kv_tokens=512, max_sequences=8, max_queued=32)
     with running(tiny, limits=limits) as server:
         texts: list[str] = []
 
@@ -225,7 +225,7 @@ def test_a_cache_that_is_too_small_for_all_still_answers_all(tiny: Any) -> None:
         for thread in threads:
             thread.join(TIMEOUT_S)
         assert len(texts) == 8
-        assert server.batch.state().num_preempted > 0
+        assert server.service.state().num_preempted > 0
 
 
 def test_the_key_is_asked_for(tiny: Any) -> None:

@@ -16,7 +16,8 @@ import httpx
 import pytest
 
 from ivl.cli.main import run
-from ivl.engine.batch import BatchEngine, BatchLimits
+from ivl.engine.engine import EngineLimits
+from ivl.engine.service import Service
 from ivl.errors import CapacityError, ConfigError
 from ivl.server.loading import stored_facts
 from ivl.server.ollama import parameter_size
@@ -33,14 +34,16 @@ class Room:
 
     def __init__(self, model: Any) -> None:
         self.model, self.loads = model, []
-        self.inside: BatchEngine | None = None
+        self.inside: Service | None = None
 
     def loader(self, name: str) -> Any:
-        def load() -> BatchEngine:
+        def load() -> Service:
             if self.inside is not None and self.inside.is_alive:
                 raise CapacityError("The memory holds one model.", "Close the other.")
             self.loads.append(name)
-            self.inside = BatchEngine(self.model.engine, BatchLimits(kv_tokens=2048))
+            self.inside = Service(
+                self.model.engine.with_limits(EngineLimits(for_many=True, kv_tokens=2048))
+            )
             return self.inside
 
         return load
@@ -126,7 +129,7 @@ def test_users_that_overlap_do_not_keep_another_model_out(tiny: Any) -> None:
 def test_a_client_that_leaves_while_its_model_is_loaded_leaves_nothing_behind(tiny: Any) -> None:
     room, begun, go_on = Room(tiny), threading.Event(), threading.Event()
 
-    def slow() -> BatchEngine:
+    def slow() -> Service:
         begun.set()
         assert go_on.wait(TIMEOUT_S)
         return room.loader("b")()
@@ -171,7 +174,9 @@ def test_keep_alive_lets_a_model_go_and_it_comes_back(tiny: Any) -> None:
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_an_engine_that_fails_ends_the_server(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever waits is told so with 503, and not to come back to this one."""
-    loaders = {"a": lambda: BatchEngine(tiny.engine, BatchLimits(kv_tokens=2048))}
+    loaders = {
+        "a": lambda: Service(tiny.engine.with_limits(EngineLimits(for_many=True, kv_tokens=2048)))
+    }
     server = make_server(loaders, ServerSettings(drain_s=1.0), port=0)
     raised: list[BaseException] = []
 
@@ -202,7 +207,7 @@ def test_an_engine_that_fails_ends_the_server(tiny: Any, monkeypatch: pytest.Mon
 def test_what_cannot_be_loaded_is_an_error_and_the_others_stay(tiny: Any) -> None:
     room = Room(tiny)
 
-    def broken() -> BatchEngine:
+    def broken() -> Service:
         raise ConfigError("This model is damaged.")
 
     with served({"a": room.loader("a"), "broken": broken}) as client:

@@ -8,6 +8,7 @@ from typer import Argument
 
 from ivl.cli.inputs import load_model, open_images, pixel_limit, split_question
 from ivl.cli.options import (
+    AnswerForm,
     Drafting,
     Json,
     MaxPixels,
@@ -44,6 +45,7 @@ def command(
     times: Times = False,
     quiet: Quiet = False,
     choice: ModelChoice,
+    form: AnswerForm,
     drafting: Drafting,
     sampling: Sampling,
 ) -> None:
@@ -55,6 +57,7 @@ def command(
     """
     names, question = split_question(arguments)
     options = sampling.options()
+    form.check(json)
     pictures = open_images(names, max_pixels)
     images = [picture.image for picture in pictures]
     status = Status(quiet=quiet, json=json)
@@ -67,6 +70,8 @@ def command(
         max_tiles=max_tiles,
         max_pixels=pixel_limit(max_pixels),
         options=options,
+        schema=form.schema,
+        logprobs=form.logprobs,
     )
     thumbnail = model.config.use_thumbnail
     status.show_encoding(grids, thumbnail)

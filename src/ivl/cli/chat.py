@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer import Argument
@@ -23,6 +23,7 @@ from ivl.cli.options import (
     ModelChoice,
     Quiet,
     Sampling,
+    SchemaFile,
     System,
     Times,
     with_options,
@@ -60,6 +61,7 @@ def command(
     times: Times = False,
     quiet: Quiet = False,
     choice: ModelChoice,
+    schema: SchemaFile = None,
     drafting: Drafting,
     sampling: Sampling,
 ) -> None:
@@ -82,6 +84,7 @@ def command(
         max_pixels=max_pixels,
         system=system,
         times=times,
+        schema=schema,
     )
     is_typed = sys.stdin.isatty() and sys.stdout.isatty()
     if is_typed:
@@ -139,10 +142,11 @@ class Chat:
         max_pixels: int | None,
         system: str | None,
         times: bool,
+        schema: dict[str, Any] | None,
     ) -> None:
         self.model, self.status, self.options = model, status, sampling.options()
         self.max_tiles, self.system, self.times = max_tiles, system, times
-        self.max_pixels = max_pixels
+        self.max_pixels, self.schema = max_pixels, schema
         self.waiting = pictures
         self.conversation = model.conversation(system)
         self.said: list[str] = []
@@ -176,6 +180,7 @@ class Chat:
             max_tiles=self.max_tiles,
             max_pixels=pixel_limit(self.max_pixels),
             options=self.options,
+            schema=self.schema,
         )
         config = self.model.config
         sizes_px = [image.size for image in images]

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import json
 from collections.abc import Callable
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from typer import Argument, Option
 
 from ivl.engine.options import DEFAULT_DRAFT_TOKENS, GenerationOptions
 from ivl.errors import ConfigError, RequestError
+from ivl.paths import local_path
 from ivl.planner.memory import DEFAULT_VISION_BATCH
 
 Threads = Annotated[
@@ -60,6 +62,30 @@ KV = Annotated[
         metavar="TYPE",
         help="The cache of keys and values: auto, 32bit, 16bit, or 8bit, which takes half the "
         "memory of 16bit.",
+    ),
+]
+
+
+def _schema(name: str) -> dict[str, Any]:
+    """The JSON schema in a file; RequestError when there is none."""
+    try:
+        schema = json.loads(local_path(name).read_bytes())
+    except OSError as error:
+        raise RequestError(f"The schema {name} cannot be read: {error.strerror}.") from None
+    except ValueError as error:
+        raise RequestError(f"The schema {name} is no JSON: {error}.") from None
+    if not isinstance(schema, dict):
+        raise RequestError(f"The schema {name} is no JSON object.", 'Such as {"type": "object"}.')
+    return schema
+
+
+SchemaFile = Annotated[
+    dict[str, Any] | None,
+    Option(
+        "--schema",
+        metavar="FILE",
+        parser=_schema,
+        help="A JSON schema; the answer is JSON that keeps to it.",
     ),
 ]
 
@@ -196,6 +222,26 @@ class Drafting:
     draft_tokens: Annotated[int, Option(metavar="N", help="Tokens that are guessed at once.")] = (
         DEFAULT_DRAFT_TOKENS
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnswerForm:
+    """What an answer must be, and what is told of it."""
+
+    schema: SchemaFile = None
+    logprobs: Annotated[
+        int | None,
+        Option(
+            metavar="N",
+            help="With --json: the probability of each token of the answer, and of the N likeliest "
+            "in its place.",
+        ),
+    ] = None
+
+    def check(self, json: bool) -> None:
+        """ConfigError where nobody would see what is asked for."""
+        if self.logprobs is not None and not json:
+            raise ConfigError("--logprobs is printed as JSON only.", "Add --json.")
 
 
 MaxTiles = Annotated[

@@ -9,6 +9,7 @@ from typer import Argument
 
 from ivl.cli.inputs import STDIN, load_model, pixel_limit, read_stdin
 from ivl.cli.options import (
+    AnswerForm,
     Drafting,
     Json,
     MaxPixels,
@@ -45,6 +46,7 @@ def command(
     times: Times = False,
     quiet: Quiet = False,
     choice: ModelChoice,
+    form: AnswerForm,
     drafting: Drafting,
     sampling: Sampling,
 ) -> None:
@@ -54,6 +56,7 @@ def command(
     cannot be read does not stop the others, and the exit code is 2.
     """
     options = sampling.options()
+    form.check(json)
     status = Status(quiet=quiet, json=json)
     limit = pixel_limit(max_pixels)
     opened = [_open(name, limit) for name in files]
@@ -66,7 +69,13 @@ def command(
             continue
         assert model is not None
         for reading in read_pages(
-            model, pages, max_tiles=max_tiles, max_pixels=limit, options=options
+            model,
+            pages,
+            max_tiles=max_tiles,
+            max_pixels=limit,
+            options=options,
+            schema=form.schema,
+            logprobs=form.logprobs,
         ):
             report.add(reading, model.config.use_thumbnail, sampling.max_tokens)
     if json:

@@ -9,15 +9,17 @@ from typing import TYPE_CHECKING, Annotated
 from typer import Option
 
 from ivl.cli.inputs import load_model
-from ivl.cli.options import ModelChoice, with_options
+from ivl.cli.options import Drafting, ModelChoice, with_options
 from ivl.cli.terminal import Status
+from ivl.engine.options import LOOKUP
 from ivl.errors import ConfigError
 from ivl.family import find
 from ivl.paths import local_path
 from ivl.planner.threads import choose_threads
 
 if TYPE_CHECKING:
-    from ivl.engine.batch import BatchEngine, BatchLimits
+    from ivl.engine.engine import EngineLimits
+    from ivl.engine.service import Service
     from ivl.server.hub import StoredFacts
 
 MIB = 1024**2
@@ -90,7 +92,7 @@ class Serving:
 
 
 @with_options
-def command(*, serving: Serving, choice: ModelChoice) -> None:
+def command(*, serving: Serving, choice: ModelChoice, drafting: Drafting) -> None:
     """Serve a model to programs and people.
 
     Speaks the APIs of OpenAI (/v1) and Ollama (/api), and shows a page at /. Ctrl-C lets running
@@ -99,16 +101,17 @@ def command(*, serving: Serving, choice: ModelChoice) -> None:
     _check(serving)
     choose_threads(choice.threads, "--threads")
     models = _models(choice, serving.name, serving.also or [])
-    from ivl.engine.batch import BatchLimits
+    from ivl.engine.engine import EngineLimits
     from ivl.server.allocator import bound_free_memory
     from ivl.server.run import log_to_stderr, make_server
     from ivl.server.settings import ServerSettings
 
-    limits = BatchLimits(
+    limits = EngineLimits(
         kv_tokens=serving.kv_tokens,
         max_sequences=serving.max_sequences,
         max_queued=serving.max_queued,
         vision_cache_bytes=serving.vision_cache * MIB,
+        for_many=True,
     )
     settings = ServerSettings(
         api_key=serving.api_key,
@@ -119,7 +122,10 @@ def command(*, serving: Serving, choice: ModelChoice) -> None:
         max_images=serving.max_images,
         drain_s=serving.drain,
     )
-    loaders = {name: _Loader(model, limits) for name, model in models.items()}
+    loaders = {
+        name: _Loader(model, limits, drafting if model is choice else _alone(drafting))
+        for name, model in models.items()
+    }
     server = make_server(
         loaders,
         settings,
@@ -138,18 +144,23 @@ def command(*, serving: Serving, choice: ModelChoice) -> None:
 class _Loader:
     """Loads one model when it is called."""
 
-    def __init__(self, choice: ModelChoice, limits: BatchLimits) -> None:
-        self.choice, self.limits = choice, limits
+    def __init__(self, choice: ModelChoice, limits: EngineLimits, drafting: Drafting) -> None:
+        self.choice, self.limits, self.drafting = choice, limits, drafting
 
-    def __call__(self) -> BatchEngine:
+    def __call__(self) -> Service:
         from ivl.server.loading import start_engine
 
-        return start_engine(load_model(self.choice, Status(quiet=True)), self.limits)
+        return start_engine(load_model(self.choice, Status(quiet=True), self.drafting), self.limits)
 
     def stored_facts(self) -> StoredFacts | None:
         from ivl.server.loading import stored_facts
 
         return stored_facts(self.choice.model, self.choice.mmproj, self.choice.revision)
+
+
+def _alone(drafting: Drafting) -> Drafting:
+    """How one of the other models guesses: a draft model is the first one's alone."""
+    return drafting if drafting.draft == LOOKUP else Drafting()
 
 
 def _check(serving: Serving) -> None:

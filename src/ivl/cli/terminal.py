@@ -20,7 +20,7 @@ from ivl.toolchain import advice
 
 if TYPE_CHECKING:
     from ivl.engine.answer import Answer
-    from ivl.engine.engine import Generation
+    from ivl.engine.conversation import Generation
 
 BAR_WIDTH = 30
 REDRAW_S = 0.1
@@ -158,6 +158,8 @@ def answer_record(answer: Answer) -> dict[str, Any]:
         "tokens": len(answer.tokens),
         "finish_reason": answer.finish_reason,
         "timings": asdict(answer.timings),
+        **({} if answer.data is None else {"data": answer.data}),
+        **({"logprobs": [asdict(token) for token in answer.logprobs]} if answer.logprobs else {}),
     }
 
 

@@ -17,13 +17,14 @@ from typing import TYPE_CHECKING
 from PIL import Image
 
 from ivl.engine.request import LIMIT_OPTION, choose_grids
+from ivl.engine.schema import Schema
 from ivl.errors import IvlError
 from ivl.prompt.pixels import DEFAULT_MAX_PIXELS, ImageSource, load_image, num_frames, rereadable
 from ivl.prompt.tiles import Grid
 
 if TYPE_CHECKING:  # pages are opened before torch is imported: a wrong name is told at once
     from ivl.api import Model
-    from ivl.engine.engine import Generation
+    from ivl.engine.conversation import Generation
     from ivl.engine.options import GenerationOptions
 
 READ_QUESTION = "Read all the text in the image."
@@ -87,6 +88,8 @@ def read_pages(
     max_tiles: int | None = None,
     max_pixels: int = DEFAULT_MAX_PIXELS,
     options: GenerationOptions | None = None,
+    schema: Schema = None,
+    logprobs: int | None = None,
 ) -> Iterator[Reading]:
     """One reading for every page, in order; the next begins when the last has been used up."""
     for page in pages:
@@ -94,7 +97,13 @@ def read_pages(
             image = page.load(max_pixels=max_pixels)
             [grid] = choose_grids([image.size], model.config, max_tiles)
             generation = model.conversation().ask(
-                READ_QUESTION, image, max_tiles=max_tiles, max_pixels=max_pixels, options=options
+                READ_QUESTION,
+                image,
+                max_tiles=max_tiles,
+                max_pixels=max_pixels,
+                options=options,
+                schema=schema,
+                logprobs=logprobs,
             )
         except IvlError as error:
             yield Reading(page=page, error=error)

@@ -11,15 +11,21 @@ FinishReason = Literal["stop", "length", "cancelled"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timings:
-    """Seconds, and the numbers of tokens and tiles that they were spent on."""
+    """Seconds of the clock, and the numbers of tokens and tiles that they were spent on.
 
+    queue_s: until the request was let in. encode_s: while its tiles were encoded. prefill_s: the
+    rest until the first token. decode_s: from there to the end.
+    """
+
+    queue_s: float = 0.0
     encode_s: float
     prefill_s: float
     decode_s: float
     num_tiles: int
     num_prompt_tokens: int
+    """All of the prompt's: of a conversation those of earlier turns too."""
     num_cached_tokens: int
-    """Tokens of the conversation that were in the cache already; not in num_prompt_tokens."""
+    """Of them, those whose keys and values were there already."""
     num_answer_tokens: int
     num_guessed_tokens: int = 0
     """Guessed ahead (see `ivl.engine.speculation`), and of them those that stayed."""
@@ -27,7 +33,17 @@ class Timings:
 
     @property
     def first_token_s(self) -> float:
-        return self.encode_s + self.prefill_s
+        """From the question to the first token."""
+        return self.queue_s + self.encode_s + self.prefill_s
+
+    @property
+    def total_s(self) -> float:
+        return self.first_token_s + self.decode_s
+
+    @property
+    def num_read_tokens(self) -> int:
+        """Tokens of the prompt that had to be read."""
+        return self.num_prompt_tokens - self.num_cached_tokens
 
     @property
     def decode_tokens_per_s(self) -> float | None:
@@ -37,7 +53,7 @@ class Timings:
 
     def summary(self) -> str:
         """One line for people."""
-        parts = [f"{self.num_prompt_tokens} prompt tokens in {self.prefill_s:.2f} s"]
+        parts = [f"{self.num_read_tokens} prompt tokens in {self.prefill_s:.2f} s"]
         if self.num_tiles:
             tiles = "1 tile" if self.num_tiles == 1 else f"{self.num_tiles} tiles"
             parts.insert(0, f"{tiles} in {self.encode_s:.2f} s")
@@ -49,6 +65,16 @@ class Timings:
         return ", ".join(parts)
 
 
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """A token of an answer. `logprob` and `top` (the likeliest tokens of its place, with theirs)
+    are natural logarithms of the model's own probabilities, and there when they were asked for."""
+
+    id: int
+    logprob: float | None = None
+    top: tuple[tuple[int, float], ...] = ()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
     """finish_reason: `stop` (the model or a stop string ended it), `length` (max_tokens or the
@@ -58,6 +84,10 @@ class Answer:
     tokens: tuple[int, ...]
     timings: Timings
     finish_reason: FinishReason
+    data: Any = None
+    """What the JSON says, of an answer that had to follow a schema and is complete."""
+    logprobs: tuple[TokenLogprob, ...] = ()
+    """One for each token, if they were asked for."""
 
     def __str__(self) -> str:
         return self.text
@@ -81,5 +111,14 @@ def joined(answers: Sequence[Answer]) -> Answer:
         text="\n\n".join(answer.text for answer in answers),
         tokens=tuple(token for answer in answers for token in answer.tokens),
         timings=Timings(**sums),
+        logprobs=tuple(token for answer in answers for token in answer.logprobs),
         finish_reason=next(reason for reason in worst if reason in endings),
+        data=_joined_data([answer.data for answer in answers]),
     )
+
+
+def _joined_data(values: Sequence[Any]) -> Any:
+    """Of one page what it says, of several a list; None where no form was asked for."""
+    if len(values) == 1:
+        return values[0]
+    return list(values) if any(value is not None for value in values) else None

@@ -1,8 +1,8 @@
 """Failures end the request that they belong to, and nobody else's answer.
 
 This is the one place where every exception is caught: whatever goes wrong while a request is
-computed, chosen for or written down becomes its ending, with an entry in the log. A fault of the
-device itself is let through, for after it nothing that the device computes can be trusted.
+computed, chosen for or written down becomes its ending. A fault of the device itself is let
+through, for after it nothing that the device computes can be trusted.
 """
 
 from __future__ import annotations
@@ -15,13 +15,11 @@ from typing import Generic, TypeVar
 
 import torch
 
-from ivl.errors import IvlError
-
+T = TypeVar("T")
 log = logging.getLogger("ivl.engine")
 
-T = TypeVar("T")
-Fail = Callable[[IvlError | None], None]
-"""Ends a request without an answer: with an error that a person can mend, or None, a defect."""
+Fail = Callable[[BaseException], None]
+"""Ends a request without an answer."""
 
 DEVICE_FAULTS = ("CUDA error", "CUBLAS_STATUS", "CUDNN_STATUS", "device-side assert", "MPS backend")
 """What RuntimeErrors of torch's say when the device has failed; some have no class of their own."""
@@ -44,18 +42,22 @@ def _is_contained(error: BaseException) -> bool:
     return is_failure and not is_device_fault(error)
 
 
+def log_failure(error: BaseException) -> None:
+    """Writes a defect down, for those who run a server."""
+    log.error("a request has failed", exc_info=error)
+
+
 @contextmanager
 def contained(fail: Fail, doing: str) -> Iterator[None]:
-    """Whatever is raised within it, but for a fault of the device, is handed to `fail`."""
+    """Whatever is raised within it, but for a fault of the device, is handed to `fail`, with a note
+    of what was being done."""
     try:
         yield
-    except IvlError as error:
-        fail(error)
     except BaseException as error:
         if not _is_contained(error):
             raise
-        log.exception("a request has failed while %s", doing)
-        fail(None)
+        error.add_note(f"while {doing}")
+        fail(error)
 
 
 @dataclass(frozen=True, slots=True)

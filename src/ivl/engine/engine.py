@@ -1,4 +1,8 @@
-"""The engine: conversations with a model, one answer at a time.
+"""The engine: one model, one store of keys and values, one loop.
+
+Requests join and leave at every step. Who wants an answer drives the steps: a conversation does it
+while it is iterated over (`conversation.py`), a service in a thread of its own (`service.py`). What
+a step computes is `scheduler.py`'s to say.
 
 engine = Engine(model, tokenizer, context=8192)
 generation = engine.conversation().ask("What is the total?", ["receipt.png"])
@@ -8,58 +12,121 @@ generation.answer.timings
 
 from __future__ import annotations
 
+import logging
+import threading
 import time
-from collections.abc import Generator, Iterator, Sequence
-from itertools import chain
-from typing import Any, NoReturn
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import NoReturn, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from ivl.engine.answer import Answer, FinishReason, Timings
-from ivl.engine.options import GenerationOptions
-from ivl.engine.request import (
-    LIMIT_OPTION,
-    Images,
-    MaxTiles,
-    TokenizedPrompt,
-    check_capacity,
-    check_order,
-    prepare_images,
-    split_pages,
-    tokenize,
-)
-from ivl.engine.sampling import Sampler, are_finite, not_finite
-from ivl.engine.speculation import Draft, Drafter, Speculation, check_draft, verify
-from ivl.engine.stopping import StopText
-from ivl.errors import ConfigError, RequestError
-from ivl.model.cache import KVCache, Segment
+from ivl.config import ModelConfig
+from ivl.engine.blocks import BlockPool
+from ivl.engine.containment import Failure, attempt, contained
+from ivl.engine.conversation import Conversation
+from ivl.engine.events import Listener
+from ivl.engine.grammar import GrammarCompiler
+from ivl.engine.model_runner import ModelRunner, Span
+from ivl.engine.prepared import EngineRequest
+from ivl.engine.running import RunningRequest
+from ivl.engine.sampling import are_finite, not_finite
+from ivl.engine.scheduler import Chunk, Plan, Scheduler, StepLimits
+from ivl.engine.sequence import Sequence
+from ivl.engine.speculation import Drafter, Speculation, Wish, check_draft
+from ivl.errors import CapacityError, ConfigError, RequestError
+from ivl.model.cache import BLOCK_TOKENS, num_blocks_for
 from ivl.model.internvl import InternVL
-from ivl.model.out_of_memory import capacity_error
 from ivl.planner.memory import DEFAULT_CONTEXT, DEFAULT_VISION_BATCH
-from ivl.prompt.pixels import DEFAULT_MAX_PIXELS
-from ivl.prompt.template import (
-    Message,
-    Prompt,
-    check_image_tokens,
-    get_template,
-    render,
-    render_next,
-    user_message,
-)
-from ivl.prompt.tokenizer import StreamDecoder, Tokenizer, require_image_tokens
+from ivl.prompt.template import get_template
+from ivl.prompt.tokenizer import Tokenizer, require_image_tokens
 
-PREFILL_CHUNK = 512
-QUESTION_FIRST = 'The question comes first: conversation.ask("What is the total?", "receipt.png").'
-LESS_VISION = "Load the model with a smaller `vision_batch`, or give fewer tiles (`max_tiles`)."
-LESS_CONTEXT = (
-    "Load the model with a smaller context (`context`), or give fewer tiles (`max_tiles`)."
-)
+log = logging.getLogger("ivl.engine")
+
+UNBOUNDED = 1 << 60
+GUESSED_ROWS = {"cpu": 16}
+"""Rows that one step may read for those who are writing, their guesses included. Beyond, on a
+processor, a row that is guessed in vain costs as much as one that is needed."""
+GUESSED_ROWS_ELSEWHERE = 64
+
+Work = TypeVar("Work")
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineLimits:
+    """What an engine may hold, and how much it does at once.
+
+    kv_tokens: tokens of all sequences whose keys and values are kept; None: of one at the full
+    context. max_sequences run at once, and max_queued more may wait, as long as the tiles of all of
+    them are at most max_tile_bytes. vision_cache_bytes: of features of tiles that may be shown
+    again. idle_tokens and busy_tokens: as of `StepLimits`; None for what suits the device.
+    for_many: people wait for each other, so that a step is short, and all memory is taken at once.
+    """
+
+    kv_tokens: int | None = None
+    max_sequences: int = 16
+    max_queued: int = 128
+    max_tile_bytes: int = 1024**3
+    vision_cache_bytes: int = 64 * 1024**2
+    idle_tokens: int | None = None
+    busy_tokens: int | None = None
+    for_many: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("kv_tokens", "max_sequences", "idle_tokens", "busy_tokens"):
+            value = getattr(self, name)
+            if value is not None:
+                check_at_least_one(name, value)
+        if self.max_queued < 0 or self.vision_cache_bytes < 0:
+            raise ConfigError("The number of queued requests and the cache cannot be negative.")
+
+    def step_limits(self, device: torch.device) -> StepLimits:
+        """A processor reads some hundred tokens a second, a GPU some thousands."""
+        idle, busy = (512, 256) if device.type == "cpu" or not self.for_many else (4096, 1024)
+        busy = max(self.busy_tokens or min(busy, self.idle_tokens or busy), self.max_sequences + 1)
+        return StepLimits(
+            max_sequences=self.max_sequences,
+            idle_tokens=max(self.idle_tokens or idle, busy),
+            busy_tokens=busy,
+            tiles_first=not self.for_many,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineState:
+    """Numbers for those who watch: of now, and counted since the start."""
+
+    num_running: int
+    num_waiting: int
+    num_blocks: int
+    num_used_blocks: int
+    num_findable_blocks: int
+    kv_bytes: int
+    vision_cache_bytes: int
+    tile_bytes: int = 0
+    """Of all requests that run or wait."""
+    num_steps: int
+    num_prompt_tokens: int
+    num_cached_tokens: int
+    num_answer_tokens: int
+    num_guessed_tokens: int
+    num_kept_tokens: int
+    num_encoded_tiles: int
+    num_known_tiles: int
+    num_preempted: int
+    num_evicted_blocks: int
+    busy_s: float
 
 
 class Engine:
-    """A loaded model with its tokenizer and its limits. Answers one question at a time."""
+    """A loaded model with its tokenizer, its limits, and all that is being answered with it.
+
+    A failure ends the request that it belongs to. One that belongs to none, or that is the device's
+    own, is raised to whoever drives. Any thread may drive; one does at a time.
+    """
 
     def __init__(
         self,
@@ -68,17 +135,16 @@ class Engine:
         *,
         context: int | None = None,
         vision_batch: int = DEFAULT_VISION_BATCH,
-        prefill_chunk: int = PREFILL_CHUNK,
         speculation: Speculation | None = None,
+        limits: EngineLimits | None = None,
     ) -> None:
         """`context` in tokens, question and answer together; None: the model's, at most 8192.
 
-        `vision_batch` tiles are encoded at once, and `prefill_chunk` tokens read at once; both
-        bound the memory of activations and change nothing else. `speculation`: guesses tokens
-        ahead; ConfigError for a draft model of another vocabulary.
+        `vision_batch` tiles are encoded at once, which bounds the memory of activations and changes
+        nothing else. `speculation`: guesses tokens ahead; ConfigError for a draft model of another
+        vocabulary.
         """
         check_at_least_one("vision_batch", vision_batch)
-        check_at_least_one("prefill_chunk", prefill_chunk)
         if tokenizer.vocab_size > model.config.decoder.vocab_size:
             raise ConfigError(
                 f"The tokenizer has {tokenizer.vocab_size} tokens, and the model "
@@ -89,17 +155,329 @@ class Engine:
             require_image_tokens(tokenizer)
         self.model, self.tokenizer, self.config = model, tokenizer, model.config
         self.context = resolve_context(context, model.config)
-        self.vision_batch, self.prefill_chunk = vision_batch, prefill_chunk
+        self.vision_batch = vision_batch
         self.template = get_template(model.config.template, model.config.system)
         ends = (tokenizer.control(name) for name in self.template.stop_control)
         self.stop_ids = tokenizer.stop_ids.union(ends)
         self.speculation = speculation
         if speculation is not None and speculation.draft is not None:
             check_draft(tokenizer, model.config, speculation.draft)
+        self.limits = limits or EngineLimits()
+        self._lock, self._grammar_lock = threading.RLock(), threading.Lock()
+        self._grammars: GrammarCompiler | None = None
+        self._requests: dict[Sequence, RunningRequest] = {}
+        self._counts = dict.fromkeys(_COUNTED, 0)
+        self._busy_s = 0.0
+        self._drafter: Drafter | None = None
 
     def conversation(self, system: str | None = None) -> Conversation:
         """A new, empty conversation; `system` None is the model's own system message."""
         return Conversation(self, system)
+
+    def with_limits(self, limits: EngineLimits) -> Engine:
+        """Another engine with the same model, and a store of its own."""
+        return Engine(
+            self.model,
+            self.tokenizer,
+            context=self.context,
+            vision_batch=self.vision_batch,
+            speculation=self.speculation,
+            limits=limits,
+        )
+
+    @property
+    def grammars(self) -> GrammarCompiler:
+        """Makes the forms that answers must have. It is built, in a second, when first asked for;
+        meanwhile the engine goes on."""
+        with self._grammar_lock:
+            if self._grammars is None:
+                self._grammars = GrammarCompiler(self.tokenizer, self.stop_ids)
+            return self._grammars
+
+    @cached_property
+    def _runner(self) -> ModelRunner:
+        """With its store, which takes memory: it is made when the first is asked for."""
+        limits = self.limits
+        num_blocks = num_blocks_for(limits.kv_tokens or self.context)
+        runner = ModelRunner(
+            self.model,
+            num_blocks,
+            vision_batch=self.vision_batch,
+            vision_cache_bytes=limits.vision_cache_bytes,
+        )
+        if self.speculation is not None:
+            vocab_size = self.config.decoder.vocab_size
+            self._drafter = self.speculation.new_drafter(num_blocks, vocab_size)
+        if limits.for_many:
+            runner.store.reserve()
+        return runner
+
+    @cached_property
+    def _scheduler(self) -> Scheduler:
+        runner = self._runner
+        # No method of the engine's own: in a circle it would keep its memory when it is done with.
+        return Scheduler(
+            BlockPool(runner.store.num_blocks),
+            self.limits.step_limits(self.model.device),
+            runner.vision_cache.__contains__,
+        )
+
+    def reserve(self) -> None:
+        """Takes the memory of the store now; CapacityError when there is not enough."""
+        with self._lock:
+            assert self._scheduler
+
+    @property
+    def max_request_tokens(self) -> int:
+        """Tokens that one request may have, prompt and answer together."""
+        return min(
+            self.context, num_blocks_for(self.limits.kv_tokens or self.context) * BLOCK_TOKENS
+        )
+
+    def prepare(
+        self, request: EngineRequest, listener: Listener, owner: object | None = None
+    ) -> RunningRequest:
+        """What `submit` takes; CapacityError when it alone is larger than the store.
+
+        `owner`: keeps the blocks when it has ended, as long as it lives and nobody needs them.
+        """
+        length = len(request.ids)
+        running = RunningRequest(
+            request,
+            listener,
+            self.tokenizer,
+            self.stop_ids,
+            # Keys beyond the trained length depend on the length of the whole prompt there.
+            num_shareable=self._num_alike if length <= self._num_alike else 0,
+            num_alike=self._num_alike,
+            release=self._forget,
+            owner=owner,
+        )
+        if length + request.max_tokens > num_blocks_for(self.max_request_tokens) * BLOCK_TOKENS:
+            most = self.limits.kv_tokens or self.context
+            raise CapacityError(
+                f"Prompt and answer may need more than the {most} tokens of the cache.",
+                "Ask for a smaller max_tokens, or start the server with a larger --kv-tokens.",
+            )
+        return running
+
+    def submit(self, running: RunningRequest, held: Sequence | None = None) -> None:
+        """Waits with all others for its turn. It goes on in the blocks of `held`, which must be its
+        beginning."""
+        with self._lock:
+            scheduler = self._scheduler
+            self._requests[running.sequence] = running
+            if held is not None:
+                if self._drafter is not None:
+                    self._drafter.go_on(held, running.sequence)
+                scheduler.resume(held, running.sequence)
+            scheduler.add(running.sequence)
+
+    def cancel(self, running: RunningRequest) -> None:
+        """It ends as `cancelled`, if it has not ended yet."""
+        with self._lock, contained(running.fail, "it was ended"):
+            running.end("cancelled")
+
+    def cut(self, sequence: Sequence, num_tokens: int) -> None:
+        """Keeps the first tokens of a sequence that has ended and is held by its owner."""
+        with self._lock:
+            self._scheduler.cut(sequence, num_tokens)
+
+    @torch.inference_mode()
+    def step(self) -> bool:
+        """Computes the next step of all requests; False when there are none."""
+        with self._lock:
+            began = time.perf_counter()
+            self._guess()
+            plan = self._scheduler.plan()
+            if not plan:
+                return False
+            for sequence in self._scheduler.running:
+                self._requests[sequence].note_admitted()
+            self._counts["steps"] += 1
+            self._encode(plan.tiles)
+            self._read(plan)
+            self._busy_s += time.perf_counter() - began
+            return True
+
+    def _guess(self) -> None:
+        """Guesses for all that are writing, as far as one step can read them."""
+        drafter, speculation = self._drafter, self.speculation
+        writing = [one for one in self._scheduler.running if one.is_writing]
+        for sequence in writing:
+            sequence.guesses = []
+        if drafter is None or speculation is None or not writing:
+            return
+        rows = GUESSED_ROWS.get(self.model.device.type, GUESSED_ROWS_ELSEWHERE)
+        share = min(speculation.num_tokens, rows // len(writing) - 1)
+        wishes = []
+        for sequence in writing:
+            running = self._requests[sequence]
+            # Beyond the trained length the rotation depends on how long the sequence is.
+            most = min(share, running.most_guesses, self._num_alike - len(sequence.ids))
+            most = self._scheduler.room_for_guesses(sequence, most)
+            if most > 0:
+                wishes.append(Wish(sequence, most, running.chooser.sampler))
+        if not wishes:
+            return
+        drafts = attempt(lambda: drafter.propose(wishes))
+        if isinstance(drafts, Failure):
+            self._give_up_guessing(drafts.error)
+            return
+        for wish, draft in zip(wishes, drafts.result, strict=True):
+            self._requests[wish.sequence].draft = draft
+            wish.sequence.guesses = list(draft.tokens)
+
+    def _give_up_guessing(self, error: BaseException) -> None:
+        log.warning("guessing has failed, and the engine goes on without it", exc_info=error)
+        self._drafter = None
+
+    def _encode(self, tiles: list[tuple[Sequence, int]]) -> None:
+        if not tiles:
+            return
+        began = time.perf_counter()
+        work: dict[Sequence, list[tuple[Sequence, int]]] = {}
+        for tile in tiles:
+            work.setdefault(tile[0], []).append(tile)
+        num_new = sum(self._compute(work, self._runner.encode, "encoding an image"))
+        self._counts["tiles"] += num_new
+        self._counts["known"] += len(tiles) - num_new
+        if self._drafter is not None:
+            drafter, seen = self._drafter, [tile for tile in tiles if tile[0] in self._requests]
+            failed = attempt(lambda: drafter.encode(seen))
+            if isinstance(failed, Failure):
+                self._give_up_guessing(failed.error)
+        elapsed = time.perf_counter() - began
+        for sequence in work:
+            if sequence in self._requests:
+                self._requests[sequence].encode_s += elapsed
+
+    def _read(self, plan: Plan) -> None:
+        # Those whose images failed are gone, and nothing of theirs is read.
+        planned = {c.sequence: [_span(c)] for c in plan.chunks if c.sequence in self._requests}
+        logits = self._compute(planned, self._runner.read, "reading")
+        done = Plan(
+            [tile for tile in plan.tiles if tile[0] in self._requests],
+            [chunk for chunk in plan.chunks if chunk.sequence in self._requests],
+        )
+        if self._drafter is not None:
+            self._read_along(self._drafter, done.chunks)
+        self._count(done.chunks)
+        chosen = self._scheduler.computed(done)
+        for sequence in planned:
+            self._runner.forget(sequence, sequence.num_computed)
+        self._choose([planned[sequence][0] for sequence in chosen], logits)
+
+    def _read_along(self, drafter: Drafter, chunks: list[Chunk]) -> None:
+        spans = [_span(chunk) for chunk in chunks if not chunk.sequence.is_writing]
+        failed = attempt(lambda: drafter.read(spans))
+        if isinstance(failed, Failure):
+            self._give_up_guessing(failed.error)
+
+    def _compute(
+        self,
+        work: dict[Sequence, list[Work]],
+        compute: Callable[[list[Work]], Result],
+        doing: str,
+    ) -> list[Result]:
+        """The results of the work of several sequences, computed together, in their order.
+
+        Where that fails each is computed alone, so that the failure ends only those that fail then
+        too. What was computed before the failure is computed again, to the same places.
+        """
+        if not work:
+            return []
+        together = attempt(lambda: compute([item for items in work.values() for item in items]))
+        if not isinstance(together, Failure):
+            return [together.result]
+        if len(work) > 1:
+            log.warning("%s failed for %d requests together: %r", doing, len(work), together.error)
+        results = []
+        for sequence, items in work.items():
+            alone = together if len(work) == 1 else attempt(partial(compute, items))
+            if isinstance(alone, Failure):
+                alone.end(self._requests[sequence].fail, doing)
+            else:
+                results.append(alone.result)
+        return results
+
+    def _choose(self, spans: list[Span], logits: list[Tensor]) -> None:
+        """The next tokens of each of these, whose rows `logits` has in their order."""
+        if not spans:
+            return
+        rows = logits[0] if len(logits) == 1 else torch.cat(logits)
+        requests = [self._requests[span.sequence] for span in spans]
+        finite = are_finite(rows)
+        likeliest: list[int] | None = None
+        if any(running.chooser.is_plainly_greedy for running in requests):
+            # One trip from the device for both.
+            found = torch.stack([rows.argmax(-1), finite.to(torch.int64)]).tolist()
+            likeliest, are_numbers = found
+        else:
+            are_numbers = finite.tolist()
+        first = 0
+        for span, running in zip(spans, requests, strict=True):
+            part = slice(first, first := first + span.num_logits)
+            with contained(running.fail, "its next token was chosen"):
+                if not all(are_numbers[part]):
+                    raise not_finite(self.model.dtype, running.num_tokens)
+                kept, guessed = running.num_kept, running.num_guessed
+                running.choose(rows[part], likeliest[part] if likeliest else None)
+                self._counts["kept"] += running.num_kept - kept
+                self._counts["guessed"] += running.num_guessed - guessed
+
+    def _count(self, chunks: list[Chunk]) -> None:
+        counts = self._counts
+        for chunk in chunks:
+            sequence = chunk.sequence
+            counts["answer"] += chunk.chooses
+            if not sequence.is_writing:
+                counts["prompt"] += chunk.num_tokens
+            if chunk.chooses and len(sequence.ids) == sequence.num_prompt_tokens:
+                counts["cached"] += sequence.num_cached
+
+    def _forget(self, running: RunningRequest) -> None:
+        """It has ended."""
+        sequence = running.sequence
+        known = self._requests.pop(sequence, None) is not None
+        if known and running.owner is not None:
+            self._scheduler.hold(sequence, running.owner)
+        elif known:
+            self._scheduler.remove(sequence)
+        if known:
+            self._runner.forget(sequence)
+            if self._drafter is not None:
+                self._drafter.forget(sequence)
+
+    def state(self) -> EngineState:
+        """Now; read without a lock, so that numbers may be of two neighbouring steps."""
+        pool, counts = self._scheduler.pool, self._counts
+        return EngineState(
+            num_running=len(self._scheduler.running),
+            num_waiting=len(self._scheduler.waiting),
+            num_blocks=pool.num_blocks,
+            num_used_blocks=pool.num_used,
+            num_findable_blocks=pool.num_findable,
+            kv_bytes=self._runner.store.num_bytes,
+            vision_cache_bytes=self._runner.vision_cache.num_bytes,
+            num_steps=counts["steps"],
+            num_prompt_tokens=counts["prompt"],
+            num_cached_tokens=counts["cached"],
+            num_answer_tokens=counts["answer"] + counts["kept"],
+            num_guessed_tokens=counts["guessed"],
+            num_kept_tokens=counts["kept"],
+            num_encoded_tiles=counts["tiles"],
+            num_known_tiles=counts["known"],
+            num_preempted=self._scheduler.num_preempted,
+            num_evicted_blocks=pool.num_evicted,
+            busy_s=self._busy_s,
+        )
+
+    @property
+    def _num_alike(self) -> int:
+        """Up to the trained length, keys do not depend on the length of the sequence."""
+        decoder = self.config.decoder
+        return UNBOUNDED if decoder.rope_factor is None else decoder.max_positions
 
     def __reduce__(self) -> NoReturn:
         """Refused before a tensor is touched: to send one, torch moves it to shared memory, and the
@@ -110,13 +488,23 @@ class Engine:
         )
 
 
+_COUNTED = ("steps", "prompt", "cached", "answer", "guessed", "kept", "tiles", "known")
+
+
+def _span(chunk: Chunk) -> Span:
+    """What a chunk has read: of one that chooses also the guesses, and the logits of each place."""
+    ids = chunk.sequence.ids[chunk.start : chunk.start + chunk.num_tokens]
+    num_logits = 1 + len(chunk.guesses) if chunk.chooses else 0
+    return Span(chunk.sequence, chunk.start, [*ids, *chunk.guesses], num_logits)
+
+
 def check_at_least_one(name: str, value: int) -> None:
     """ConfigError for a number of things done at once that is no such number."""
     if value < 1:
         raise ConfigError(f"{name} must be at least 1, not {value}.", "The default is a good one.")
 
 
-def resolve_context(context: int | None, config: Any) -> int:
+def resolve_context(context: int | None, config: ModelConfig) -> int:
     """The context in tokens.
 
     Raises ConfigError for a length that the model cannot have.
@@ -128,325 +516,3 @@ def resolve_context(context: int | None, config: Any) -> int:
     if not 1 <= context <= most:
         raise ConfigError(f"The context must be between 1 and {most} tokens, not {context}.")
     return context
-
-
-class Conversation:
-    """Questions and answers whose tokens stay in the cache from turn to turn."""
-
-    def __init__(self, engine: Engine, system: str | None) -> None:
-        self.engine = engine
-        self.system = system
-        self.num_images = 0
-        self._cache: KVCache | None = None
-        self._ids: list[int] = []  # what the cache holds
-        self._pending: list[int] = []  # shown, but not yet read back: the last token of an answer
-        self._num_begun = 0  # answers; one that was asked for before another began is out of date
-        self._is_writing = False
-        speculation = engine.speculation
-        self._drafter: Drafter | None = None
-        if speculation is not None:
-            with capacity_error("reserving the cache of the draft model", LESS_CONTEXT):
-                self._drafter = speculation.new_drafter(engine)
-
-    @property
-    def num_tokens(self) -> int:
-        """Tokens of the conversation so far."""
-        return self._cache.length if self._cache else 0
-
-    def ask(
-        self,
-        question: str,
-        images: Images = (),
-        *,
-        max_tiles: MaxTiles = None,
-        max_pixels: int = DEFAULT_MAX_PIXELS,
-        options: GenerationOptions | None = None,
-    ) -> Generation:
-        """The next question, about new images or those shown before; of one with several pages
-        about all of them.
-
-        The question comes first here, for a later one needs no image. Nothing has changed when this
-        raises: RequestError for images that cannot be read, CapacityError when the context is full.
-        """
-        check_order(question, images, QUESTION_FIRST)
-        images = list(chain.from_iterable(split_pages(images, max_pixels=max_pixels)))
-        message = user_message(question, len(images), num_earlier_images=self.num_images)
-        return self._submit([message], images, max_tiles, max_pixels, options)
-
-    def resume(
-        self,
-        messages: Sequence[Message],
-        images: Sequence[Any] = (),
-        *,
-        max_tiles: MaxTiles = None,
-        max_pixels: int = DEFAULT_MAX_PIXELS,
-        options: GenerationOptions | None = None,
-    ) -> Generation:
-        """Starts from a whole history, whose last message is the user's; images of one page.
-        RequestError when something has been asked already."""
-        if self._num_begun:
-            raise RequestError(
-                "This conversation has begun already.", "A history starts a new conversation."
-            )
-        return self._submit(messages, images, max_tiles, max_pixels, options)
-
-    def _submit(
-        self,
-        messages: Sequence[Message],
-        images: Sequence[Any],
-        max_tiles: MaxTiles,
-        max_pixels: int,
-        options: GenerationOptions | None,
-    ) -> Generation:
-        engine = self.engine
-        if self._is_writing:
-            raise _another_has_begun()
-        tiles, tiles_per_image = prepare_images(
-            images, engine.config, max_tiles, max_pixels=max_pixels, limit_option=LIMIT_OPTION
-        )
-        prompt = self._render(messages, tiles_per_image)
-        tokens = tokenize(prompt, engine.tokenizer, bos=self._cache is None, after=self._pending)
-        tokens_per_tile = engine.config.tokens_per_tile if tiles is not None else 0
-        check_image_tokens(prompt, sum(tiles_per_image) * tokens_per_tile)
-        room = check_capacity(
-            tokens, self.num_tokens, engine.context, sum(tiles_per_image), engine.config
-        )
-        options = GenerationOptions.from_any(options)
-        options.check_tokens(engine.config.decoder.vocab_size)
-        return Generation(self, tokens, tiles, len(images), room, options)
-
-    def _render(self, messages: Sequence[Message], tiles_per_image: list[int]) -> Prompt:
-        config = self.engine.config
-        tokens_per_tile = config.tokens_per_tile if config.vision else 0
-        if self._cache is None:
-            return render(
-                messages,
-                template=self.engine.template,
-                system=self.system,
-                tiles_per_image=tiles_per_image,
-                tokens_per_tile=tokens_per_tile,
-            )
-        return render_next(
-            messages[0],
-            template=self.engine.template,
-            tiles_per_image=tiles_per_image,
-            tokens_per_tile=tokens_per_tile,
-            num_earlier_images=self.num_images,
-        )
-
-
-class Generation:
-    """One answer while it comes into being: iterate over it for its pieces of text.
-
-    `answer` is there when the iteration has ended, also when it was ended early: by `close`, or by
-    leaving a `with` block.
-    """
-
-    def __init__(
-        self,
-        conversation: Conversation,
-        prompt: TokenizedPrompt,
-        tiles: np.ndarray | None,
-        num_images: int,
-        room: int,
-        options: GenerationOptions,
-    ) -> None:
-        self.answer: Answer | None = None
-        self._conversation, self._prompt, self._tiles = conversation, prompt, tiles
-        self._num_images, self._options = num_images, options
-        self._most = min(room, options.max_tokens or room)
-        self._finish: FinishReason = "cancelled"
-        self._tokens: list[int] = []
-        self._encode_s = self._prefill_s = self._decode_s = 0.0
-        self._num_guessed = self._num_kept = 0
-        self._cached, self._turn = conversation.num_tokens, conversation._num_begun
-        self._pieces = self._run()
-
-    def __iter__(self) -> Iterator[str]:
-        return self._pieces
-
-    def __enter__(self) -> Generation:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Ends the answer where it stands; the conversation can go on from there."""
-        self._pieces.close()
-
-    def result(self) -> Answer:
-        """Runs to the end and returns the answer."""
-        for _ in self._pieces:
-            pass
-        assert self.answer is not None
-        return self.answer
-
-    def _run(self) -> Generator[str, None, None]:
-        engine, talk = self._conversation.engine, self._conversation
-        if talk._num_begun != self._turn:
-            raise _another_has_begun()
-        decoder, text = StreamDecoder(engine.tokenizer), StopText(self._options.stop)
-        if talk._cache is None:
-            with capacity_error("reserving the key/value cache", LESS_CONTEXT):
-                talk._cache = engine.model.new_cache(engine.context)
-        start = self._cached
-        talk._num_begun, talk._is_writing = talk._num_begun + 1, True
-        try:
-            logits = self._prefill(talk._cache)
-            start = talk._cache.length
-            for piece in self._decode(talk._cache, logits, decoder, text):
-                if piece:
-                    yield piece
-            if piece := text.push(decoder.finish()) + text.finish():
-                yield piece
-        finally:
-            talk._is_writing = False
-            self._settle(talk, start, text)
-
-    @torch.inference_mode()
-    def _prefill(self, cache: KVCache) -> Tensor:
-        """Encodes the tiles and reads the prompt. A failure leaves the cache as it was."""
-        engine, began = self._conversation.engine, time.perf_counter()
-        features = None
-        if self._tiles is not None:
-            tiles = torch.from_numpy(self._tiles)
-            with capacity_error("encoding the image", LESS_VISION):
-                features = engine.model.encode_tiles(tiles, engine.vision_batch)
-            self._encode_s, began = _elapsed(engine.model.device, began)
-        device = engine.model.device
-        before = cache.length
-        try:
-            with capacity_error("reading the question", LESS_CONTEXT):
-                ids = torch.tensor(self._prompt.ids, device=device)
-                is_image = torch.tensor(self._prompt.is_image, device=device)
-                x = engine.model.embed(ids, is_image, features)
-                if (drafter := self._conversation._drafter) is not None:
-                    drafter.begin(self._conversation._ids, self._prompt, self._tiles)
-                logits = engine.model.prefill(x, cache, chunk_tokens=engine.prefill_chunk)
-            self._check(logits)
-        except BaseException:
-            cache.truncate(before)
-            raise
-        self._prefill_s, _ = _elapsed(device, began)
-        return logits
-
-    def _decode(
-        self, cache: KVCache, logits: Tensor, decoder: StreamDecoder, text: StopText
-    ) -> Iterator[str]:
-        """Chooses tokens until something ends the answer; yields what has become showable."""
-        talk, engine = self._conversation, self._conversation.engine
-        sampler = Sampler(self._options, talk._ids + self._prompt.ids)
-        for token in self._choose(sampler, cache, logits):
-            if token in engine.stop_ids:
-                self._finish = "stop"
-                return
-            self._tokens.append(token)
-            yield text.push(decoder.push(token))
-            if text.stopped:
-                self._finish = "stop"
-                return
-            if len(self._tokens) >= self._most:
-                self._finish = "length"
-                return
-
-    def _choose(self, sampler: Sampler, cache: KVCache, logits: Tensor) -> Iterator[int]:
-        """Tokens one after the other, without end; each is read, with what is guessed to follow it,
-        when the next is asked for."""
-        model = self._conversation.engine.model
-        yield sampler.choose(logits)
-        while True:
-            began, last = time.perf_counter(), self._tokens[-1]
-            with torch.inference_mode(), capacity_error("writing the answer", LESS_CONTEXT):
-                draft = self._guess(sampler, cache)
-                before, count = cache.length, 1 + len(draft.tokens)
-                if draft.tokens:
-                    ids = torch.tensor([last, *draft.tokens], device=model.device)
-                    segment = Segment(cache, count)
-                    logits = model.extend(model.decoder.embed(ids), [segment], [count])
-                else:
-                    logits = model.step(last, cache)
-            self._check(logits)
-            if draft.tokens:
-                written = list(verify(sampler, logits, draft))
-                cache.truncate(before + len(written))
-                self._num_guessed += len(draft.tokens)
-                self._num_kept += len(written) - 1
-            else:
-                written = [sampler.choose(logits)]
-            self._decode_s += time.perf_counter() - began
-            yield from written
-
-    def _check(self, logits: Tensor) -> None:
-        """NonFiniteError for logits (..., vocab) that are no numbers."""
-        if not bool(are_finite(logits).all()):
-            raise not_finite(self._conversation.engine.model.dtype, len(self._tokens))
-
-    def _guess(self, sampler: Sampler, cache: KVCache) -> Draft:
-        """What is guessed to follow, as far as there is room for an answer."""
-        talk, engine = self._conversation, self._conversation.engine
-        if talk._drafter is None or engine.speculation is None:
-            return Draft([])
-        most = min(engine.speculation.num_tokens, self._most - len(self._tokens) - 1)
-        config = engine.config.decoder
-        if config.rope_factor is not None:
-            # Beyond the trained length the rotation depends on how long the sequence is.
-            most = min(most, config.max_positions - cache.length - 1)
-        if most < 1:
-            return Draft([])
-        return talk._drafter.propose([*talk._ids, *self._prompt.ids, *self._tokens], most, sampler)
-
-    def _settle(self, talk: Conversation, start: int, text: StopText) -> None:
-        """Makes the conversation hold just what was said, and writes the answer."""
-        cache = talk._cache
-        assert cache is not None
-        if start > self._cached:  # the prompt has been read
-            said = self._tokens
-            if text.stopped:
-                said = said[: _tokens_of(text.text, said, talk.engine.tokenizer)]
-            cache.truncate(min(cache.length, start + len(said)))
-            in_cache = cache.length - start
-            talk._ids += self._prompt.ids + said[:in_cache]
-            talk._pending = said[in_cache:]
-            talk.num_images += self._num_images
-        elif not talk._ids:
-            talk._cache = None
-        self.answer = Answer(
-            text=text.text,
-            tokens=tuple(self._tokens),
-            finish_reason=self._finish,
-            timings=Timings(
-                encode_s=self._encode_s,
-                prefill_s=self._prefill_s,
-                decode_s=self._decode_s,
-                num_tiles=0 if self._tiles is None else len(self._tiles),
-                num_prompt_tokens=len(self._prompt),
-                num_cached_tokens=self._cached,
-                num_answer_tokens=len(self._tokens),
-                num_guessed_tokens=self._num_guessed,
-                num_kept_tokens=self._num_kept,
-            ),
-        )
-
-
-def _another_has_begun() -> RequestError:
-    return RequestError(
-        "Another answer of this conversation has begun.",
-        "Take it to its end, or close() it, and ask then; two at once need two conversations.",
-    )
-
-
-def _tokens_of(text: str, tokens: list[int], tokenizer: Tokenizer) -> int:
-    """How many of the first tokens hold `text` and nothing of what follows it."""
-    count = len(tokens)
-    while count and not text.startswith(tokenizer.decode(tokens[:count]).strip()):
-        count -= 1
-    return count
-
-
-def _elapsed(device: torch.device, began: float) -> tuple[float, float]:
-    """Seconds since `began`, and the time now, when the device has done its work."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    now = time.perf_counter()
-    return now - began, now

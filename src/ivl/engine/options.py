@@ -12,6 +12,8 @@ from typing import Any, TypedDict
 from ivl.errors import RequestError
 from ivl.spelling import did_you_mean
 
+LOOKUP = "lookup"
+"""In the place of a draft model's name: tokens are guessed from the text so far."""
 DEFAULT_DRAFT_TOKENS = 4
 """Tokens that are guessed at once; see `ivl.engine.speculation`."""
 

@@ -40,17 +40,13 @@ class TokenizedPrompt:
         return len(self.ids)
 
 
-def tokenize(
-    prompt: Prompt, tokenizer: Tokenizer, *, bos: bool = True, after: Sequence[int] = ()
-) -> TokenizedPrompt:
+def tokenize(prompt: Prompt, tokenizer: Tokenizer, *, bos: bool = True) -> TokenizedPrompt:
     """Token ids of a prompt's segments; only its `Control` segments become control tokens.
 
     `bos` puts the tokenizer's beginning-of-text token in front, if it has one; a later turn of a
-    conversation has none. `after`: ids that come before everything.
+    conversation has none.
     """
-    ids: list[int] = list(after)
-    if bos and tokenizer.bos_id is not None:
-        ids.append(tokenizer.bos_id)
+    ids = [tokenizer.bos_id] if bos and tokenizer.bos_id is not None else []
     is_image = [False] * len(ids)
     for segment in prompt:
         match segment:

@@ -1,36 +1,23 @@
-"""A request while the batch engine works on it. Only the engine's thread touches it."""
+"""A request while the engine works on it: its tokens become text, and the text is sent."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from collections.abc import Sequence as Many
 
 import torch
 from torch import Tensor
 
-from ivl.engine.answer import FinishReason
-from ivl.engine.batch_request import (
-    BatchRequest,
-    BatchTimings,
-    ChosenToken,
-    Ended,
-    Event,
-    Failed,
-    Listener,
-    Piece,
-)
-from ivl.engine.containment import contained
-from ivl.engine.sampling import Sampler
+from ivl.engine.answer import FinishReason, Timings, TokenLogprob
+from ivl.engine.choosing import Chooser, Draft
+from ivl.engine.containment import contained, log_failure
+from ivl.engine.events import Ended, Failed, Listener, Piece, hears_nothing
+from ivl.engine.prepared import EngineRequest
 from ivl.engine.sequence import Sequence
 from ivl.engine.stopping import StopText
 from ivl.errors import IvlError
-from ivl.model.cache import KVCache, KVStore, Segment
 from ivl.prompt.tokenizer import StreamDecoder, Tokenizer
-
-
-def _hears_nothing(event: Event) -> None:
-    """In the place of a listener that has heard the ending. It may hold the ticket, and the ticket
-    the request: in such a circle pictures stay until the collector comes."""
 
 
 class RunningRequest:
@@ -38,107 +25,81 @@ class RunningRequest:
 
     def __init__(
         self,
-        request: BatchRequest,
+        request: EngineRequest,
         listener: Listener,
         tokenizer: Tokenizer,
         stop_ids: frozenset[int],
+        *,
         num_shareable: int,
         num_alike: int,
         release: Callable[[RunningRequest], None],
+        owner: object | None = None,
     ) -> None:
         """`num_shareable` and `num_alike`: as of `Sequence`. `release` is called once, before the
-        listener hears of the ending: who asks again then finds room."""
+        listener hears of the ending: who asks again then finds room. `owner`: who goes on from
+        where it ends."""
         self._release = release
         self.request, self.listener, self.stop_ids = request, listener, stop_ids
+        self.owner = owner
         self.sequence = Sequence(
-            ids=list(request.prompt.ids),
+            ids=list(request.ids),
             tiles=request.tiles,
             max_tokens=request.max_tokens,
             num_shareable=num_shareable,
             num_alike=num_alike,
         )
-        self.features: dict[int, Tensor] = {}
-        """Of the tiles that are about to be read, (tokens_per_tile, hidden)."""
+        self.chooser = Chooser(
+            request.options, request.ids, stop_ids=stop_ids, grammar=request.grammar
+        )
+        self.draft = Draft()
+        """What is guessed of the answer in this step, if the sequence has `guesses`."""
         self.has_ended = False
-        self._sampler = Sampler(request.options, request.prompt.ids)
-        self._rules = request.grammar.start() if request.grammar else None
+        self.encode_s = 0.0
+        self.num_tokens = 0
+        """Tokens of the answer so far."""
+        self.num_guessed = self.num_kept = 0
         self._decoder = StreamDecoder(tokenizer)
         self._text = StopText(request.options.stop)
-        self._cache: KVCache | None = None
-        self._unsent: list[tuple[ChosenToken, int]] = []
+        self._unsent: list[tuple[TokenLogprob, int]] = []
         """Tokens whose text is not decided, and how many characters there were after each."""
         self._num_characters = 0
-        self._num_tokens = 0
-        self._submitted = self._admitted = self._first_token = time.perf_counter()
-        self._seen_admitted = False
+        self._submitted = time.perf_counter()
+        self._admitted: float | None = None
+        self._first_token: float | None = None
 
     @property
-    def num_tokens(self) -> int:
-        """Tokens of the answer so far."""
-        return self._num_tokens
-
-    @property
-    def is_plainly_greedy(self) -> bool:
-        """Whether the likeliest token is chosen whatever came before."""
-        return self._rules is None and self._sampler.is_plainly_greedy
-
-    def segment(self, store: KVStore, num_tokens: int) -> Segment:
-        """The next `num_tokens` of the sequence, in the cache that lies in its blocks."""
-        sequence = self.sequence
-        cache = self._cache
-        if cache is None or cache.blocks != sequence.blocks[: len(cache.blocks)]:
-            cache = self._cache = KVCache(store, sequence.blocks)
-        cache.blocks.extend(sequence.blocks[len(cache.blocks) :])
-        cache.length = sequence.num_computed
-        # A prompt is rotated as a whole, however it is cut; what is written, token by token, also
-        # when it is read again (`Sequence.chunk_end`).
-        whole = max(sequence.num_prompt_tokens, sequence.num_computed + num_tokens)
-        return Segment(cache, num_tokens, whole)
-
-    def image_features(self, num_tokens: int) -> list[Tensor]:
-        """Features (tokens, hidden) of the image tokens among the next `num_tokens`."""
-        start = self.sequence.num_computed
-        end = start + num_tokens
-        rows = []
-        for index, tile in enumerate(self.sequence.tiles):
-            if tile.start < end and start < tile.end:
-                features = self.features[index]
-                rows.append(features[max(start - tile.start, 0) : end - tile.start])
-        return rows
-
-    def forget_features(self) -> None:
-        """Lets go of the features of tiles whose tokens have been read."""
-        for index in list(self.features):
-            if self.sequence.tiles[index].end <= self.sequence.num_computed:
-                del self.features[index]
+    def most_guesses(self) -> int:
+        """As far as there is room for an answer."""
+        return self.request.max_tokens - self.num_tokens - 1
 
     def note_admitted(self) -> None:
-        if not self._seen_admitted:
-            self._seen_admitted = True
+        if self._admitted is None:
             self._admitted = time.perf_counter()
 
-    def choose(self, logits: Tensor, likeliest: int) -> None:
-        """float32 logits (vocab,), and the likeliest token: takes the next one, sends what has
-        become certain, and ends the answer if this token ends it."""
-        if self.is_plainly_greedy:
-            token = likeliest
-        else:
-            allowed = logits if self._rules is None else self._rules.restrict(logits)
-            token = self._sampler.choose(allowed)
-        if not self._num_tokens:
+    def choose(self, logits: Tensor, likeliest: Many[int] | None) -> None:
+        """float32 logits (1 + guesses, vocab), and of each row the likeliest token, if somebody has
+        looked: takes the next tokens, sends what has become certain, and ends the answer if one of
+        them ends it."""
+        if self._first_token is None:
             self._first_token = time.perf_counter()
-        if token in self.stop_ids:
-            self.end("stop")
-            return
-        if self._rules is not None:
-            self._rules.accept(token)
-        self._num_tokens += 1
-        self.sequence.ids.append(token)
-        self._send(self._decoder.push(token), self._describe(token, logits))
-        if self._text.stopped or (self._rules is not None and self._rules.is_complete):
-            self.end("stop")
-        elif self._num_tokens >= self.request.max_tokens:
-            self.end("length")
+        draft = self.draft if self.sequence.guesses else Draft()
+        self.num_guessed += len(draft.tokens)
+        for place, token in enumerate(self.chooser.choose(logits, draft, likeliest)):
+            if token in self.stop_ids:
+                self.end("stop")
+                return
+            self.num_tokens += 1
+            self.sequence.ids.append(token)
+            if place < len(draft.tokens) and token == draft.tokens[place]:
+                self.sequence.num_computed += 1
+                self.num_kept += 1
+            self._send(self._decoder.push(token), self._describe(token, logits[place]))
+            if self._text.stopped or self.chooser.is_complete:
+                self.end("stop")
+            elif self.num_tokens >= self.request.max_tokens:
+                self.end("length")
+            if self.has_ended:
+                return
 
     def end(self, reason: FinishReason) -> None:
         """Sends what was held back, and the ending."""
@@ -151,20 +112,21 @@ class RunningRequest:
             self.listener(Piece(rest, tokens))
         self._finish(Ended("stop" if self._text.stopped else reason, self._timings()))
 
-    def fail(self, error: IvlError | None) -> None:
+    def fail(self, error: BaseException) -> None:
         """Ends without an answer; see `Failed`."""
         if not self.has_ended:
-            self._finish(Failed(error))
+            known = error if isinstance(error, IvlError) else None
+            self._finish(Failed(known, error))
 
     def _finish(self, ending: Ended | Failed) -> None:
         """The last event. A listener that cannot take it has no other to wait for."""
         self.has_ended = True
         self._release(self)
-        listener, self.listener = self.listener, _hears_nothing
-        with contained(lambda _: None, "its ending was sent"):
+        listener, self.listener = self.listener, hears_nothing
+        with contained(log_failure, "its ending was sent"):
             listener(ending)
 
-    def _send(self, text: str, token: ChosenToken) -> None:
+    def _send(self, text: str, token: TokenLogprob) -> None:
         self._num_characters += len(text)
         self._unsent.append((token, self._num_characters))
         shown = self._text.push(text)
@@ -172,31 +134,34 @@ class RunningRequest:
         if shown or tokens:
             self.listener(Piece(shown, tokens))
 
-    def _take(self, num_characters: int) -> tuple[ChosenToken, ...]:
+    def _take(self, num_characters: int) -> tuple[TokenLogprob, ...]:
         """The unsent tokens whose text lies before this character."""
         taken = [token for token, until in self._unsent if until <= num_characters]
         self._unsent = self._unsent[len(taken) :]
         return tuple(taken)
 
-    def _describe(self, token: int, logits: Tensor) -> ChosenToken:
+    def _describe(self, token: int, logits: Tensor) -> TokenLogprob:
         count = self.request.num_logprobs
         if count is None:
-            return ChosenToken(token)
+            return TokenLogprob(token)
         logprobs = logits.log_softmax(-1)
         values, ids = torch.topk(logprobs, count) if count else (logprobs[:0], logprobs[:0])
         top = tuple(zip(ids.long().tolist(), values.tolist(), strict=True))
-        return ChosenToken(token, float(logprobs[token]), top)
+        return TokenLogprob(token, float(logprobs[token]), top)
 
-    def _timings(self) -> BatchTimings:
+    def _timings(self) -> Timings:
         now = time.perf_counter()
-        admitted = self._admitted if self._seen_admitted else now
-        first_token = self._first_token if self._num_tokens else now
-        return BatchTimings(
+        admitted = now if self._admitted is None else self._admitted
+        first_token = now if self._first_token is None else self._first_token
+        return Timings(
             queue_s=admitted - self._submitted,
-            first_token_s=first_token - self._submitted,
-            total_s=now - self._submitted,
+            encode_s=self.encode_s,
+            prefill_s=max(0.0, first_token - admitted - self.encode_s),
+            decode_s=now - first_token,
+            num_tiles=self.request.num_new_tiles,
             num_prompt_tokens=self.sequence.num_prompt_tokens,
             num_cached_tokens=self.sequence.num_cached,
-            num_tiles=len(self.sequence.tiles),
-            num_answer_tokens=self._num_tokens,
+            num_answer_tokens=self.num_tokens,
+            num_guessed_tokens=self.num_guessed,
+            num_kept_tokens=self.num_kept,
         )

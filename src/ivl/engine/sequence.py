@@ -1,4 +1,4 @@
-"""One sequence of a batch: its tokens, its tiles, its blocks, and how far it has come."""
+"""One sequence: its tokens, its tiles, its blocks, and how far it has come."""
 
 from __future__ import annotations
 
@@ -12,42 +12,44 @@ from ivl.engine.blocks import BlockKey, chain_key
 from ivl.model.cache import BLOCK_TOKENS, num_blocks_for
 
 
-@dataclass(frozen=True, slots=True)
-class TilePlace:
-    """A tile of a prompt: where its tokens begin, how many they are, the digest of its pixels."""
+@dataclass(frozen=True, slots=True, eq=False)
+class Tile:
+    """A tile of a prompt: where its tokens begin, how many they are, the digest of its pixels, and
+    these, uint8 (tile_px, tile_px, 3)."""
 
     start: int
     num_tokens: int
     digest: bytes
+    pixels: np.ndarray | None = None
 
     @property
     def end(self) -> int:
         return self.start + self.num_tokens
 
 
-def tile_digests(tiles_u8: np.ndarray | None) -> list[bytes]:
-    """16 bytes for every tile of uint8 (n, tile_px, tile_px, 3): the same for the same pixels."""
-    if tiles_u8 is None:
+def place_tiles(
+    is_image: Iterable[bool], tiles_u8: np.ndarray | None, first_place: int = 0
+) -> list[Tile]:
+    """The tiles uint8 (n, tile_px, tile_px, 3) of a prompt whose image tokens `is_image` marks, in
+    their order; the prompt begins at `first_place` of its sequence. A digest has 16 bytes, the same
+    for the same pixels."""
+    places = [place for place, image in enumerate(is_image, first_place) if image]
+    if tiles_u8 is None or not len(tiles_u8):
+        assert not places
         return []
+    each = len(places) // len(tiles_u8)
     return [
-        hashlib.blake2b(np.ascontiguousarray(tile).data, digest_size=16).digest()
-        for tile in tiles_u8
+        Tile(
+            places[number * each],
+            each,
+            hashlib.blake2b(np.ascontiguousarray(pixels).data, digest_size=16).digest(),
+            pixels,
+        )
+        for number, pixels in enumerate(tiles_u8)
     ]
 
 
-def place_tiles(is_image: Iterable[bool], digests: list[bytes]) -> list[TilePlace]:
-    """The places of the tiles in a prompt whose image tokens `is_image` marks, in their order."""
-    positions = [position for position, image in enumerate(is_image) if image]
-    if not digests:
-        assert not positions
-        return []
-    each = len(positions) // len(digests)
-    return [
-        TilePlace(positions[index * each], each, digest) for index, digest in enumerate(digests)
-    ]
-
-
-@dataclass(eq=False, slots=True, kw_only=True)
+@dataclass(eq=False, slots=True, weakref_slot=True, kw_only=True)
 class Sequence:
     """A prompt and what is written after it.
 
@@ -57,7 +59,7 @@ class Sequence:
     """
 
     ids: list[int]
-    tiles: list[TilePlace] = field(default_factory=list)
+    tiles: list[Tile] = field(default_factory=list)
     max_tokens: int
     num_shareable: int
     num_alike: int = 1 << 60
@@ -73,6 +75,8 @@ class Sequence:
     num_registered: int = 0
     """The first so many blocks can be found by others."""
     was_admitted: bool = False
+    guesses: list[int] = field(default_factory=list)
+    """Of what follows `ids`, to be read with the last of them."""
     keys: list[BlockKey] = field(default_factory=list)
     """Of the full blocks, as far as they have been asked for."""
 
@@ -92,13 +96,6 @@ class Sequence:
     def most_blocks(self) -> int:
         """Blocks that the sequence can ever need."""
         return num_blocks_for(self.num_prompt_tokens + self.max_tokens)
-
-    @property
-    def readable_end(self) -> int:
-        """The tokens before here can be read: the next tile that is not encoded begins here."""
-        if self.num_encoded < len(self.tiles):
-            return self.tiles[self.num_encoded].start
-        return len(self.ids)
 
     @property
     def chunk_end(self) -> int:
@@ -122,7 +119,35 @@ class Sequence:
             self.keys.append(chain_key(parent, self.ids[start:end], tiles))
         return self.keys[:num_full]
 
+    def take_over(self, held: Sequence) -> None:
+        """Goes on where `held` has ended, in its blocks; it must begin with the same tokens."""
+        assert self.ids[: held.num_computed] == held.ids[: held.num_computed]
+        self.blocks, self.num_computed = held.blocks, held.num_computed
+        self.num_registered, self.num_cached = held.num_registered, held.num_computed
+        self.num_encoded = sum(tile.end <= self.num_computed for tile in self.tiles)
+        self.was_admitted = True
+        # Keys and values beyond the trained length are this conversation's own.
+        if not self.num_shareable:
+            self.num_shareable = min(held.num_shareable, held.num_computed)
+        held.restart()
+
+    def cut(self, num_tokens: int) -> list[int]:
+        """Keeps the first tokens; returns the blocks that are not needed any more.
+
+        A full block may be another's too, and is not written to again: it goes as a whole.
+        """
+        del self.ids[num_tokens:]
+        if num_tokens < self.num_computed:
+            self.num_computed = num_tokens
+            if num_tokens // BLOCK_TOKENS < self.num_registered:
+                self.num_registered = num_tokens // BLOCK_TOKENS
+                self.num_computed = self.num_registered * BLOCK_TOKENS
+        del self.keys[num_tokens // BLOCK_TOKENS :]
+        kept = num_blocks_for(self.num_computed)
+        dropped, self.blocks = self.blocks[kept:], self.blocks[:kept]
+        return dropped
+
     def restart(self) -> None:
         """The blocks have been taken away: everything is to be read again."""
-        self.blocks = []
+        self.blocks, self.guesses = [], []
         self.num_computed = self.num_encoded = self.num_registered = 0

@@ -1,180 +1,208 @@
 """Speculative decoding: tokens are guessed ahead, and the model reads several in one pass.
 
 What comes out has exactly the distribution of the model alone (Leviathan et al., 2023,
-arXiv:2211.17192; Chen et al., 2023, arXiv:2302.01318): a guess x, drawn from q, stays with
-probability min(1, p(x) / q(x)), and the first that does not is replaced by a draw from what p has
-more than q. Without a temperature p is certain of one token, so the tokens are those that the model
-writes alone, as far as it computes the same for one token as for several.
+arXiv:2211.17192; Chen et al., 2023, arXiv:2302.01318), see `ivl.engine.choosing`. Without a
+temperature the tokens are those that the model writes alone, as far as it computes the same for one
+token as for several.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ivl.config import ModelConfig
+from ivl.engine.choosing import Draft
+from ivl.engine.model_runner import ModelRunner, Span
 from ivl.engine.options import DEFAULT_DRAFT_TOKENS
-from ivl.engine.request import TokenizedPrompt
 from ivl.engine.sampling import Sampler
+from ivl.engine.sequence import Sequence as TokenSequence
 from ivl.errors import ConfigError
-from ivl.model.cache import KVCache, Segment
 from ivl.prompt.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from ivl.engine.engine import Engine
 
-LOOKUP = "lookup"
-"""In the place of a model's name: guesses from the text so far."""
 LONGEST_MATCH, SHORTEST_MATCH = 4, 2
 
 
 @dataclass(frozen=True, slots=True)
-class Draft:
-    """Guessed tokens; `probabilities` (vocab,) float32 that each was drawn from. None: from none,
-    they were certain."""
+class Wish:
+    """At most `most` guesses of what follows a sequence, chosen as `sampler` would choose."""
 
-    tokens: list[int]
-    probabilities: list[Tensor] | None = None
-
-
-def verify(sampler: Sampler, logits: Tensor, draft: Draft) -> Iterator[int]:
-    """The tokens that the model writes in the place of a draft: at least one, and at most one more
-    than were guessed.
-
-    logits (guesses + 1, vocab) float32: the model's before each guess and after the last. A token
-    counts as chosen (`Sampler.record`) when it is asked for; who stops asking loses the rest.
-    """
-    for number, guess in enumerate(draft.tokens):
-        if sampler.options.temperature == 0:
-            token = sampler.choose(logits[number])
-        else:
-            q = None if draft.probabilities is None else draft.probabilities[number]
-            token = _keep_or_replace(sampler, sampler.probabilities(logits[number]), guess, q)
-        yield token
-        if token != guess:
-            return
-    yield sampler.choose(logits[-1])
-
-
-def _keep_or_replace(sampler: Sampler, p: Tensor, guess: int, q: Tensor | None) -> int:
-    """One token of the distribution p (vocab,), which is the guess as often as can be."""
-    at_guess = 1.0 if q is None else float(q[guess])
-    chance = float(torch.rand((), generator=sampler.generator, dtype=torch.float64))
-    token = guess
-    if chance * at_guess >= float(p[guess]):
-        if q is None:
-            rest = p.clone()
-            rest[guess] = 0
-        else:
-            rest = (p - q).clamp_(min=0)
-        # Nothing is left only where rounding says so: p and q are the same.
-        token = sampler.draw(rest if float(rest.sum()) > 0 else p)
-    sampler.record(token)
-    return token
+    sequence: TokenSequence
+    most: int
+    sampler: Sampler
 
 
 class Drafter(ABC):
-    """Guesses the tokens of one conversation."""
+    """Guesses for all sequences of an engine."""
 
     @abstractmethod
-    def begin(
-        self, before: Sequence[int], prompt: TokenizedPrompt, tiles: np.ndarray | None
-    ) -> None:
-        """A turn begins: `prompt`, with its tiles, comes behind the tokens `before`."""
+    def encode(self, tiles: Iterable[tuple[TokenSequence, int]]) -> None:
+        """The model has looked at these tiles, given as of `ModelRunner.encode`."""
 
     @abstractmethod
-    def propose(self, tokens: Sequence[int], most: int, sampler: Sampler) -> Draft:
-        """At most `most` guesses of what follows all tokens of the conversation so far."""
+    def read(self, spans: Iterable[Span]) -> None:
+        """The model has read these parts of prompts."""
+
+    @abstractmethod
+    def propose(self, wishes: Sequence[Wish]) -> list[Draft]:
+        """Guesses for each. There are blocks for them."""
+
+    @abstractmethod
+    def go_on(self, held: TokenSequence, sequence: TokenSequence) -> None:
+        """`sequence`, which is new, begins with what is held, and will have its blocks."""
+
+    @abstractmethod
+    def forget(self, sequence: TokenSequence) -> None:
+        """The sequence has ended; something may go on from it."""
 
 
 class PromptLookup(Drafter):
     """Guesses that what followed the last few tokens earlier follows them again: the longest such
     match, the latest of them (A. Saxena, 2023, github.com/apoorvumang/prompt-lookup-decoding)."""
 
-    def begin(
-        self, before: Sequence[int], prompt: TokenizedPrompt, tiles: np.ndarray | None
-    ) -> None:
-        """Nothing to prepare: all that counts is in the tokens."""
+    def __init__(self) -> None:
+        self._followers: WeakKeyDictionary[TokenSequence, _Followers] = WeakKeyDictionary()
 
-    def propose(self, tokens: Sequence[int], most: int, sampler: Sampler) -> Draft:
-        text = np.asarray(tokens)
-        for length in range(min(LONGEST_MATCH, len(text) - 1), SHORTEST_MATCH - 1, -1):
-            windows = np.lib.stride_tricks.sliding_window_view(text[:-1], length)
-            found = np.flatnonzero((windows == text[-length:]).all(axis=1))
-            if len(found):
-                start = int(found[-1]) + length
-                return Draft(text[start : start + most].tolist())
-        return Draft([])
+    def encode(self, tiles: Iterable[tuple[TokenSequence, int]]) -> None:
+        """Nothing: all that counts is in the tokens."""
+
+    def read(self, spans: Iterable[Span]) -> None:
+        """Nothing, likewise."""
+
+    def propose(self, wishes: Sequence[Wish]) -> list[Draft]:
+        drafts = []
+        for wish in wishes:
+            ids = wish.sequence.ids
+            found = self._followers.setdefault(wish.sequence, _Followers()).find(ids)
+            drafts.append(Draft(ids[found : found + wish.most] if found is not None else ()))
+        return drafts
+
+    def go_on(self, held: TokenSequence, sequence: TokenSequence) -> None:
+        """Nothing: what was found out about a text is soon found out again."""
+
+    def forget(self, sequence: TokenSequence) -> None:
+        self._followers.pop(sequence, None)
+
+
+class _Followers:
+    """For every run of a few tokens of a text that grows, the place of what followed it last."""
+
+    def __init__(self) -> None:
+        self._places: dict[tuple[int, ...], int] = {}
+        self._num_known = 0
+
+    def find(self, ids: Sequence[int]) -> int | None:
+        """The place of what followed the last tokens when they stood in the text before."""
+        lengths = range(SHORTEST_MATCH, LONGEST_MATCH + 1)
+        for place in range(self._num_known, len(ids)):
+            for length in lengths:
+                if place >= length:
+                    self._places[tuple(ids[place - length : place])] = place
+        self._num_known = len(ids)
+        for length in reversed(lengths):
+            if len(ids) > length and (found := self._places.get(tuple(ids[-length:]))):
+                return found
+        return None
 
 
 class DraftModel(Drafter):
-    """A smaller model that reads the same tokens and sees the same tiles."""
+    """A smaller model that reads the same tokens and sees the same tiles.
 
-    def __init__(self, engine: Engine, vocab_size: int, context: int) -> None:
-        """`vocab_size` of the logits of the model that is guessed for, `context` its context."""
-        self._engine, self._vocab_size = engine, vocab_size
-        self._cache: KVCache = engine.model.new_cache(context)
-        self._read: list[int] = []  # what the cache holds
-        self._certain = 0  # so many of them cannot have changed since
+    Its keys and values lie in blocks of the same numbers as the model's, so that it shares the same
+    beginnings. Where it was not asked for a while it has not read everything of a block that others
+    find; its guesses are worse there, and what is written is the same.
+    """
 
-    @torch.inference_mode()
-    def begin(
-        self, before: Sequence[int], prompt: TokenizedPrompt, tiles: np.ndarray | None
-    ) -> None:
-        model = self._engine.model
-        self._forget_all_but(before)
-        missing = list(before[len(self._read) :])
-        ids = torch.tensor([*missing, *prompt.ids], device=model.device)
-        is_image = torch.tensor([False] * len(missing) + prompt.is_image, device=model.device)
-        features = None
-        if tiles is not None:
-            features = model.encode_tiles(torch.from_numpy(tiles), self._engine.vision_batch)
-        x = model.embed(ids, is_image, features)
-        model.prefill(x, self._cache, chunk_tokens=self._engine.prefill_chunk)
-        self._read = [*before, *prompt.ids]
-        self._certain = len(self._read)
+    def __init__(self, draft: Engine, num_blocks: int, vocab_size: int) -> None:
+        """`vocab_size` of the logits of the model that is guessed for."""
+        self._vocab_size = vocab_size
+        self._runner = ModelRunner(
+            draft.model,
+            num_blocks,
+            vision_batch=draft.vision_batch,
+            vision_cache_bytes=draft.limits.vision_cache_bytes,
+        )
+        self._read: WeakKeyDictionary[TokenSequence, tuple[int, list[int]]] = WeakKeyDictionary()
+        """How many tokens are read that cannot change, and what was read behind them as a guess."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Of the keys and values."""
+        return self._runner.store.num_bytes
 
     @torch.inference_mode()
-    def propose(self, tokens: Sequence[int], most: int, sampler: Sampler) -> Draft:
-        model = self._engine.model
-        self._forget_all_but(tokens)
-        # The last token's logits are wanted even if it was read as a guess.
-        if len(self._read) == len(tokens):
-            del self._read[-1]
-            self._cache.truncate(len(self._read))
-        unread = list(tokens[len(self._read) :])
-        own, guesses, probabilities = sampler.copy(), [], []
-        for _ in range(most):
-            x = model.decoder.embed(torch.tensor(unread, device=model.device))
-            logits = model.extend(x, [Segment(self._cache, len(unread))], [1])[0]
-            self._read += unread
-            logits = _of_length(logits, self._vocab_size)
-            if own.options.temperature == 0:
-                guess = own.choose(logits)
-            else:
-                probabilities.append(own.probabilities(logits))
-                guess = own.draw(probabilities[-1])
-                own.record(guess)
-            guesses.append(guess)
-            unread = [guess]
-        self._certain = len(tokens)
-        return Draft(guesses, probabilities or None)
+    def encode(self, tiles: Iterable[tuple[TokenSequence, int]]) -> None:
+        self._runner.encode(tiles)
 
-    def _forget_all_but(self, tokens: Sequence[int]) -> None:
-        """Keeps what was read and is the beginning of `tokens`."""
-        most = min(len(self._read), len(tokens))
-        same = min(self._certain, most)
-        while same < most and self._read[same] == tokens[same]:
-            same += 1
-        del self._read[same:]
-        self._cache.truncate(same)
-        self._certain = same
+    @torch.inference_mode()
+    def read(self, spans: Iterable[Span]) -> None:
+        ends = {span.sequence: span.start + len(span.ids) for span in spans}
+        if not ends:
+            return
+        starts = {one: min(self._num_certain(one), end) for one, end in ends.items()}
+        self._runner.read(
+            Span(one, starts[one], one.ids[starts[one] : end], 0) for one, end in ends.items()
+        )
+        for sequence, end in ends.items():
+            self._read[sequence] = (end, [])
+            self._runner.forget(sequence, end)
+
+    @torch.inference_mode()
+    def propose(self, wishes: Sequence[Wish]) -> list[Draft]:
+        samplers = [wish.sampler.copy() for wish in wishes]
+        guesses: list[list[int]] = [[] for _ in wishes]
+        probabilities: list[list[Tensor]] = [[] for _ in wishes]
+        unread = [self._unread(wish.sequence) for wish in wishes]
+        for depth in range(max(wish.most for wish in wishes)):
+            going = [number for number, wish in enumerate(wishes) if wish.most > depth]
+            logits = self._runner.read([unread[number] for number in going])
+            for row, number in zip(logits, going, strict=True):
+                sampler, sequence = samplers[number], wishes[number].sequence
+                # What it says of what it has not read may be no number.
+                scores = _of_length(row.nan_to_num(), self._vocab_size)
+                if sampler.options.temperature == 0:
+                    guess = sampler.choose(scores)
+                else:
+                    probabilities[number].append(sampler.probabilities(scores))
+                    guess = sampler.draw(probabilities[number][-1])
+                    sampler.record(guess)
+                guesses[number].append(guess)
+                unread[number] = Span(sequence, len(sequence.ids) + depth, [guess], 1)
+        for wish, guessed in zip(wishes, guesses, strict=True):
+            self._read[wish.sequence] = (len(wish.sequence.ids), guessed[:-1])
+        return [
+            Draft(*pair) for pair in zip(guesses, [p or None for p in probabilities], strict=True)
+        ]
+
+    def _unread(self, sequence: TokenSequence) -> Span:
+        """What has come since it was last asked. The last token is read in any case: what follows
+        it is wanted, even if it was read as a guess."""
+        start = min(self._num_certain(sequence), len(sequence.ids) - 1)
+        return Span(sequence, start, sequence.ids[start:], 1)
+
+    def _num_certain(self, sequence: TokenSequence) -> int:
+        """How many of the first tokens are read as they are."""
+        start, guessed = self._read.get(sequence, (sequence.num_computed, []))
+        for guess, token in zip(guessed, sequence.ids[start:], strict=False):
+            if guess != token:
+                break
+            start += 1
+        return start
+
+    def go_on(self, held: TokenSequence, sequence: TokenSequence) -> None:
+        self._read[sequence] = (min(self._num_certain(held), held.num_computed), [])
+
+    def forget(self, sequence: TokenSequence) -> None:
+        self._runner.forget(sequence)
 
 
 def _of_length(logits: Tensor, length: int) -> Tensor:
@@ -223,8 +251,8 @@ class Speculation:
                 "The default is a good one.",
             )
 
-    def new_drafter(self, target: Engine) -> Drafter:
-        """For a new conversation with `target`."""
+    def new_drafter(self, num_blocks: int, vocab_size: int) -> Drafter:
+        """For an engine with so many blocks, whose model has logits of `vocab_size`."""
         if self.draft is None:
             return PromptLookup()
-        return DraftModel(self.draft, target.config.decoder.vocab_size, target.context)
+        return DraftModel(self.draft, num_blocks, vocab_size)

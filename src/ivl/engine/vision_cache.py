@@ -14,7 +14,6 @@ class VisionCache:
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes = max_bytes
         self.num_bytes = 0
-        self.num_hits = self.num_misses = 0
         self._features: OrderedDict[bytes, Tensor] = OrderedDict()
 
     def __contains__(self, digest: bytes) -> bool:
@@ -25,11 +24,8 @@ class VisionCache:
 
     def get(self, digest: bytes) -> Tensor | None:
         found = self._features.get(digest)
-        if found is None:
-            self.num_misses += 1
-            return None
-        self.num_hits += 1
-        self._features.move_to_end(digest)
+        if found is not None:
+            self._features.move_to_end(digest)
         return found
 
     def put(self, digest: bytes, features: Tensor) -> None:

@@ -11,17 +11,10 @@ from typing import Any, TypeVar
 from anyio import CapacityLimiter, to_thread
 from fastapi import Request
 
-from ivl.engine.answer import FinishReason
-from ivl.engine.batch import Ticket
-from ivl.engine.batch_request import (
-    BatchRequest,
-    BatchTimings,
-    ChosenToken,
-    Ended,
-    Event,
-    Failed,
-    Piece,
-)
+from ivl.engine.answer import FinishReason, Timings, TokenLogprob
+from ivl.engine.events import Ended, Event, Failed, Piece
+from ivl.engine.prepared import EngineRequest
+from ivl.engine.service import Ticket
 from ivl.errors import IvlError
 from ivl.server.errors import ApiError, api_error
 from ivl.server.hub import ServedModel
@@ -47,9 +40,9 @@ class WholeAnswer:
     """An answer that has ended."""
 
     text: str = ""
-    tokens: list[ChosenToken] = field(default_factory=list)
+    tokens: list[TokenLogprob] = field(default_factory=list)
     reason: FinishReason = "cancelled"
-    timings: BatchTimings | None = None
+    timings: Timings | None = None
 
 
 class Answers:
@@ -60,8 +53,8 @@ class Answers:
     Whatever ends the block, what still runs is aborted.
     """
 
-    def __init__(self, model: ServedModel, requests: Sequence[BatchRequest], metrics: Metrics):
-        """Submits all or none; BusyError and CapacityError as of `BatchEngine.submit`."""
+    def __init__(self, model: ServedModel, requests: Sequence[EngineRequest], metrics: Metrics):
+        """Submits all or none; BusyError and CapacityError as of `Service.submit`."""
         self.model, self._metrics = model, metrics
         self._events: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
         self._open = len(requests)
@@ -77,7 +70,7 @@ class Answers:
             return listen
 
         listeners = [listener(index) for index in range(len(requests))]
-        self._tickets: list[Ticket] = model.batch.submit_all(list(requests), listeners)
+        self._tickets: list[Ticket] = model.service.submit_all(list(requests), listeners)
 
     async def __aenter__(self) -> Answers:
         return self
@@ -124,7 +117,7 @@ def shown_error(error: IvlError | None) -> ApiError:
     return api_error(error)
 
 
-def copies(request: BatchRequest, count: int) -> list[BatchRequest]:
+def copies(request: EngineRequest, count: int) -> list[EngineRequest]:
     """The request for `count` answers; with a seed, each has its own."""
     options = request.options
     if options.seed is None:

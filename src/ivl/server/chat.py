@@ -9,9 +9,9 @@ from typing import Literal
 
 from anyio import CapacityLimiter, to_thread
 
-from ivl.engine.batch_request import BatchRequest
 from ivl.engine.grammar import Grammar, GrammarCompiler
 from ivl.engine.options import GenerationOptions
+from ivl.engine.prepared import EngineRequest
 from ivl.errors import RequestError
 from ivl.prompt.template import IMAGE, Message, Part
 from ivl.prompt.tiles import share_budget
@@ -67,9 +67,9 @@ class Asked:
 
 async def prepare(
     asked: Asked, model: ServedModel, preparation: Preparation, settings: ServerSettings
-) -> BatchRequest:
+) -> EngineRequest:
     """Fetches, decodes and cuts the pictures and tokenizes the text. Errors as of
-    `BatchRequest.chat`, and RequestError for pictures that cannot be had."""
+    `EngineRequest.chat`, and RequestError for pictures that cannot be had."""
     if len(asked.turns) > settings.max_messages:
         raise ApiError(400, f"A request has at most {settings.max_messages} messages.")
     sources = [part for turn in asked.turns for part in turn.parts if not isinstance(part, str)]
@@ -102,9 +102,9 @@ async def _fetch(urls: set[str]) -> dict[str, bytes]:
 
 def _prepare(
     asked: Asked, model: ServedModel, settings: ServerSettings, fetched: dict[str, bytes]
-) -> BatchRequest:
+) -> EngineRequest:
     # A form that cannot be had is told before any image is decoded.
-    grammar = asked.grammar(model.grammars()) if asked.grammar is not None else None
+    grammar = asked.grammar(model.engine.grammars) if asked.grammar is not None else None
     pictures: list[tuple[Picture, PictureSource]] = []
     turns: list[tuple[Turn, list[str | int]]] = []
     for turn in asked.turns:
@@ -119,7 +119,7 @@ def _prepare(
         check_count(len(pictures), settings)
         turns.append((turn, parts))
     messages = _messages(turns, len(pictures))
-    return BatchRequest.chat(
+    return EngineRequest.chat(
         model.engine,
         messages,
         [picture for picture, _ in pictures],

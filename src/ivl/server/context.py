@@ -13,8 +13,9 @@ from typing import Any
 from fastapi import Request
 
 from ivl import __version__
-from ivl.engine.batch_request import BatchRequest, BatchTimings
-from ivl.engine.containment import contained
+from ivl.engine.answer import Timings
+from ivl.engine.containment import contained, log_failure
+from ivl.engine.prepared import EngineRequest
 from ivl.errors import IvlError
 from ivl.server.answers import Answers, Preparation, WholeAnswer, copies, shown_error, unless_gone
 from ivl.server.bodies import settings_of
@@ -26,7 +27,7 @@ from ivl.server.settings import ServerSettings
 from ivl.server.streaming import EventStream
 
 FINGERPRINT = f"ivl-{__version__}"
-MakeRequest = Callable[[ServedModel], BatchRequest]
+MakeRequest = Callable[[ServedModel], EngineRequest]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,8 +102,11 @@ class Context:
         async def lines(answers: Answers) -> AsyncIterator[str]:
             failed: list[ApiError] = []
 
-            def fail(error: IvlError | None) -> None:
-                failed.append(shown_error(error))
+            def fail(error: BaseException) -> None:
+                known = error if isinstance(error, IvlError) else None
+                if known is None:
+                    log_failure(error)
+                failed.append(shown_error(known))
 
             with contained(fail, "its answer was sent"):
                 try:
@@ -136,7 +140,7 @@ def now() -> int:
     return int(time.time())
 
 
-def timings_of(timings: BatchTimings) -> dict[str, Any]:
+def timings_of(timings: Timings) -> dict[str, Any]:
     """Our own addition to answers: where the time went, in seconds."""
     return {
         "queue_s": round(timings.queue_s, 4),

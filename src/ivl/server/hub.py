@@ -12,9 +12,8 @@ from typing import Any
 
 from anyio import to_thread
 
-from ivl.engine.batch import BatchEngine, BatchState
-from ivl.engine.engine import Engine
-from ivl.engine.grammar import GrammarCompiler
+from ivl.engine.engine import Engine, EngineState
+from ivl.engine.service import Service
 from ivl.errors import CapacityError, IvlError, UnavailableError
 from ivl.server.errors import ApiError
 
@@ -40,7 +39,7 @@ class ServedModel:
     """A model that is loaded."""
 
     name: str
-    batch: BatchEngine
+    service: Service
     loaded_at: float = field(default_factory=time.time)
     last_used: float = field(default_factory=time.monotonic)
     keep_alive_s: float | None = None
@@ -50,11 +49,10 @@ class ServedModel:
     """It ends what it has begun, and who comes now waits for the next one."""
     unused: asyncio.Event = field(default_factory=asyncio.Event)
     """For who waits until nobody uses it."""
-    _compiler: GrammarCompiler | None = None
 
     @property
     def engine(self) -> Engine:
-        return self.batch.engine
+        return self.service.engine
 
     @property
     def is_idle(self) -> bool:
@@ -62,14 +60,8 @@ class ServedModel:
         kept, unused_s = self.keep_alive_s, time.monotonic() - self.last_used
         return kept is not None and self.num_users == 0 and unused_s >= kept
 
-    def grammars(self) -> GrammarCompiler:
-        """Takes a second the first time, for large vocabularies."""
-        if self._compiler is None:
-            self._compiler = GrammarCompiler(self.engine.tokenizer, self.engine.stop_ids)
-        return self._compiler
 
-
-Loader = Callable[[], BatchEngine]
+Loader = Callable[[], Service]
 FindFacts = Callable[[], StoredFacts | None]
 
 
@@ -108,7 +100,7 @@ class ModelHub:
     @property
     def failure(self) -> BaseException | None:
         """What an engine has failed with; only another process can do better then."""
-        failures = (model.batch.failure for model in self._loaded.values())
+        failures = (model.service.failure for model in self._loaded.values())
         return next((failure for failure in failures if failure is not None), None)
 
     def find(self, name: str | None) -> str:
@@ -139,8 +131,8 @@ class ModelHub:
                 self._facts[name] = found
         return self._facts.get(name)
 
-    def states(self) -> dict[str, BatchState]:
-        return {name: model.batch.state() for name, model in self._loaded.items()}
+    def states(self) -> dict[str, EngineState]:
+        return {name: model.service.state() for name, model in self._loaded.items()}
 
     @asynccontextmanager
     async def use(self, name: str | None) -> AsyncIterator[ServedModel]:
@@ -164,7 +156,9 @@ class ModelHub:
         """Refuses what comes, waits `drain_s` for what runs, and ends the rest."""
         self.is_stopping = True
         models = self.loaded
-        await asyncio.gather(*(to_thread.run_sync(model.batch.close, drain_s) for model in models))
+        await asyncio.gather(
+            *(to_thread.run_sync(model.service.close, drain_s) for model in models)
+        )
 
     async def _enter(self, name: str) -> ServedModel:
         self._check()
@@ -179,7 +173,7 @@ class ModelHub:
                 raise
         else:
             model.num_users += 1
-        if model.batch.failure is not None:
+        if model.service.failure is not None:
             self._leave(model)
             raise UnavailableError("The engine has failed; the server's log says why.")
         return model
@@ -214,7 +208,7 @@ class ModelHub:
         try:
             while True:
                 try:
-                    batch = await to_thread.run_sync(self._loaders[name])
+                    service = await to_thread.run_sync(self._loaders[name])
                     break
                 except CapacityError as error:
                     if not self._loaded:
@@ -226,7 +220,7 @@ class ModelHub:
                 await self._unload(leaving)
         finally:
             self.is_loading = False
-        model = self._loaded[name] = ServedModel(name=name, batch=batch)
+        model = self._loaded[name] = ServedModel(name=name, service=service)
         self.has_served = True
         return model
 
@@ -242,7 +236,7 @@ class ModelHub:
             model.unused.clear()
             await model.unused.wait()
         del self._loaded[model.name]
-        await to_thread.run_sync(model.batch.close, None)
+        await to_thread.run_sync(model.service.close, None)
         log.info("unloaded: %s", model.name)
 
     def _start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:

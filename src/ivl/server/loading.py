@@ -13,8 +13,9 @@ from ivl.api import Model
 from ivl.checkpoint.locate import locate_pair
 from ivl.checkpoint.safetensors import SafetensorsDirectory
 from ivl.devices import free_bytes
-from ivl.engine.batch import BatchEngine, BatchLimits
-from ivl.engine.batch_request import BatchRequest
+from ivl.engine.engine import EngineLimits
+from ivl.engine.prepared import EngineRequest
+from ivl.engine.service import Service
 from ivl.errors import CapacityError, ConfigError, IvlError
 from ivl.family import num_parameters
 from ivl.model.cache import BLOCK_TOKENS
@@ -30,7 +31,7 @@ KV_SHARE = 0.5
 are being decoded, and others."""
 
 
-def start_engine(model: Model, limits: BatchLimits) -> BatchEngine:
+def start_engine(model: Model, limits: EngineLimits) -> Service:
     """An engine whose cache holds `limits.kv_tokens`; None: all sequences at the full context, or
     as much as half of the free memory holds.
 
@@ -40,6 +41,8 @@ def start_engine(model: Model, limits: BatchLimits) -> BatchEngine:
     engine = model.engine
     devices = engine.model.decoder.layer_devices
     token_bytes = kv_bytes_per_token(engine.config.decoder, engine.model.kv)
+    if engine.speculation is not None and (draft := engine.speculation.draft) is not None:
+        token_bytes += kv_bytes_per_token(draft.config.decoder, draft.model.kv)
     wanted = limits.kv_tokens or limits.max_sequences * engine.context
     least = limits.kv_tokens or engine.context
     held = _tokens_held(devices, token_bytes / len(devices), limits.vision_cache_bytes)
@@ -52,14 +55,14 @@ def start_engine(model: Model, limits: BatchLimits) -> BatchEngine:
             )
         wanted = min(wanted, held)
     tokens = max(wanted, BLOCK_TOKENS)
-    shortest = len(BatchRequest.chat(engine, [user_message("Hi")]).prompt) + 1
+    shortest = len(EngineRequest.chat(engine, [user_message("Hi")]).ids) + 1
     if tokens < shortest:
         raise ConfigError(
             f"A cache of {tokens} tokens holds no question: the shortest has {shortest}, with its "
             "answer.",
             "Use a larger --kv-tokens, or leave it out.",
         )
-    return BatchEngine(engine, replace(limits, kv_tokens=tokens))
+    return Service(engine.with_limits(replace(limits, kv_tokens=tokens)))
 
 
 def _tokens_held(

@@ -8,8 +8,8 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from ivl.engine.batch import BatchState
-from ivl.engine.batch_request import BatchTimings
+from ivl.engine.answer import Timings
+from ivl.engine.engine import EngineState
 
 FIRST_TOKEN_S = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100)
 TOTAL_S = (0.1, 0.3, 1, 3, 10, 30, 100, 300)
@@ -30,6 +30,8 @@ COUNTERS = {
     "num_prompt_tokens": ("ivl_prompt_tokens", "Tokens of prompts that were read."),
     "num_cached_tokens": ("ivl_cached_tokens", "Tokens of prompts that were in the cache."),
     "num_answer_tokens": ("ivl_answer_tokens", "Tokens that were written."),
+    "num_guessed_tokens": ("ivl_guessed_tokens", "Tokens that were guessed ahead."),
+    "num_kept_tokens": ("ivl_kept_tokens", "Guessed tokens that stayed."),
     "num_encoded_tiles": ("ivl_tiles_encoded", "Tiles that the vision tower encoded."),
     "num_known_tiles": ("ivl_tiles_known", "Tiles that were known by their content."),
     "num_preempted": ("ivl_sequences_preempted", "Sequences that gave way to others."),
@@ -41,7 +43,7 @@ COUNTERS = {
 class Metrics:
     """A registry of its own, so that several servers can live in one process."""
 
-    def __init__(self, states: Callable[[], Mapping[str, BatchState]]) -> None:
+    def __init__(self, states: Callable[[], Mapping[str, EngineState]]) -> None:
         """`states`: of every loaded model, by name."""
         self.registry = CollectorRegistry()
         self.requests = Counter(
@@ -55,13 +57,13 @@ class Metrics:
         self.token_s = self._histogram("token", "Between two tokens, the mean.", TOKEN_S)
         self.registry.register(_EngineCollector(states))
 
-    def observe(self, model: str, timings: BatchTimings) -> None:
+    def observe(self, model: str, timings: Timings) -> None:
         """An answer has ended."""
         if timings.num_answer_tokens:
             self.first_token_s.labels(model).observe(timings.first_token_s)
             steps = timings.num_answer_tokens - 1
             if steps:
-                self.token_s.labels(model).observe(timings.answer_s / steps)
+                self.token_s.labels(model).observe(timings.decode_s / steps)
         self.total_s.labels(model).observe(timings.total_s)
 
     def text(self) -> bytes:
@@ -74,7 +76,7 @@ class Metrics:
 
 
 class _EngineCollector(Collector):
-    def __init__(self, states: Callable[[], Mapping[str, BatchState]]) -> None:
+    def __init__(self, states: Callable[[], Mapping[str, EngineState]]) -> None:
         self._states = states
 
     def collect(self) -> Iterator[GaugeMetricFamily | CounterMetricFamily]:

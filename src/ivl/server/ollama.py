@@ -16,8 +16,10 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
 from ivl import __version__
-from ivl.engine.batch_request import BatchRequest, BatchTimings, Piece
+from ivl.engine.answer import Timings
 from ivl.engine.engine import Engine
+from ivl.engine.events import Piece
+from ivl.engine.prepared import EngineRequest
 from ivl.server.answers import Answers, WholeAnswer
 from ivl.server.bodies import body_schema, read_body
 from ivl.server.chat import Asked, PictureSource, Turn
@@ -161,18 +163,18 @@ async def _answer(
     request.state.facts = {"model": body.model}
     options = body.options or Options()
 
-    def make(model: ServedModel) -> BatchRequest:
+    def make(model: ServedModel) -> EngineRequest:
         """A raw prompt: no turns, no images."""
         assert isinstance(body, OllamaGenerate)
         if body.images or body.system:
             raise ApiError(400, "A raw prompt has neither images nor a system message.")
-        return BatchRequest.completion(
+        return EngineRequest.completion(
             model.engine,
             body.prompt or "",
             most_tokens=options.num_ctx,
             options=options.generation(model.engine.context),
             num_logprobs=body.num_logprobs,
-            grammar=body.compile_format(model.grammars()) if body.format else None,
+            grammar=body.compile_format(model.engine.grammars) if body.format else None,
         )
 
     async with context.hub.use(body.model) as model:
@@ -240,16 +242,16 @@ class OllamaWriter:
         return {"logprobs": [logprob_of(token, model) for token in tokens]}
 
 
-def _end(reason: str, timings: BatchTimings) -> dict[str, Any]:
+def _end(reason: str, timings: Timings) -> dict[str, Any]:
     return {
         "done": True,
         "done_reason": reason,
         "total_duration": _ns(timings.total_s),
         "load_duration": 0,
         "prompt_eval_count": timings.num_prompt_tokens,
-        "prompt_eval_duration": _ns(timings.prompt_s),
+        "prompt_eval_duration": _ns(timings.encode_s + timings.prefill_s),
         "eval_count": timings.num_answer_tokens,
-        "eval_duration": _ns(timings.answer_s),
+        "eval_duration": _ns(timings.decode_s),
     }
 
 

@@ -8,7 +8,8 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
-from ivl.engine.batch_request import ChosenToken, Piece
+from ivl.engine.answer import TokenLogprob
+from ivl.engine.events import Piece
 from ivl.engine.grammar import Grammar, GrammarCompiler
 from ivl.server.answers import Answers, WholeAnswer
 from ivl.server.bodies import body_schema, read_body
@@ -153,7 +154,7 @@ class ChatWriter:
         return {"index": index, "finish_reason": reason, "logprobs": logprobs}
 
 
-def logprob_of(token: ChosenToken, model: ServedModel) -> dict[str, Any]:
+def logprob_of(token: TokenLogprob, model: ServedModel) -> dict[str, Any]:
     """A token as chat completions show it."""
 
     def shown(token_id: int, logprob: float | None) -> dict[str, Any]:

@@ -9,7 +9,9 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
-from ivl.engine.batch_request import BatchRequest, ChosenToken, Piece
+from ivl.engine.answer import TokenLogprob
+from ivl.engine.events import Piece
+from ivl.engine.prepared import EngineRequest
 from ivl.server.answers import Answers, WholeAnswer, copies, unless_gone
 from ivl.server.bodies import body_schema, read_body
 from ivl.server.context import FINGERPRINT, Context, new_id, now, sse
@@ -34,14 +36,14 @@ async def completions(request: Request) -> Response:
         most = context.settings.max_choices
         raise ApiError(400, f"At most {most} completions at once.", param="prompt")
 
-    def make(model: ServedModel, text: str) -> BatchRequest:
+    def make(model: ServedModel, text: str) -> EngineRequest:
         forms = body.structured_outputs
-        return BatchRequest.completion(
+        return EngineRequest.completion(
             model.engine,
             text,
             options=body.options(limit_of(body.max_tokens or DEFAULT_MAX_TOKENS)),
             num_logprobs=body.logprobs,
-            grammar=forms.compile(model.grammars()) if forms else None,
+            grammar=forms.compile(model.engine.grammars) if forms else None,
         )
 
     writer = CompletionWriter(body)
@@ -132,7 +134,7 @@ class CompletionWriter:
         text: str,
         reason: str | None,
         model: ServedModel,
-        tokens: Sequence[ChosenToken],
+        tokens: Sequence[TokenLogprob],
     ) -> dict[str, Any]:
         logprobs = None
         if self.body.logprobs is not None and tokens:
@@ -140,7 +142,7 @@ class CompletionWriter:
         return {"index": index, "text": text, "finish_reason": reason, "logprobs": logprobs}
 
 
-def _logprobs(tokens: Sequence[ChosenToken], model: ServedModel) -> dict[str, Any]:
+def _logprobs(tokens: Sequence[TokenLogprob], model: ServedModel) -> dict[str, Any]:
     def text(token_id: int) -> str:
         return model.engine.tokenizer.token_bytes(token_id).decode("utf-8", "replace")
 

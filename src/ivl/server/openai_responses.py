@@ -8,7 +8,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
-from ivl.engine.batch_request import Piece
+from ivl.engine.events import Piece
 from ivl.engine.grammar import Grammar, GrammarCompiler
 from ivl.server.answers import Answers, WholeAnswer
 from ivl.server.bodies import body_schema, read_body

@@ -13,7 +13,7 @@ MIB = 1024**2
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerSettings:
-    """Limits of what comes in by HTTP. Those of the engine are `BatchLimits`."""
+    """Limits of what comes in by HTTP. Those of the engine are `EngineLimits`."""
 
     api_key: str | None = None
     """What clients must send as `Authorization: Bearer ...`; None: nothing."""
