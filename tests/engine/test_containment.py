@@ -19,11 +19,12 @@ from ivl.engine.containment import is_device_fault
 from ivl.engine.engine import EngineLimits
 from ivl.engine.events import Ended, Failed, Piece
 from ivl.engine.grammar import GrammarCompiler, TokenRules
+from ivl.engine.model_runner import ModelRunner
+from ivl.engine.options import GenerationOptions
 from ivl.engine.prepared import EngineRequest
 from ivl.engine.sampling import Sampler
 from ivl.engine.service import Service
 from ivl.errors import CapacityError, NonFiniteError, UnavailableError
-from ivl.model.cache import KVCache
 from ivl.prompt.tokenizer import StreamDecoder
 from tests.engine.test_batch import Reader, alone, ask, picture, submit
 
@@ -77,39 +78,20 @@ def requests(model: Any, grammar: Any) -> list[EngineRequest]:
 
 
 def poison_encode(model: Any, patch: pytest.MonkeyPatch, bad: EngineRequest) -> None:
-    assert bad.tiles_u8 is not None
-    tile = torch.from_numpy(bad.tiles_u8[0])
+    tile = torch.from_numpy(bad.tiles[0].pixels)
     network = model.engine.model
     meant = lambda tiles, *_: any(torch.equal(one, tile) for one in tiles)  # noqa: E731
     patch.setattr(network, "encode_tiles", breaking(network.encode_tiles, meant))
 
 
-def poison_extend(model: Any, patch: pytest.MonkeyPatch, bad: EngineRequest, is_step: bool) -> None:
+def poison_read(model: Any, patch: pytest.MonkeyPatch, bad: EngineRequest, is_step: bool) -> None:
     """Chunks of the poisoned prompt, or the single steps after it."""
-    network, length = model.engine.model, len(bad.prompt)
-    lengths = {len(text.split()) for text in TEXTS}
-    assert len(lengths) == 1
-    marks: list[KVCache] = []
 
-    def meant(x: Any, segments: Any, num_logits: Any) -> bool:
-        for segment in segments:
-            if not is_step and segment.cache in marks:
-                return True
-            is_own = segment.cache in marks and segment.num_tokens == 1
-            if is_step and is_own and segment.cache.length >= length + 2:
-                return True
-        return False
+    def meant(self: Any, spans: Any) -> bool:
+        own = [span for span in spans if span.sequence.tiles is bad.tiles]
+        return any(not is_step or span.start >= len(bad.ids) + 2 for span in own)
 
-    patch.setattr(network, "extend", breaking(network.extend, meant))
-    original = running_module.RunningRequest.segment
-
-    def marked(self: Any, store: Any, num_tokens: int) -> Any:
-        segment = original(self, store, num_tokens)
-        if self.request is bad and segment.cache not in marks:
-            marks.append(segment.cache)
-        return segment
-
-    patch.setattr(running_module.RunningRequest, "segment", marked)
+    patch.setattr(ModelRunner, "read", breaking(ModelRunner.read, meant))
 
 
 def poison_sample(model: Any, patch: pytest.MonkeyPatch, bad: EngineRequest) -> None:
@@ -126,8 +108,8 @@ def poison_grammar(model: Any, patch: pytest.MonkeyPatch, bad: EngineRequest) ->
 def poison_detokenize(model: Any, patch: pytest.MonkeyPatch, bad: EngineRequest) -> None:
     original = running_module.RunningRequest.__init__
 
-    def marked(self: Any, request: Any, *rest: Any) -> None:
-        original(self, request, *rest)
+    def marked(self: Any, request: Any, *rest: Any, **named: Any) -> None:
+        original(self, request, *rest, **named)
         if request is bad:
             calls: list[int] = []
             decoder = StreamDecoder(model.engine.tokenizer)
@@ -140,8 +122,8 @@ def poison_detokenize(model: Any, patch: pytest.MonkeyPatch, bad: EngineRequest)
 
 STEPS: dict[str, Callable[..., None]] = {
     "encode": poison_encode,
-    "prefill": lambda *given: poison_extend(*given, is_step=False),
-    "decode": lambda *given: poison_extend(*given, is_step=True),
+    "prefill": lambda *given: poison_read(*given, is_step=False),
+    "decode": lambda *given: poison_read(*given, is_step=True),
     "sample": poison_sample,
     "grammar": poison_grammar,
     "detokenize": poison_detokenize,
@@ -242,11 +224,12 @@ def test_memory_that_cpp_lacks_is_the_requests_error(
         ending = submit(batch, ask(model, "Go on."))[0].ending()
     assert isinstance(ending, Failed)
     assert isinstance(ending.error, CapacityError)
-    for name in ("new_cache", "prefill", "step"):
+    for name in ("new_store", "extend"):
         with monkeypatch.context() as patch:
             patch.setattr(model.engine.model, name, no_memory)
+            talk = model.engine.with_limits(EngineLimits()).conversation()
             with pytest.raises(CapacityError, match="ran out"):
-                model.ask(None, "Go on.", max_tokens=3)
+                talk.ask("Go on.", options=GenerationOptions(max_tokens=3)).result()
     assert isinstance(submit(batch, ask(model, "Go on."))[0].ending(), Ended)
 
 
@@ -274,7 +257,7 @@ def test_a_closed_engine_gives_its_memory_back_at_once(model: Any) -> None:
     batch = Service(model.engine.with_limits(EngineLimits(for_many=True, kv_tokens=2048)))
     assert isinstance(submit(batch, ask(model, "Go on."))[0].ending(), Ended)
     batch.close()
-    left = weakref.ref(batch._store)
+    left = weakref.ref(batch.engine)
     gc.collect()
     gc.disable()
     try:

@@ -127,7 +127,7 @@ def test_everything_ends_and_every_block_comes_back(
         oldest = min(open_ones, key=lambda s: s.arrival, default=None)
         before = None if oldest is None else (oldest.num_computed, len(oldest.ids))
         for sequence in model.run(plan):
-            scheduler.append(sequence, rng.randrange(8, 10))
+            sequence.ids.append(rng.randrange(8, 10))
             if len(sequence.ids) >= lengths[sequence]:
                 scheduler.remove(sequence)
                 open_ones.remove(sequence)
@@ -161,7 +161,7 @@ def scheduler_of(num_blocks: int = 200, **limits: int) -> Scheduler:
 def step(scheduler: Scheduler) -> Plan:
     plan = scheduler.plan()
     for sequence in scheduler.computed(plan):
-        scheduler.append(sequence, 5)
+        sequence.ids.append(5)
     return plan
 
 

@@ -16,9 +16,11 @@ from safetensors.torch import load_file, save_file
 
 import ivl
 from ivl.cli.main import run
+from ivl.engine.choosing import Chooser, Draft
 from ivl.engine.options import GenerationOptions
 from ivl.engine.sampling import Sampler
-from ivl.engine.speculation import Draft, PromptLookup, check_draft, verify
+from ivl.engine.sequence import Sequence
+from ivl.engine.speculation import PromptLookup, Wish, check_draft
 from ivl.errors import ConfigError
 
 RECEIPT = Path(__file__).parents[2] / "samples" / "receipt.png"
@@ -105,7 +107,8 @@ def test_tokens_have_the_distribution_of_the_model(looks_up: bool) -> None:
     options = GenerationOptions(temperature=0.8, top_k=4, seed=11)
     exact = torch.stack([Sampler(options).probabilities(row) for row in target]).double()
     pairs = exact[0][:, None] * exact
-    sampler, counts, num_draws = Sampler(options), torch.zeros(VOCAB, VOCAB), 4000
+    chooser, counts, num_draws = Chooser(options), torch.zeros(VOCAB, VOCAB), 4000
+    sampler = chooser.sampler
     for _ in range(num_draws):
         guesses, probabilities = [], []
         for _ in range(2):
@@ -114,7 +117,7 @@ def test_tokens_have_the_distribution_of_the_model(looks_up: bool) -> None:
             probabilities.append(q)
         draft = Draft([1, 2]) if looks_up else Draft(guesses, probabilities)
         logits = torch.stack([target[0], *(target[guess] for guess in draft.tokens)])
-        written = list(verify(sampler, logits, draft))
+        written = list(chooser.choose(logits, draft))
         if len(written) == 1:
             written.append(sampler.choose(target[written[0]]))
         counts[written[0], written[1]] += 1
@@ -131,7 +134,9 @@ def test_what_is_looked_up() -> None:
     sampler = Sampler(GenerationOptions())
 
     def guesses(tokens: list[int], most: int = 3) -> list[int]:
-        return PromptLookup().propose(tokens, most, sampler).tokens
+        sequence = Sequence(ids=tokens, max_tokens=9, num_shareable=0)
+        [draft] = PromptLookup().propose([Wish(sequence, most, sampler)])
+        return list(draft.tokens)
 
     assert guesses([1, 2, 3, 4, 5, 9, 1, 2]) == [3, 4, 5]
     assert guesses([7, 1, 2, 3, 8, 1, 2, 4, 7, 1, 2]) == [3, 8, 1]

@@ -212,6 +212,8 @@ class Generation:
             for event in heard:
                 if not isinstance(event, Failed):
                     self._hear(event)
+            if self.answer is None:  # it has failed
+                self.answer = self._answer("cancelled", running.timings())
             said = [token.id for token in self._tokens]
             self._conversation.settle(running.sequence, self, said)
 

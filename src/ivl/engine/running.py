@@ -110,7 +110,7 @@ class RunningRequest:
         tokens = self._take(self._text.num_settled)
         if rest or tokens:
             self.listener(Piece(rest, tokens))
-        self._finish(Ended("stop" if self._text.stopped else reason, self._timings()))
+        self._finish(Ended("stop" if self._text.stopped else reason, self.timings()))
 
     def fail(self, error: BaseException) -> None:
         """Ends without an answer; see `Failed`."""
@@ -149,7 +149,8 @@ class RunningRequest:
         top = tuple(zip(ids.long().tolist(), values.tolist(), strict=True))
         return TokenLogprob(token, float(logprobs[token]), top)
 
-    def _timings(self) -> Timings:
+    def timings(self) -> Timings:
+        """So far."""
         now = time.perf_counter()
         admitted = now if self._admitted is None else self._admitted
         first_token = now if self._first_token is None else self._first_token
