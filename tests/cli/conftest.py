@@ -55,17 +55,17 @@ def picture(tmp_path: Path) -> str:
 @pytest.fixture
 def interrupt_after(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     """Ctrl-C, once, when so many tokens of answers have been chosen."""
-    from ivl.engine.sampling import Sampler
+    from ivl.engine.choosing import Chooser
 
     def arrange(num_tokens: int) -> None:
-        choose, left = Sampler.choose, [num_tokens]
+        choose, left = Chooser.choose, [num_tokens]
 
-        def choose_or_stop(self: Sampler, *args: object) -> int:
+        def choose_or_stop(self: Chooser, *args: object) -> object:
             left[0] -= 1
             if left[0] == -1:
                 raise KeyboardInterrupt
             return choose(self, *args)  # type: ignore[arg-type]
 
-        monkeypatch.setattr(Sampler, "choose", choose_or_stop)
+        monkeypatch.setattr(Chooser, "choose", choose_or_stop)
 
     return arrange

@@ -318,9 +318,9 @@ def test_the_answer_streams_and_ctrl_c_ends_it(tiny: Path) -> None:
     # ignores Ctrl-C, and so would what it starts: here the program is as in a terminal.
     slowed = (
         "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-        "import time; from ivl.engine.sampling import Sampler; from ivl.cli.main import main\n"
-        "choose = Sampler.choose\n"
-        "Sampler.choose = lambda *given: (time.sleep(0.05), choose(*given))[1]\n"
+        "import time; from ivl.engine.choosing import Chooser; from ivl.cli.main import main\n"
+        "choose = Chooser.choose\n"
+        "Chooser.choose = lambda *given: (time.sleep(0.05), choose(*given))[1]\n"
         "main()"
     )
     process = subprocess.Popen(

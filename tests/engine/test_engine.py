@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+import pydantic
 import pytest
 import torch
 from PIL import Image
@@ -219,3 +221,111 @@ def ivl_family_config(name: str) -> Any:
     size = find(name)
     assert size is not None
     return size.config
+
+
+def test_a_second_question_finds_the_image_of_the_first(model: Any) -> None:
+    """In conversations that know nothing of each other."""
+    page = picture(77, (200, 200))
+    first = model.ask(page, "What is this?", max_tokens=4)
+    second = model.ask(page, "And how much is it?", max_tokens=6)
+    assert first.timings.num_cached_tokens < 32 <= second.timings.num_cached_tokens
+    fresh = model.engine.with_limits(EngineLimits()).conversation()
+    alone = fresh.ask("And how much is it?", [page], options=options(max_tokens=6)).result()
+    assert second.tokens == alone.tokens
+
+
+def test_conversations_whose_blocks_others_took_go_on_alike(model: Any) -> None:
+    """One store for both, which holds one of them: each is read again when its turn comes."""
+    roomy, narrow = (model.engine.with_limits(EngineLimits(kv_tokens=n)) for n in (4096, 352))
+    answers = []
+    for engine in (roomy, narrow):
+        talks = [engine.conversation() for _ in range(2)]
+        texts = []
+        for turn in range(3):
+            for number, talk in enumerate(talks):
+                shown = [picture(number)] if turn == 0 else []
+                question = f"What is the number {number} of the page, in turn {turn}?"
+                generation = talk.ask(question, shown, options=options(max_tokens=20))
+                texts.append(generation.result().tokens)
+        answers.append(texts)
+        state = engine.state()
+    assert answers[0] == answers[1]
+    assert state.num_evicted_blocks > 0
+
+
+def test_two_answers_at_once_are_those_that_come_one_by_one(model: Any) -> None:
+    questions = ["Say one.", "Say two, please."]
+    expected = [model.ask(None, question, max_tokens=12).text for question in questions]
+    answers = [model.stream(question, max_tokens=12) for question in questions]
+    texts = ["", ""]
+    while any(answer.answer is None for answer in answers):
+        for number, answer in enumerate(answers):
+            texts[number] += next(iter(answer), "")
+    assert texts == expected
+
+
+def test_a_conversation_that_is_let_go_lets_its_blocks_go(model: Any) -> None:
+    engine = model.engine.with_limits(EngineLimits())
+    talk = engine.conversation()
+    talk.ask("Go on.", options=options()).result()
+    assert engine.state().num_used_blocks > 0
+    del talk
+    engine.step()
+    assert engine.state().num_used_blocks == 0
+
+
+@pytest.mark.parametrize("num_said", range(28, 36))
+def test_a_stop_string_at_any_place_of_a_block_leaves_what_others_share(
+    model: Any, num_said: int
+) -> None:
+    """The block that it is in may be found by others, and must stay as it was."""
+    engine = model.engine.with_limits(EngineLimits())
+    talk = engine.conversation()
+    whole = talk.ask("Go on.", options=options(max_tokens=num_said)).result()
+    talk = engine.conversation()
+    stop = whole.text[-3:]
+    talk.ask("Go on.", options=options(max_tokens=90, stop=(stop,))).result()
+    found = talk.ask("Is that all?", options=options(max_tokens=20)).result()
+    fresh = model.engine.with_limits(EngineLimits()).conversation()
+    fresh.ask("Go on.", options=options(max_tokens=90, stop=(stop,))).result()
+    assert found.tokens == fresh.ask("Is that all?", options=options(max_tokens=20)).result().tokens
+    again = engine.conversation().ask("Go on.", options=options(max_tokens=num_said)).result()
+    assert again.tokens == whole.tokens
+
+
+def test_an_answer_keeps_to_its_schema(model: Any) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"size": {"enum": ["small", "large"]}},
+        "required": ["size"],
+        "additionalProperties": False,
+    }
+    answer = model.ask(picture(1), "How large?", schema=schema)
+    assert answer.finish_reason == "stop"
+    assert answer.data["size"] in ("small", "large")
+    assert json.loads(answer.text) == answer.data
+    cut = model.ask(picture(1), "How large?", schema=schema, max_tokens=2)
+    assert (cut.finish_reason, cut.data) == ("length", None)
+    with pytest.raises(RequestError, match="cannot be enforced"):
+        model.ask(None, "How large?", schema={"type": "sausage"})
+    with pytest.raises(RequestError, match="schema is a str"):
+        model.ask(None, "How large?", schema="object")
+
+
+def test_a_class_of_pydantics_is_a_schema(model: Any) -> None:
+    class Page(pydantic.BaseModel):
+        colour: Literal["red", "blue"]
+
+    answer = model.ask(None, "Which colour?", schema=Page)
+    assert Page(**answer.data).colour in ("red", "blue")
+
+
+def test_logprobs_come_with_the_answer(model: Any) -> None:
+    answer = model.ask(None, "Count.", max_tokens=5, logprobs=2)
+    assert [token.id for token in answer.logprobs] == list(answer.tokens)
+    for token in answer.logprobs:
+        assert token.top[0] == (token.id, token.logprob)
+        assert len(token.top) == 2
+    assert model.ask(None, "Count.", max_tokens=5).logprobs == ()
+    with pytest.raises(RequestError, match="logprobs"):
+        model.ask(None, "Count.", logprobs=-1)

@@ -17,11 +17,15 @@ from safetensors.torch import load_file, save_file
 import ivl
 from ivl.cli.main import run
 from ivl.engine.choosing import Chooser, Draft
+from ivl.engine.engine import EngineLimits
+from ivl.engine.events import Ended
 from ivl.engine.options import GenerationOptions
 from ivl.engine.sampling import Sampler
 from ivl.engine.sequence import Sequence
+from ivl.engine.service import Service
 from ivl.engine.speculation import PromptLookup, Wish, check_draft
 from ivl.errors import ConfigError
+from tests.engine.test_batch import alone, ask, submit
 
 RECEIPT = Path(__file__).parents[2] / "samples" / "receipt.png"
 VOCAB = 5
@@ -172,3 +176,44 @@ def test_the_command_line_says_what_was_guessed(capsys: pytest.CaptureFixture[st
     assert run(arguments) == 0
     timings = json.loads(capsys.readouterr().out)[0]["timings"]
     assert timings["num_guessed_tokens"] >= timings["num_kept_tokens"] > 0
+
+
+@pytest.mark.parametrize("how", ["lookup", "model"])
+def test_many_at_once_are_guessed_for_too(
+    plain: Any, draft_dir: Path, tiny_model_dir: Path, how: str
+) -> None:
+    """Who asks beside others, with images and with a form, gets the tokens that come alone."""
+    draft = "lookup" if how == "lookup" else draft_dir
+    guessing = ivl.load(tiny_model_dir, dtype="float32", device="cpu", draft=draft)
+    service = Service(guessing.engine.with_limits(EngineLimits(kv_tokens=4096, for_many=True)))
+    grammar = guessing.engine.grammars.regex("(ab ){12}")
+    asked: list[dict[str, Any]] = [
+        {"question": f"Say {'a b ' * n}", "images": tuple(picture(k) for k in range(n % 2))}
+        for n in range(5)
+    ]
+    requests = [ask(guessing, **one, max_tokens=30) for one in asked]
+    requests.append(ask(guessing, "Say it.", max_tokens=40, grammar=grammar))
+    expected = [list(alone(plain, one["question"], one["images"], n=30).tokens) for one in asked]
+    try:
+        readers = [submit(service, request)[0] for request in requests]
+        endings = [reader.ending() for reader in readers]
+        assert [reader.ids for reader in readers[:-1]] == expected
+        assert readers[-1].text.strip() == " ".join(["ab"] * 12)
+        assert all(isinstance(ending, Ended) for ending in endings)
+        state = service.state()
+        assert 0 < state.num_kept_tokens <= state.num_guessed_tokens
+        assert state.num_used_blocks == 0
+    finally:
+        service.close(0)
+
+
+def test_an_engine_whose_guessing_fails_goes_on_without(
+    tiny_model_dir: Path, draft_dir: Path, plain: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guessing = ivl.load(tiny_model_dir, dtype="float32", device="cpu", draft=draft_dir)
+
+    def broken(*_: Any) -> Any:
+        raise MemoryError
+
+    monkeypatch.setattr(guessing.engine.speculation.draft.model, "extend", broken)
+    assert [a.tokens for a in two_turns(guessing)] == [a.tokens for a in two_turns(plain)]

@@ -39,7 +39,7 @@ class RunningServer:
         return self.server.url
 
     @property
-    def batch(self) -> Service:
+    def service(self) -> Service:
         return self.server._hub.loaded[0].service
 
     def post(self, path: str, body: Any = None, **more: Any) -> httpx.Response:

@@ -75,8 +75,8 @@ def test_requests_leave_no_objects_behind(tiny: Any) -> None:
         for _ in range(5):  # in the first, caches, counters and pools of threads are filled
             ask_in_every_way(server)
             counts.append(live_objects())
-        assert server.service._tile_bytes == 0
-        assert not server.service._requests
+        state = server.service.state()
+        assert state.tile_bytes == state.num_waiting == state.num_running == 0
     growths = [after - before for before, after in pairwise(counts[2:])]
     leaked = {name: n for name, n in growths[0].items() if min(n, growths[1][name]) >= ROUND // 2}
     for name in NO_LEAKS:

@@ -85,24 +85,24 @@ def test_the_second_question_about_a_page_finds_it_in_the_cache(
     client: openai.OpenAI, server: RunningServer, receipt: bytes
 ) -> None:
     client.chat.completions.create(model="demo", messages=about(receipt), max_tokens=1)
-    before = server.batch.state()
+    before = server.service.state()
     again = client.chat.completions.create(
         model="demo", messages=about(receipt, "What is the date?"), max_tokens=1
     )
     assert again.usage is not None
     assert again.usage.prompt_tokens_details is not None
     assert again.usage.prompt_tokens_details.cached_tokens  # the system message and the page
-    assert server.batch.state().num_encoded_tiles == before.num_encoded_tiles
+    assert server.service.state().num_encoded_tiles == before.num_encoded_tiles
 
 
 def test_a_pdf_is_read_page_by_page(client: openai.OpenAI, server: RunningServer) -> None:
     pages = [Image.new("RGB", (400, 400), colour) for colour in ("white", "red")]
-    before = server.batch.state()
+    before = server.service.state()
     file = {"filename": "x.pdf", "file_data": data_url(pdf_of(pages), "application/pdf")}
     content = [{"type": "file", "file": file}, {"type": "text", "text": "Read."}]
     messages: Any = [{"role": "user", "content": content}]
     client.chat.completions.create(model="demo", messages=messages, max_tokens=1)
-    after = server.batch.state()
+    after = server.service.state()
     assert after.num_encoded_tiles + after.num_known_tiles - (
         before.num_encoded_tiles + before.num_known_tiles
     ) == len(pages)

@@ -343,12 +343,12 @@ class TestPagesOfOthers:
 
     def test_their_form_can_send_nothing(self, endless: RunningServer) -> None:
         """A form needs no leave of the browser's, and its body can be JSON."""
-        before = endless.batch.state().num_prompt_tokens
+        before = endless.service.state().num_prompt_tokens
         headers = {"origin": "http://evil.example", "content-type": "text/plain"}
         path, body = chat()
         answer = endless.http.post(path, content=json.dumps(body), headers=headers)
         assert answer.status_code == 403
-        assert endless.batch.state().num_prompt_tokens == before
+        assert endless.service.state().num_prompt_tokens == before
 
     def test_those_that_are_named_may_ask(self, tiny: Any) -> None:
         origin = "http://localhost:3000"

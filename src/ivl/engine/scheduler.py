@@ -151,7 +151,12 @@ class Scheduler:
         self._drop_orphans()
         self._admit()
         plan = Plan()
-        for sequence in [s for s in self.running if s.is_writing]:
+        writing = [s for s in self.running if s.is_writing]
+        # Guesses must not keep the prompts of others from being read.
+        if sum(1 + len(s.guesses) for s in writing) >= self.limits.busy_tokens:
+            for sequence in writing:
+                sequence.guesses = []
+        for sequence in writing:
             if sequence in self.running and self._grow(sequence):
                 plan.chunks.append(Chunk(sequence, 1, tuple(sequence.guesses)))
         # Blocks for the others may have been those of a sequence that was planned already.
