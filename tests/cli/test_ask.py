@@ -336,3 +336,63 @@ def test_the_answer_streams_and_ctrl_c_ends_it(tiny: Path) -> None:
     assert process.returncode == 130
     assert b"Traceback" not in errors
     assert 1 <= len((first + rest).strip()) < 450
+
+
+SCHEMA = {
+    "type": "object",
+    "properties": {"size": {"enum": ["small", "large"]}},
+    "required": ["size"],
+    "additionalProperties": False,
+}
+
+
+@pytest.fixture
+def schema(tmp_path: Path) -> str:
+    """The name of a file with a JSON schema."""
+    path = tmp_path / "schema.json"
+    path.write_text(json.dumps(SCHEMA))
+    return str(path)
+
+
+@pytest.mark.parametrize("command", ["ask", "read"])
+def test_an_answer_keeps_to_a_schema(
+    tiny: Path, picture: str, schema: str, command: str, capsys: Output
+) -> None:
+    question = ["How large is it?"] if command == "ask" else []
+    assert run([command, picture, *question, "--schema", schema]) == 0
+    assert json.loads(capsys.readouterr().out)["size"] in ("small", "large")
+    assert run([command, picture, *question, "--schema", schema, "--json", "--logprobs", "2"]) == 0
+    [record] = (
+        [json.loads(capsys.readouterr().out)]
+        if command == "ask"
+        else json.loads(capsys.readouterr().out)
+    )
+    assert record["data"] == json.loads(record["text"])
+    assert len(record["logprobs"]) == record["tokens"]
+    assert all(len(token["top"]) == 2 for token in record["logprobs"])
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (None, "cannot be read"),
+        ("{", "is no JSON"),
+        ("[]", "no JSON object"),
+        ('{"type": "sausage"}', "cannot be enforced"),
+    ],
+)
+def test_a_schema_that_is_none(
+    tiny: Path, tmp_path: Path, text: str | None, said: str, capsys: Output
+) -> None:
+    path = tmp_path / "schema.json"
+    if text is not None:
+        path.write_text(text)
+    assert run(["ask", "How large?", "--schema", str(path)]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_logprobs_that_nobody_would_see(tiny: Path, capsys: Output) -> None:
+    assert run(["ask", "How large?", "--logprobs", "2"]) == 2
+    assert "Add --json" in capsys.readouterr().err
+    assert run(["ask", "How large?", "--logprobs", "-2", "--json"]) == 2
+    assert "logprobs must be between" in capsys.readouterr().err

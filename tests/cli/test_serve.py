@@ -178,3 +178,25 @@ def test_an_open_door_is_said(tiny_model_dir: Path) -> None:
         assert any("everybody who can reach" in line and "--api-key" in line for line in lines)
     with serving(tiny_model_dir, "--host", "0.0.0.0", "--api-key", "k") as (_, _, lines):
         assert not any("everybody" in line for line in lines)
+
+
+def test_a_server_guesses_ahead(tiny_model_dir: Path) -> None:
+    """Its answers stay the same, and its metrics say what was guessed."""
+    body = {"messages": [{"role": "user", "content": "Go on."}], "max_tokens": 200}
+    texts = []
+    for options in ((), ("--draft", "lookup", "--draft-tokens", "3")):
+        with serving(tiny_model_dir, "--dtype", "float32", *options) as (_, url, _):
+            answer = httpx.post(f"{url}/v1/chat/completions", json=body, timeout=TIMEOUT_S).json()
+            texts.append(answer["choices"][0]["message"]["content"])
+            metrics = httpx.get(f"{url}/metrics").text
+        found = re.search(r"ivl_kept_tokens_total\{.*\} ([0-9.]+)", metrics)
+        assert found
+        assert (float(found[1]) > 0) == bool(options)
+    assert texts[0] == texts[1]
+
+
+def test_a_draft_that_cannot_guess_keeps_the_server_from_starting(
+    tiny_model_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["serve", "--context", "512", "--draft", str(tiny_model_dir), "--port", "0"]) == 2
+    assert "its tiles are others" in capsys.readouterr().err
