@@ -5,12 +5,15 @@ from __future__ import annotations
 import pytest
 
 from ivl.errors import ConfigError
-from ivl.planner.device_sheets import DEVICES_OF_A_CARD, GIB, clouds, table
+from ivl.footprint.device import GIB
 from ivl.planner.device_table import (
+    DEVICES_OF_A_CARD,
+    clouds,
     find_devices,
     find_meaning,
     match_reported,
     parse_custom,
+    table,
 )
 
 

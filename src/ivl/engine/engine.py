@@ -34,10 +34,10 @@ from ivl.engine.sampling import Sampler, are_finite, not_finite
 from ivl.engine.speculation import Draft, Drafter, Speculation, check_draft, verify
 from ivl.engine.stopping import StopText
 from ivl.errors import ConfigError, RequestError
+from ivl.footprint.workload import DEFAULT_VISION_BATCH, resolve_context
 from ivl.model.cache import KVCache, Segment
 from ivl.model.internvl import InternVL
 from ivl.model.out_of_memory import capacity_error
-from ivl.planner.memory import DEFAULT_CONTEXT, DEFAULT_VISION_BATCH
 from ivl.prompt.pixels import DEFAULT_MAX_PIXELS
 from ivl.prompt.template import (
     Message,
@@ -114,20 +114,6 @@ def check_at_least_one(name: str, value: int) -> None:
     """ConfigError for a number of things done at once that is no such number."""
     if value < 1:
         raise ConfigError(f"{name} must be at least 1, not {value}.", "The default is a good one.")
-
-
-def resolve_context(context: int | None, config: Any) -> int:
-    """The context in tokens.
-
-    Raises ConfigError for a length that the model cannot have.
-    """
-    decoder = config.decoder
-    if context is None:
-        return min(DEFAULT_CONTEXT, decoder.max_positions)
-    most = decoder.longest_context
-    if not 1 <= context <= most:
-        raise ConfigError(f"The context must be between 1 and {most} tokens, not {context}.")
-    return context
 
 
 class Conversation:

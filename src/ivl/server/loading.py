@@ -17,10 +17,9 @@ from ivl.engine.batch import BatchEngine, BatchLimits
 from ivl.engine.batch_request import BatchRequest
 from ivl.errors import CapacityError, ConfigError, IvlError
 from ivl.family import num_parameters
-from ivl.model.cache import BLOCK_TOKENS
+from ivl.footprint.device import GIB
+from ivl.kv import BLOCK_TOKENS, kv_bytes_per_layer_token
 from ivl.model.source import open_source
-from ivl.planner.kv_cache import kv_bytes_per_token
-from ivl.planner.memory import GIB
 from ivl.prompt.template import user_message
 from ivl.quant.mixes import mix_of_file_type
 from ivl.server.hub import StoredFacts
@@ -39,10 +38,11 @@ def start_engine(model: Model, limits: BatchLimits) -> BatchEngine:
     """
     engine = model.engine
     devices = engine.model.decoder.layer_devices
-    token_bytes = kv_bytes_per_token(engine.config.decoder, engine.model.kv)
+    layer_bytes = kv_bytes_per_layer_token(engine.config.decoder, engine.model.kv)
+    token_bytes = layer_bytes * len(devices)
     wanted = limits.kv_tokens or limits.max_sequences * engine.context
     least = limits.kv_tokens or engine.context
-    held = _tokens_held(devices, token_bytes / len(devices), limits.vision_cache_bytes)
+    held = _tokens_held(devices, layer_bytes, limits.vision_cache_bytes)
     if held is not None:
         if held < least:
             raise CapacityError(
@@ -62,9 +62,7 @@ def start_engine(model: Model, limits: BatchLimits) -> BatchEngine:
     return BatchEngine(engine, replace(limits, kv_tokens=tokens))
 
 
-def _tokens_held(
-    devices: Sequence[torch.device], layer_bytes: float, kept_bytes: int
-) -> int | None:
+def _tokens_held(devices: Sequence[torch.device], layer_bytes: int, kept_bytes: int) -> int | None:
     """Tokens whose keys and values find room in the free memory of every device that has layers;
     None where nobody says how much is free."""
     counts = Counter(devices)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ivl.errors import ConfigError
-from ivl.planner.threads import Cores, choose_threads, cpu_quota, physical_cores
+from ivl.host import Cores, choose_threads, cpu_quota, physical_cores
 
 
 def write(path: Path, text: str) -> None:
