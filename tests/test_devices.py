@@ -10,6 +10,7 @@ import torch
 
 import ivl
 from ivl import devices
+from ivl.api import choose_dtype
 from ivl.cli.main import run
 from ivl.cli.model_facts import model_facts
 from ivl.devices import choose_devices, fit_of_source, place_model
@@ -127,8 +128,8 @@ def test_a_plan_and_loading_count_the_same_bytes(kv: KVType, context: int | None
     assert gpus == ()
     loaded = fit_of_source(
         open_source(DEMO), (), host, context=planned.setting.work.context,
-        vision_batch=planned.setting.work.vision_batch, kv=kv, dtype=torch.bfloat16,
-        float16_tower=True,
+        vision_batch=planned.setting.work.vision_batch, kv=kv,
+        dtype=choose_dtype(None, HOST), float16_tower=True,
     )  # fmt: skip
     assert loaded.parts == planned.parts
     [share] = loaded.placement.shares

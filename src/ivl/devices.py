@@ -13,14 +13,11 @@ from ivl.errors import CapacityError, ConfigError
 from ivl.footprint.device import GIB, Device, Slot
 from ivl.footprint.placement import Fit
 from ivl.footprint.room import fit, require_room
-from ivl.footprint.tensors import TypedTensor
 from ivl.footprint.workload import loaded_workload
 from ivl.host import available_memory_bytes, has_float16_products, total_memory_bytes
 from ivl.kv import KVType
 from ivl.model.device_map import DeviceMap, map_of
 from ivl.model.source import ModelSource
-
-FORMATS = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 
 
 def choose_device(device: str | None) -> torch.device:
@@ -126,25 +123,19 @@ def fit_of_source(
     vision_offload: bool = False, float16_tower: bool = False,
 ) -> Fit:  # fmt: skip
     """A model with a page before it, on devices; see `place_model`."""
-    tensors = tensors_of(source.path, source.config, source.pair)
-    if source.pair is None and not gpus:
-        tensors = tuple(_cast(tensor, FORMATS[dtype]) for tensor in tensors)
+    # Matrices of GGUF files are kept on a processor as they are.
+    stays = source.pair is not None and not gpus
     return fit(
         source.config,
-        tensors,
+        tensors_of(source.path, source.config, source.pair),
         loaded_workload(source.config, context=context, kv=kv, vision_batch=vision_batch),
         gpus=gpus,
         host=host,
         float16_tower=float16_tower and has_float16_products(),
-        gpu_itemsize=dtype.itemsize,
+        itemsize=None if stays else dtype.itemsize,
         tower_on_processor=vision_offload,
         gpu_layers=gpu_layers,
     )
-
-
-def _cast(tensor: TypedTensor, format: str) -> TypedTensor:
-    is_cast = tensor.is_matrix and tensor.is_plain
-    return tensor._replace(format=format) if is_cast else tensor
 
 
 def free_bytes(device: torch.device) -> int | None:

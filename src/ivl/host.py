@@ -147,8 +147,20 @@ def processor_name() -> str:
 
 def has_float16_products() -> bool:
     """Whether the processor multiplies float16 (AVX-512 FP16)."""
-    flags = re.search(r"^flags\s*:\s*(.+)$", _text(CPUINFO), re.MULTILINE)
-    return flags is not None and "avx512_fp16" in flags[1].split()
+    return "avx512_fp16" in _features()
+
+
+def has_bfloat16_products() -> bool:
+    """Whether torch multiplies bfloat16 as fast as the processor can (`mkldnn_bf16_device_check` of
+    its aten/src/ATen/native/mkldnn/Utils.h); True where the system does not say."""
+    features = _features()
+    return not features or "bf16" in features or {"avx512vl", "avx512bw", "avx512dq"} <= features
+
+
+def _features() -> set[str]:
+    """Instructions of the processor by Linux's names."""
+    found = re.search(r"^(?:flags|Features)\s*:\s*(.+)$", _text(CPUINFO), re.MULTILINE)
+    return set(found[1].split()) if found else set()
 
 
 def _groups(controller: str, own_cgroup: Path, root: Path) -> Iterator[tuple[Path, int]]:

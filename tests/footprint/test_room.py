@@ -38,7 +38,7 @@ def test_float32_takes_twice_what_16_bits_do_on_gpus() -> None:
     def taken(kind: str, vision: str, itemsize: int) -> Fit:
         tensors = planned_tensors(config, kind, vision)
         work = loaded_workload(config, context=8192)
-        return fit(config, tensors, work, gpus=(card,), gpu_itemsize=itemsize)
+        return fit(config, tensors, work, gpus=(card,), itemsize=itemsize)
 
     plain, wide = (taken("BF16", "BF16", itemsize) for itemsize in (2, 4))
     for what in ("decoder", "vision tower", "projector"):
@@ -64,7 +64,7 @@ def test_what_fits_in_the_place_of_what_does_not_is_named(
     found = fit(config, planned_tensors(config, "BF16", "BF16"), work, **place())  # type: ignore[arg-type]
     with pytest.raises(CapacityError, match=free) as caught:
         require_room(found, 8192, itemsize=2)
-    assert "15.1 GiB of weights, a context of 8192 tokens" in caught.value.message
+    assert "15.0 GiB of weights, a context of 8192 tokens" in caught.value.message
     assert caught.value.hint == "Of the family, 1b, 2b fit here at 16 bits."
 
 

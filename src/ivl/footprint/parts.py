@@ -75,10 +75,10 @@ the tower in float16 panels, as ivl has it on processors with such products
 
 def weigh(
     tensors: Iterable[TypedTensor], num_layers: int, keeping: Keeping, tower: Keeping,
-    itemsize: int = 2,
+    itemsize: int | None = None,
 ) -> WeightBytes:  # fmt: skip
     """Adds up the tensors by where they belong, the tower's kept as `tower` says. `itemsize`: bytes
-    of a number that is not quantized, on GPUs."""
+    of a number that is not quantized; None: on a processor as in the files, on GPUs 2."""
     layers = [0] * num_layers
     rest = {"embeddings": 0, "head": 0, "vision": 0, "projector": 0}
     for tensor in tensors:
@@ -93,26 +93,27 @@ def weigh(
     return WeightBytes(layers=tuple(layers), **rest)
 
 
-def _kept_bytes(tensor: TypedTensor, keeping: Keeping, itemsize: int) -> int:
+def _kept_bytes(tensor: TypedTensor, keeping: Keeping, itemsize: int | None) -> int:
     if keeping == "file":
         return tensor.file_bytes
     if keeping == "gpu":
-        return tensor.gpu_bytes(itemsize)
+        return tensor.gpu_bytes(itemsize or 2)
     if keeping == "dense":
-        return tensor.num_weights * itemsize
+        return tensor.num_weights * (itemsize or 2)
     if keeping == "panels" and tensor.part == "vision":
         return _panel_bytes(tensor)
+    if itemsize and tensor.is_matrix and tensor.is_plain:
+        return tensor.num_weights * itemsize
     return tensor.packed_bytes
 
 
 def footprint(
     config: ModelConfig, weights: WeightBytes, work: Workload, *, keeping: Keeping,
-    on_gpu: bool, gpu_itemsize: int = 2,
+    on_gpu: bool, itemsize: int,
 ) -> Footprint:  # fmt: skip
-    """All bytes of a model that ivl runs, of which the weights are known. `gpu_itemsize`: bytes of
-    an activation on GPUs."""
+    """All bytes of a model that ivl runs, of which the weights are known. `itemsize`: bytes of an
+    activation."""
     tokens = -(-work.context // BLOCK_TOKENS) * BLOCK_TOKENS
-    itemsize = gpu_itemsize if on_gpu else 4
     panels = keeping == "panels"
     return Footprint(
         layers=weights.layers,

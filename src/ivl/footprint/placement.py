@@ -104,7 +104,7 @@ class Fit(NamedTuple):
     placement: Placement
 
 
-Weigher = Callable[[Keeping, Keeping, int], WeightBytes]
+Weigher = Callable[[Keeping, Keeping, int | None], WeightBytes]
 """Weights kept in the one way and the tower's in the other, with so many bytes a plain number."""
 
 
@@ -166,12 +166,10 @@ class Program:
 
     def footprint(
         self, config: ModelConfig, weights: WeightBytes, work: Workload, *, keeping: Keeping,
-        on_gpu: bool, gpu_itemsize: int,
+        on_gpu: bool, itemsize: int,
     ) -> Footprint:  # fmt: skip
-        """All bytes, of which those of the weights are known."""
-        return footprint(
-            config, weights, work, keeping=keeping, on_gpu=on_gpu, gpu_itemsize=gpu_itemsize
-        )
+        """All bytes, of which those of the weights are known; `itemsize` of an activation."""
+        return footprint(config, weights, work, keeping=keeping, on_gpu=on_gpu, itemsize=itemsize)
 
     def fit(
         self,
@@ -183,20 +181,22 @@ class Program:
         gpus: Sequence[Slot] = (),
         host: Slot | None,
         float16_tower: bool = False,
-        gpu_itemsize: int = 2,
+        itemsize: int | None = None,
         tower_on_processor: bool = False,
         gpu_layers: int | None = None,
     ) -> Fit:
         """What a model takes and where it goes. `seeing`: the tensors of its tower, at least.
-        `float16_tower`: whether the processor computes it in float16. Else as `spread` has it."""
+        `float16_tower`: whether the processor computes it in float16. `itemsize`: see `weigh`; an
+        activation on a GPU has as many bytes. Else as `spread` has it."""
         keeping = self.keeping(seeing, gpus, float16_tower=float16_tower)
         # A tower that is streamed to a GPU lies in main memory with 16 bits, whatever the files
         # have. Where a GPU's memory is main memory nothing can be moved from the one to the other.
         moves = tower_on_processor and not is_one_memory(gpus)
         tower = "dense" if self.is_own and moves and keeping == "gpu" else keeping
+        on_gpu = any(not self.lacks(slot.device) for slot in gpus)
         parts = self.footprint(
-            config, weigh(keeping, tower, gpu_itemsize), work, keeping=keeping,
-            on_gpu=any(not self.lacks(slot.device) for slot in gpus), gpu_itemsize=gpu_itemsize,
+            config, weigh(keeping, tower, itemsize), work, keeping=keeping, on_gpu=on_gpu,
+            itemsize=(itemsize or 2) if on_gpu else 4,
         )  # fmt: skip
         if problem := self._problem(gpus, host):
             return Fit(parts, Placement(shares=(), problem=problem))

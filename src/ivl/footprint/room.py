@@ -23,18 +23,18 @@ def fit(
     gpus: Sequence[Slot] = (),
     host: Slot | None = None,
     float16_tower: bool = False,
-    gpu_itemsize: int = 2,
+    itemsize: int | None = None,
     tower_on_processor: bool = False,
     gpu_layers: int | None = None,
 ) -> Fit:
     """A model of these tensors with ivl; see `Program.fit`."""
 
-    def weights(keeping: Keeping, tower: Keeping, itemsize: int) -> WeightBytes:
+    def weights(keeping: Keeping, tower: Keeping, itemsize: int | None) -> WeightBytes:
         return weigh(tensors, config.decoder.num_layers, keeping, tower, itemsize)
 
     return IVL.fit(
         config, tensors, weights, work, gpus=gpus, host=host, float16_tower=float16_tower,
-        gpu_itemsize=gpu_itemsize, tower_on_processor=tower_on_processor, gpu_layers=gpu_layers,
+        itemsize=itemsize, tower_on_processor=tower_on_processor, gpu_layers=gpu_layers,
     )  # fmt: skip
 
 

@@ -19,6 +19,7 @@ from ivl.footprint.device import GIB, Device, Slot
 from ivl.footprint.placement import is_one_memory
 from ivl.host import (
     available_memory_bytes,
+    has_bfloat16_products,
     has_float16_products,
     processor_name,
     total_memory_bytes,
@@ -50,6 +51,9 @@ class Machine:
     is_here: bool
     float16_tower: bool = False
     """Whether the processor has float16 products (AVX-512 FP16), which ivl's tower uses."""
+    itemsize: int = 2
+    """Bytes of a number that ivl computes with on the processor, where none is quantized: 4 without
+    bfloat16."""
     probe: Probe | None = None
     usd_per_hour: float | None = None
     price_note: str = ""
@@ -92,6 +96,7 @@ def this_machine() -> Machine:
         host=Slot(device=host, used_bytes=used),
         is_here=True,
         float16_tower=has_float16_products(),
+        itemsize=2 if has_bfloat16_products() else 4,
         probe=probe,
     )
 

@@ -84,7 +84,7 @@ def make_plan(subject: Subject, setting: Setting, machine: Machine) -> Plan:
     setting.backend.require_type(setting.type)
     config, work, backend = subject.config, setting.work, setting.backend
 
-    def weights(keeping: Keeping, tower: Keeping, itemsize: int) -> WeightBytes:
+    def weights(keeping: Keeping, tower: Keeping, itemsize: int | None) -> WeightBytes:
         if subject.tensors is not None:
             layers = config.decoder.num_layers
             return weigh(subject.tensors, layers, keeping, tower, itemsize)
@@ -101,6 +101,7 @@ def make_plan(subject: Subject, setting: Setting, machine: Machine) -> Plan:
         gpus=machine.gpus,
         host=machine.host,
         float16_tower=machine.float16_tower,
+        itemsize=2 if machine.gpus else None if _is_gguf(subject, setting) else machine.itemsize,
         tower_on_processor=setting.tower_on_processor,
     )
     if problem := _problem(subject, setting, machine):
@@ -141,6 +142,14 @@ def _tensors(subject: Subject, setting: Setting) -> tuple[TypedTensor, ...]:
     return planned_tensors(subject.config, setting.type, setting.vision)
 
 
+def _is_gguf(subject: Subject, setting: Setting) -> bool:
+    """Whether the model is loaded from GGUF files, whose matrices stay as they are there."""
+    if subject.is_on_disk:
+        return subject.text_file is not None
+    as_published = setting.type == "BF16" and setting.vision == "BF16"
+    return not (as_published or setting.type == AWQ)
+
+
 def _problem(subject: Subject, setting: Setting, machine: Machine) -> str:
     """Why the back end does not run these types on the GPUs that it does run on."""
     is_awq = any(t.format == AWQ for t in _tensors(subject, setting))
@@ -153,13 +162,13 @@ def _problem(subject: Subject, setting: Setting, machine: Machine) -> str:
 
 @functools.lru_cache(maxsize=256)
 def _decoder_weights(
-    config: DecoderConfig, type_name: str, keeping: Keeping, itemsize: int
+    config: DecoderConfig, type_name: str, keeping: Keeping, itemsize: int | None
 ) -> WeightBytes:
     return weigh(decoder_plan(config, type_name), config.num_layers, keeping, keeping, itemsize)
 
 
 @functools.lru_cache(maxsize=256)
 def _seeing_weights(
-    config: ModelConfig, vision: str, keeping: Keeping, tower: Keeping, itemsize: int
+    config: ModelConfig, vision: str, keeping: Keeping, tower: Keeping, itemsize: int | None
 ) -> WeightBytes:
     return weigh(vision_plan(config, vision), 0, keeping, tower, itemsize)

@@ -32,17 +32,14 @@ class LlamaCpp(Rival):
 
     def footprint(
         self, config: ModelConfig, weights: WeightBytes, work: Workload, *, keeping: Keeping,
-        on_gpu: bool, gpu_itemsize: int,
+        on_gpu: bool, itemsize: int,
     ) -> Footprint:  # fmt: skip
-        parts = footprint(
-            config, weights, work, keeping=keeping, on_gpu=on_gpu, gpu_itemsize=gpu_itemsize
-        )
+        parts = footprint(config, weights, work, keeping=keeping, on_gpu=on_gpu, itemsize=itemsize)
         d, v, seeing = config.decoder, config.vision, 0
         if v is not None and work.tiles:
             rows = 1 + v.num_patches
             layer = rows * (2 * v.intermediate_size + 6 * v.hidden_size) * 4
             scores = v.num_heads * rows**2 * 4
-            itemsize = gpu_itemsize if on_gpu else 4
             seeing = beside_projector(config, layer + scores, 1, itemsize)
         return replace(
             parts,

@@ -94,11 +94,9 @@ class Vllm(Rival):
 
     def footprint(
         self, config: ModelConfig, weights: WeightBytes, work: Workload, *, keeping: Keeping,
-        on_gpu: bool, gpu_itemsize: int,
+        on_gpu: bool, itemsize: int,
     ) -> Footprint:  # fmt: skip
-        parts = footprint(
-            config, weights, work, keeping=keeping, on_gpu=on_gpu, gpu_itemsize=gpu_itemsize
-        )
+        parts = footprint(config, weights, work, keeping=keeping, on_gpu=on_gpu, itemsize=itemsize)
         d = config.decoder
         prefill = CHUNK * 2 * (3 * d.intermediate_size + 4 * d.hidden_size) + 256 * 4 * d.vocab_size
         return replace(parts, prefill_activations=prefill, tokenizer=0)
