@@ -10,7 +10,7 @@ import torch
 
 from ivl.checkpoint.stored import tensors_of
 from ivl.errors import CapacityError, ConfigError
-from ivl.footprint.device import GIB, Device, Slot
+from ivl.footprint.device import GIB, Device, Devices, Slot
 from ivl.footprint.placement import Fit
 from ivl.footprint.room import fit, require_room
 from ivl.footprint.workload import loaded_workload
@@ -98,15 +98,15 @@ def place_model(
     CapacityError when it does not fit.
     """
     num_layers = source.config.decoder.num_layers
-    gpus, host = slots(devices)
-    if not gpus and host is None:  # nobody says how much memory there is
+    here = devices_here(devices, float16_tower=float16_tower and has_float16_products())
+    if not here.gpus and here.host is None:  # nobody says how much memory there is
         return DeviceMap.whole(devices[0], num_layers)
     found = fit_of_source(
-        source, gpus, host, context=context, vision_batch=vision_batch, kv=kv, dtype=dtype,
-        gpu_layers=gpu_layers, vision_offload=vision_offload, float16_tower=float16_tower,
+        source, here, context=context, vision_batch=vision_batch, kv=kv, dtype=dtype,
+        gpu_layers=gpu_layers, vision_offload=vision_offload,
     )  # fmt: skip
     if devices[0].type != "cuda":
-        require_room(found, context, itemsize=dtype.itemsize)
+        require_room(found, here, context, itemsize=dtype.itemsize)
         return DeviceMap.whole(devices[0], num_layers)
     if not found.placement.fits:
         raise CapacityError(
@@ -118,20 +118,17 @@ def place_model(
 
 
 def fit_of_source(
-    source: ModelSource, gpus: Sequence[Slot], host: Slot | None, *, context: int,
-    vision_batch: int, kv: KVType, dtype: torch.dtype, gpu_layers: int | None = None,
-    vision_offload: bool = False, float16_tower: bool = False,
+    source: ModelSource, devices: Devices, *, context: int, vision_batch: int, kv: KVType,
+    dtype: torch.dtype, gpu_layers: int | None = None, vision_offload: bool = False,
 ) -> Fit:  # fmt: skip
     """A model with a page before it, on devices; see `place_model`."""
     # Matrices of GGUF files are kept on a processor as they are.
-    stays = source.pair is not None and not gpus
+    stays = source.pair is not None and not devices.gpus
     return fit(
         source.config,
         tensors_of(source.path, source.config, source.pair),
         loaded_workload(source.config, context=context, kv=kv, vision_batch=vision_batch),
-        gpus=gpus,
-        host=host,
-        float16_tower=float16_tower and has_float16_products(),
+        devices,
         itemsize=None if stays else dtype.itemsize,
         tower_on_processor=vision_offload,
         gpu_layers=gpu_layers,
@@ -145,8 +142,8 @@ def free_bytes(device: torch.device) -> int | None:
     return available_memory_bytes()
 
 
-def slots(devices: Sequence[torch.device]) -> tuple[tuple[Slot, ...], Slot | None]:
-    """The GPUs among these, as their drivers report them, and main memory, None where nobody says
+def devices_here(devices: Sequence[torch.device], *, float16_tower: bool = False) -> Devices:
+    """The GPUs among these, as their drivers report them, and main memory, where the system says
     how much there is."""
     host, free = None, available_memory_bytes()
     if free is not None:
@@ -156,10 +153,11 @@ def slots(devices: Sequence[torch.device]) -> tuple[tuple[Slot, ...], Slot | Non
             source="the system",
         )  # fmt: skip
         host = Slot(device=memory, used_bytes=total - free)
+    gpus = tuple(_card(device) for device in devices if device.type == "cuda")
     if devices[0].type == "mps" and host is not None:
         chip = replace(host.device, name="mps", vendor="apple", form="unified")
-        return (replace(host, device=chip),), host
-    return tuple(_card(device) for device in devices if device.type == "cuda"), host
+        gpus = (replace(host, device=chip),)
+    return Devices(gpus=gpus, host=host, float16_tower=float16_tower)
 
 
 def _card(device: torch.device) -> Slot:

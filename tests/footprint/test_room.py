@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
 
 from ivl.config import ModelConfig
 from ivl.errors import CapacityError
 from ivl.family import find
-from ivl.footprint.device import GIB, Device, Form, Slot, Vendor
+from ivl.footprint.device import GIB, Device, Devices, Form, Slot, Vendor
 from ivl.footprint.placement import Fit
 from ivl.footprint.room import fit, require_room
 from ivl.footprint.tensors import planned_tensors
@@ -38,7 +36,7 @@ def test_float32_takes_twice_what_16_bits_do_on_gpus() -> None:
     def taken(kind: str, vision: str, itemsize: int) -> Fit:
         tensors = planned_tensors(config, kind, vision)
         work = loaded_workload(config, context=8192)
-        return fit(config, tensors, work, gpus=(card,), itemsize=itemsize)
+        return fit(config, tensors, work, Devices(gpus=(card,)), itemsize=itemsize)
 
     plain, wide = (taken("BF16", "BF16", itemsize) for itemsize in (2, 4))
     for what in ("decoder", "vision tower", "projector"):
@@ -51,19 +49,17 @@ def test_float32_takes_twice_what_16_bits_do_on_gpus() -> None:
 @pytest.mark.parametrize(
     ("place", "free"),
     [
-        (lambda: {"host": slot(6)}, "6.0 GiB are free"),
+        (Devices(host=slot(6)), "6.0 GiB are free"),
         # Of an Apple chip a GPU gets two thirds.
-        (lambda: {"gpus": (slot(9, "apple", "unified"),)}, "6.0 GiB are free"),
+        (Devices(gpus=(slot(9, "apple", "unified"),)), "6.0 GiB are free"),
     ],
 )
-def test_what_fits_in_the_place_of_what_does_not_is_named(
-    place: Callable[[], dict[str, Slot]], free: str
-) -> None:
+def test_what_fits_in_the_place_of_what_does_not_is_named(place: Devices, free: str) -> None:
     config = config_of("8b")
     work = loaded_workload(config, context=8192)
-    found = fit(config, planned_tensors(config, "BF16", "BF16"), work, **place())  # type: ignore[arg-type]
+    found = fit(config, planned_tensors(config, "BF16", "BF16"), work, place)
     with pytest.raises(CapacityError, match=free) as caught:
-        require_room(found, 8192, itemsize=2)
+        require_room(found, place, 8192, itemsize=2)
     assert "15.0 GiB of weights, a context of 8192 tokens" in caught.value.message
     assert caught.value.hint == "Of the family, 1b, 2b fit here at 16 bits."
 

@@ -79,7 +79,7 @@ def record_reference(
 ) -> None:
     import torch
 
-    from ivl.devices import slots
+    from ivl.devices import devices_here
     from ivl.engine.request import prepare_images, tokenize
     from ivl.evaluate.integrity import sample_tile
     from ivl.evaluate.record import record, require_transformers, write_reference
@@ -112,11 +112,11 @@ def record_reference(
         tokens_per_tile=config.tokens_per_tile,
     )
     ids = tokenize(prompt, tokenizer).ids
-    _, host = slots([torch.device("cpu")])
-    if host is not None:
+    here = devices_here([torch.device("cpu")])
+    if here.host is not None:
         work = Workload(context=len(ids), tiles=(len(tiles),), vision_batch=len(tiles))
-        found = fit(config, planned_tensors(config, "F32", "F32"), work, host=host)
-        require_room(found, work.context, itemsize=torch.float32.itemsize)
+        found = fit(config, planned_tensors(config, "F32", "F32"), work, here)
+        require_room(found, here, work.context, itemsize=torch.float32.itemsize)
     status.show("computing with transformers")
     context_id = tokenizer.control(IMG_CONTEXT)
     tensors = record(source.path, config, tiles_u8=tiles, input_ids=ids, image_token_id=context_id)

@@ -130,7 +130,7 @@ def _parameters(facts: ModelFacts) -> str:
 
 def _context(facts: ModelFacts) -> str:
     trained = facts.config.decoder.max_positions
-    scaled = facts.longest_context
+    scaled = facts.config.decoder.longest_context
     return f"{trained} tokens" + (f", {scaled} with rotary scaling" if scaled > trained else "")
 
 

@@ -100,11 +100,6 @@ class ModelFacts:
         return resolve_context(None, self.config)
 
     @property
-    def longest_context(self) -> int:
-        """Tokens with rotary scaling, where the model has it."""
-        return self.config.decoder.longest_context
-
-    @property
     def kv_bytes_per_token(self) -> int:
         return kv_bytes_per_token(self.config.decoder, "16bit")
 
@@ -136,7 +131,7 @@ class ModelFacts:
             "quantization": config.quantization,
             "parameters": self.parameters,
             "context": config.decoder.max_positions,
-            "longest_context": self.longest_context,
+            "longest_context": config.decoder.longest_context,
             "tile_px": config.tile_px if has_vision else None,
             "max_tiles": config.max_tiles if has_vision else None,
             "tokens_per_tile": config.tokens_per_tile if has_vision else None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import date
 from json import dumps
 from pathlib import Path
 from typing import Annotated, Any
@@ -89,9 +90,10 @@ def _verify(report: Report, receipt: Path | None, as_json: bool) -> None:
 
 def _probe() -> None:
     from ivl.evaluate.probe import measure_processor
-    from ivl.planner.probe import keep_limits
+    from ivl.planner.probe import Probe, write_probe
 
-    keep_limits(processor_name(), **measure_processor())
+    today = date.today().isoformat()
+    write_probe(Probe(processor=processor_name(), date=today, **measure_processor()))  # type: ignore[arg-type]
 
 
 def _write_page(report: Report, path: Path) -> None:

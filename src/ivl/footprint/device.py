@@ -37,3 +37,19 @@ class Slot:
     device: Device
     used_bytes: int = 0
     note: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Devices:
+    """What a model may be put on. `host`: the processor with main memory, None where nothing is
+    known of it."""
+
+    gpus: tuple[Slot, ...] = ()
+    host: Slot | None = None
+    float16_tower: bool = False
+    """Whether the processor has float16 products (AVX-512 FP16), which ivl's tower uses."""
+
+    @property
+    def has_one_memory(self) -> bool:
+        """Whether a GPU's memory is main memory: nothing that leaves the one is in the other."""
+        return any(slot.device.form == "unified" for slot in self.gpus)

@@ -26,16 +26,26 @@ TOKENIZER_BYTES = 640
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Footprint:
-    """Bytes. Weights by layer, so that they can be put on several devices."""
+class WeightBytes:
+    """Resident bytes of weights, by layer, so that they can be put on several devices."""
 
-    layers: tuple[int, ...]
-    embeddings: int
-    head: int
-    vision: int
+    layers: tuple[int, ...] = ()
+    embeddings: int = 0
+    head: int = 0
+    vision: int = 0
+    projector: int = 0
+
+    @property
+    def weights(self) -> int:
+        return sum(self.layers) + self.embeddings + self.head + self.vision + self.projector
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Footprint(WeightBytes):
+    """All bytes."""
+
     vision_streamed: int
     """Of the tower, what a GPU holds while its layers pass through (ivl.model.streaming)."""
-    projector: int
     kv_layer: int
     """Keys and values of one layer, for all sequences at their whole context."""
     vision_activations: int
@@ -47,23 +57,8 @@ class Footprint:
     """In main memory."""
 
     @property
-    def weights(self) -> int:
-        return sum(self.layers) + self.embeddings + self.head + self.vision + self.projector
-
-    @property
     def kv(self) -> int:
         return self.kv_layer * len(self.layers)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WeightBytes:
-    """Resident bytes of weights; see `Footprint`."""
-
-    layers: tuple[int, ...] = ()
-    embeddings: int = 0
-    head: int = 0
-    vision: int = 0
-    projector: int = 0
 
 
 Keeping = Literal["file", "packed", "gpu", "dense", "panels"]
@@ -108,13 +103,12 @@ def _kept_bytes(tensor: TypedTensor, keeping: Keeping, itemsize: int | None) -> 
 
 
 def footprint(
-    config: ModelConfig, weights: WeightBytes, work: Workload, *, keeping: Keeping,
-    on_gpu: bool, itemsize: int,
+    config: ModelConfig, weights: WeightBytes, work: Workload, *, panels: bool, on_gpu: bool,
+    itemsize: int,
 ) -> Footprint:  # fmt: skip
-    """All bytes of a model that ivl runs, of which the weights are known. `itemsize`: bytes of an
-    activation."""
+    """All bytes of a model that ivl runs, of which the weights are known. `panels`: whether the
+    tower is in panels; `itemsize`: bytes of an activation."""
     tokens = -(-work.context // BLOCK_TOKENS) * BLOCK_TOKENS
-    panels = keeping == "panels"
     return Footprint(
         layers=weights.layers,
         embeddings=weights.embeddings,

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from ivl.config import ModelConfig
-from ivl.footprint.device import GIB, MIB, Device, Slot, Vendor
+from ivl.footprint.device import GIB, MIB, Device, Devices, Slot, Vendor
 from ivl.footprint.parts import Footprint, Keeping, WeightBytes, footprint
 from ivl.footprint.tensors import TypedTensor
 from ivl.footprint.workload import Workload
@@ -151,25 +151,25 @@ class Program:
         ivl multiplies by quantized matrices on processors and, with Triton, on the GPUs that torch
         calls cuda; on Apple's it unpacks GGUF files as it loads.
         """
-        return device.is_gpu and device.vendor == "apple"
+        return self.is_own and device.is_gpu and device.vendor == "apple"
 
-    def keeping(
-        self, seeing: Iterable[TypedTensor], gpus: Sequence[Slot], *, float16_tower: bool
-    ) -> Keeping:
+    def keeping(self, seeing: Iterable[TypedTensor], devices: Devices) -> Keeping:
         """How weights are kept. Only a tower of 16 bits or more goes to panels."""
-        if any(not self.lacks(slot.device) for slot in gpus):
-            return "dense" if any(self.unpacks(slot.device) for slot in gpus) else "gpu"
-        dense = float16_tower and all(
+        if not self.is_own:
+            return "file"
+        if any(not self.lacks(slot.device) for slot in devices.gpus):
+            return "dense" if any(self.unpacks(slot.device) for slot in devices.gpus) else "gpu"
+        in_panels = devices.float16_tower and all(
             t.is_plain for t in seeing if t.part == "vision" and t.is_matrix
         )
-        return "panels" if dense else "packed"
+        return "panels" if in_panels else "packed"
 
-    def footprint(
-        self, config: ModelConfig, weights: WeightBytes, work: Workload, *, keeping: Keeping,
-        on_gpu: bool, itemsize: int,
-    ) -> Footprint:  # fmt: skip
-        """All bytes, of which those of the weights are known; `itemsize` of an activation."""
-        return footprint(config, weights, work, keeping=keeping, on_gpu=on_gpu, itemsize=itemsize)
+    def adjusted(
+        self, parts: Footprint, config: ModelConfig, work: Workload, itemsize: int
+    ) -> Footprint:
+        """What is alive while the program computes, with `itemsize` bytes an activation; given is
+        what ivl needs."""
+        return parts
 
     def fit(
         self,
@@ -177,46 +177,43 @@ class Program:
         seeing: Iterable[TypedTensor],
         weigh: Weigher,
         work: Workload,
+        devices: Devices,
         *,
-        gpus: Sequence[Slot] = (),
-        host: Slot | None,
-        float16_tower: bool = False,
         itemsize: int | None = None,
         tower_on_processor: bool = False,
         gpu_layers: int | None = None,
     ) -> Fit:
         """What a model takes and where it goes. `seeing`: the tensors of its tower, at least.
-        `float16_tower`: whether the processor computes it in float16. `itemsize`: see `weigh`; an
-        activation on a GPU has as many bytes. Else as `spread` has it."""
-        keeping = self.keeping(seeing, gpus, float16_tower=float16_tower)
+        `itemsize`: see `weigh`; an activation on a GPU has as many bytes. Else see `spread`."""
+        keeping = self.keeping(seeing, devices)
         # A tower that is streamed to a GPU lies in main memory with 16 bits, whatever the files
         # have. Where a GPU's memory is main memory nothing can be moved from the one to the other.
-        moves = tower_on_processor and not is_one_memory(gpus)
+        moves = tower_on_processor and not devices.has_one_memory
         tower = "dense" if self.is_own and moves and keeping == "gpu" else keeping
-        on_gpu = any(not self.lacks(slot.device) for slot in gpus)
-        parts = self.footprint(
-            config, weigh(keeping, tower, itemsize), work, keeping=keeping, on_gpu=on_gpu,
-            itemsize=(itemsize or 2) if on_gpu else 4,
-        )  # fmt: skip
-        if problem := self._problem(gpus, host):
+        usable = [slot for slot in devices.gpus if not self.lacks(slot.device)]
+        active = (itemsize or 2) if usable else 4
+        weights = weigh(keeping, tower, itemsize)
+        parts = footprint(
+            config, weights, work, panels=keeping == "panels", on_gpu=bool(usable), itemsize=active
+        )
+        parts = self.adjusted(parts, config, work, active)
+        if problem := self._problem(devices, [slot.device for slot in usable]):
             return Fit(parts, Placement(shares=(), problem=problem))
-        usable = [slot for slot in gpus if not self.lacks(slot.device)]
         if not usable:
-            assert host is not None
-            return Fit(parts, whole(parts, self, host))
-        main = None if is_one_memory(gpus) else host
+            assert devices.host is not None
+            return Fit(parts, _whole(parts, self, devices.host))
+        host = None if devices.has_one_memory else devices.host
         placement = self.spread(
-            config, parts, usable, main, tower_on_processor=moves, gpu_layers=gpu_layers
+            config, parts, usable, host, tower_on_processor=moves, gpu_layers=gpu_layers
         )
         return Fit(parts, placement)
 
-    def _problem(self, gpus: Sequence[Slot], host: Slot | None) -> str:
+    def _problem(self, devices: Devices, usable: Sequence[Device]) -> str:
         """Why it runs on none of these; empty: it does."""
-        usable = [slot.device for slot in gpus if not self.lacks(slot.device)]
         unified = [device for device in usable if device.form == "unified"]
-        if gpus and not usable:
-            return "; ".join(dict.fromkeys(self.lacks(slot.device) for slot in gpus))
-        if not usable and host is None:
+        if devices.gpus and not usable:
+            return "; ".join(dict.fromkeys(self.lacks(slot.device) for slot in devices.gpus))
+        if not usable and devices.host is None:
             return "nothing is known of a device to run on"
         if not usable and not self.on_processor:
             return f"{self.name} is planned for GPUs only"
@@ -240,7 +237,7 @@ class Program:
                 key=lambda s: (s.device.bandwidth or 0, s.device.memory_bytes - s.used_bytes),
                 reverse=True,
             )
-            wholes = [whole(parts, self, slot) for slot in order]
+            wholes = [_whole(parts, self, slot) for slot in order]
             found = next((one for one in wholes if one.fits), wholes[0])
             if found.fits or (len(gpus) == 1 and host is None):
                 return found
@@ -257,11 +254,6 @@ IVL = Program(
     is_own=True,
 )
 """Measured with bench.plan on processors; a CUDA context as PyTorch makes it."""
-
-
-def is_one_memory(gpus: Sequence[Slot]) -> bool:
-    """Whether a GPU's memory is main memory: nothing that leaves the one is in the other."""
-    return any(slot.device.form == "unified" for slot in gpus)
 
 
 def capacity(slot: Slot, program: Program) -> Share:
@@ -295,24 +287,30 @@ def capacity(slot: Slot, program: Program) -> Share:
     )
 
 
-def whole(parts: Footprint, program: Program, slot: Slot) -> Placement:
-    """All on one device."""
+def share_of(
+    parts: Footprint, program: Program, slot: Slot, *, count: int = 1, kv_count: int = 1
+) -> Share:
+    """One of `count` devices that have equal parts of each matrix of the decoder, and of the cache
+    one part of `kv_count`; by default all is on one."""
     share = capacity(slot, program)
     on_gpu = slot.device.is_gpu
-    share.add(WEIGHTS, sum(parts.layers) + parts.embeddings + parts.head)
+    share.add(WEIGHTS, -(-(sum(parts.layers) + parts.embeddings + parts.head) // count))
     share.add(VISION, parts.vision)
     share.add(PROJECTOR, parts.projector)
-    share.add(KV, parts.kv)
-    share.add(ACTIVATIONS, activations(parts) + (0 if on_gpu else parts.pixels))
+    share.add(KV, parts.kv // kv_count)
+    # The tower has finished when the decoder begins; its features are alive in both.
+    alive = parts.image_features + max(parts.vision_activations, parts.prefill_activations)
+    share.add(ACTIVATIONS, alive + (0 if on_gpu else parts.pixels))
     share.add(RUNTIME, program.gpu_bytes if on_gpu else program.host_bytes + parts.tokenizer)
     share.num_layers = len(parts.layers)
-    share.weights_read = sum(parts.layers) + parts.head
+    share.weights_read = (sum(parts.layers) + parts.head) // count
+    return share
+
+
+def _whole(parts: Footprint, program: Program, slot: Slot) -> Placement:
+    """All on one device."""
+    share = share_of(parts, program, slot)
     return Placement(shares=(share,), tower_on=slot.device.name if parts.vision else "")
-
-
-def activations(parts: Footprint) -> int:
-    """The tower has finished when the decoder begins; its features are alive in both."""
-    return parts.image_features + max(parts.vision_activations, parts.prefill_activations)
 
 
 def _by_layers(

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from ivl.config import ModelConfig
 from ivl.errors import CapacityError
 from ivl.family import FAMILY
-from ivl.footprint.device import GIB, Device, Slot
+from ivl.footprint.device import GIB, Device, Devices, Slot
 from ivl.footprint.parts import Keeping, WeightBytes, weigh
 from ivl.footprint.placement import IVL, Fit
 from ivl.footprint.tensors import TypedTensor, planned_tensors
@@ -19,10 +19,8 @@ def fit(
     config: ModelConfig,
     tensors: Sequence[TypedTensor],
     work: Workload,
+    devices: Devices,
     *,
-    gpus: Sequence[Slot] = (),
-    host: Slot | None = None,
-    float16_tower: bool = False,
     itemsize: int | None = None,
     tower_on_processor: bool = False,
     gpu_layers: int | None = None,
@@ -33,40 +31,29 @@ def fit(
         return weigh(tensors, config.decoder.num_layers, keeping, tower, itemsize)
 
     return IVL.fit(
-        config, tensors, weights, work, gpus=gpus, host=host, float16_tower=float16_tower,
-        itemsize=itemsize, tower_on_processor=tower_on_processor, gpu_layers=gpu_layers,
+        config, tensors, weights, work, devices, itemsize=itemsize,
+        tower_on_processor=tower_on_processor, gpu_layers=gpu_layers,
     )  # fmt: skip
 
 
 def processor_bytes(config: ModelConfig, tensors: Sequence[TypedTensor], work: Workload) -> int:
     """All that a model takes on a processor like this one, however much memory there is."""
     nowhere = Device(name="", vendor="cpu", architecture="", form="host", memory_bytes=0, source="")
-    found = fit(
-        config, tensors, work, host=Slot(device=nowhere), float16_tower=has_float16_products()
-    )
-    return found.placement.total_bytes
+    here = Devices(host=Slot(device=nowhere), float16_tower=has_float16_products())
+    return fit(config, tensors, work, here).placement.total_bytes
 
 
-def require_room(found: Fit, context: int, *, itemsize: int) -> None:
+def require_room(found: Fit, devices: Devices, context: int, *, itemsize: int) -> None:
     """CapacityError, which names the sizes of the family that would fit with `itemsize` bytes a
     weight, when a model on one device needs more than there is."""
     [share] = found.placement.shares
     if found.placement.fits:
         return
-    slot = Slot(device=share.device, used_bytes=share.used_by_others)
-    kind = "F32" if itemsize == 4 else "BF16"
-    gpus, host = ((slot,), None) if share.device.is_gpu else ((), slot)
-    fitting = [
-        size.name
-        for size in FAMILY
-        if fit(
-            size.config,
-            planned_tensors(size.config, kind, kind),
-            loaded_workload(size.config, context=context),
-            gpus=gpus,
-            host=host,
-        ).placement.fits
-    ]
+    kind, fitting = "F32" if itemsize == 4 else "BF16", []
+    for size in FAMILY:
+        work = loaded_workload(size.config, context=context)
+        if fit(size.config, planned_tensors(size.config, kind, kind), work, devices).placement.fits:
+            fitting.append(size.name)
     hint = "Free some memory, or ask for a smaller context; `--model demo` fits anywhere."
     if fitting:
         hint = f"Of the family, {', '.join(fitting)} fit here at {8 * itemsize} bits."

@@ -8,7 +8,7 @@ import shlex
 from ivl.errors import UnsupportedError
 from ivl.footprint.placement import IVL, Program
 from ivl.footprint.tensors import AWQ
-from ivl.planner.command import Words, words_of_ivl
+from ivl.planner.command import words_of_ivl
 from ivl.planner.plan import Plan
 from ivl.planner.rivals.llama_cpp import LLAMA_CPP
 from ivl.planner.rivals.rival import Rival
@@ -46,13 +46,9 @@ def find_type(name: str) -> str:
         ) from None
 
 
-def words_of_commands(plan: Plan) -> list[Words]:
-    """Commands in the order in which they are to be typed, as lists of words that are not quoted:
-    each option as the program that it is for reads it."""
-    backend = plan.setting.backend
-    return backend.commands(plan) if isinstance(backend, Rival) else words_of_ivl(plan)
-
-
 def command_of(plan: Plan) -> tuple[str, ...]:
-    """The same as lines, quoted for a shell."""
-    return tuple(shlex.join(words) for words in words_of_commands(plan))
+    """Command lines, quoted for a shell, in the order in which they are to be typed: each option as
+    the program that it is for reads it."""
+    backend = plan.setting.backend
+    lists = backend.commands(plan) if isinstance(backend, Rival) else words_of_ivl(plan)
+    return tuple(shlex.join(words) for words in lists)

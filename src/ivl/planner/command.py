@@ -21,12 +21,6 @@ QUESTION = "What does it say?"
 Words = list[str]
 
 
-def words_of_ivl(plan: Plan) -> list[Words]:
-    """The commands of ivl itself, as lists of words that are not quoted."""
-    prepare, model, mmproj = files_of(plan)
-    return [*prepare, _ivl(plan, model, mmproj)]
-
-
 def files_of(plan: Plan, *, as_gguf: bool = False) -> tuple[list[Words], str, str | None]:
     """What makes the files, the model's name, and the file of its projector. `as_gguf`: for a
     program that reads nothing else."""
@@ -78,8 +72,10 @@ def _converted(plan: Plan, name: str) -> tuple[list[Words], str, str | None]:
     return [[*convert, "--vision", kind]], model, f"mmproj-{model}"
 
 
-def _ivl(plan: Plan, model: str, mmproj: str | None) -> Words:
-    """One question, or a server where several are answered at once."""
+def words_of_ivl(plan: Plan) -> list[Words]:
+    """The commands of ivl itself, as lists of words that are not quoted: one question, or a server
+    where several are answered at once."""
+    prepare, model, mmproj = files_of(plan)
     work = plan.setting.work
     serves = work.parallel > 1
     words = ["ivl", "serve" if serves else "ask", "--model", model]
@@ -94,10 +90,10 @@ def _ivl(plan: Plan, model: str, mmproj: str | None) -> Words:
         words += ["--kv-tokens", str(work.parallel * work.context)]
         if len(work.tiles) > MOST_IMAGES_SERVED:
             words += ["--max-images", str(len(work.tiles))]
-        return words
+        return [*prepare, words]
     if work.tiles and work.max_tiles != plan.subject.config.max_tiles:
         words += ["--max-tiles", str(work.max_tiles)]
-    return [*words, *["page.png"] * len(work.tiles), QUESTION]
+    return [*prepare, [*words, *["page.png"] * len(work.tiles), QUESTION]]
 
 
 def _places(plan: Plan) -> Words:

@@ -146,12 +146,6 @@ class Meaning:
     note: str = ""
 
 
-def find_devices(text: str) -> list[Device]:
-    """The devices that a person names; see `find_meaning`."""
-    meaning = find_meaning(text)
-    return [meaning.device] * meaning.count
-
-
 def find_meaning(text: str) -> Meaning:
     """What `a6000`, `3090 x2`, `2x A6000:48GB`, `m3 max 64gb`, `dual BIG:24GB:900GB/s` or
     `g5.12xlarge` means: devices of the table, or one that is described by its numbers.

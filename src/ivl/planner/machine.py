@@ -15,8 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ivl.errors import ConfigError
-from ivl.footprint.device import GIB, Device, Slot
-from ivl.footprint.placement import is_one_memory
+from ivl.footprint.device import GIB, Device, Devices, Slot
 from ivl.host import (
     available_memory_bytes,
     has_bfloat16_products,
@@ -42,15 +41,10 @@ AMD_VENDOR = "0x1002"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Machine:
-    """`host` is the processor with main memory, None where nothing is known of it; `is_here`:
-    whether this is the machine that we run on."""
+class Machine(Devices):
+    """`is_here`: whether this is the machine that we run on."""
 
-    gpus: tuple[Slot, ...]
-    host: Slot | None
     is_here: bool
-    float16_tower: bool = False
-    """Whether the processor has float16 products (AVX-512 FP16), which ivl's tower uses."""
     itemsize: int = 2
     """Bytes of a number that ivl computes with on the processor, where none is quantized: 4 without
     bfloat16."""
@@ -59,11 +53,6 @@ class Machine:
     price_note: str = ""
     asked: tuple[Meaning, ...] = ()
     """What the names of a described machine were taken for."""
-
-    @property
-    def has_one_memory(self) -> bool:
-        """Whether a GPU's memory is main memory: nothing that leaves the one is in the other."""
-        return is_one_memory(self.gpus)
 
 
 def this_machine() -> Machine:

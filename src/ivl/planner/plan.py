@@ -98,9 +98,7 @@ def make_plan(subject: Subject, setting: Setting, machine: Machine) -> Plan:
         subject.tensors or vision_plan(config, setting.vision),
         weights,
         work,
-        gpus=machine.gpus,
-        host=machine.host,
-        float16_tower=machine.float16_tower,
+        machine,
         itemsize=2 if machine.gpus else None if _is_gguf(subject, setting) else machine.itemsize,
         tower_on_processor=setting.tower_on_processor,
     )

@@ -59,13 +59,6 @@ def write_probe(probe: Probe) -> Path:
     return path
 
 
-def keep_limits(processor: str, **limits: float) -> Path:
-    """Writes all that was measured of a processor: the fields of `Probe`."""
-    return write_probe(
-        Probe(processor=processor, date=date.today().isoformat(), **limits)  # type: ignore[arg-type]
-    )
-
-
 def keep_bandwidth(processor: str, bandwidth: float, *, threads: int, by: str = BY_INFO) -> Path:
     """Puts a newly measured bandwidth, in bytes a second, into the record; what else was measured
     of this processor stays. OSError where it cannot be written."""

@@ -61,7 +61,7 @@ def plan_record(plan: Plan, verdict: Judgement) -> dict[str, Any]:
         "asked": asked_record(machine),
         "devices": _devices(plan),
         "speed": {
-            name: _estimate(estimate)
+            name: estimate_record(estimate)
             for name, estimate in (
                 ("tokens_per_s", plan.speed.tokens_per_s),
                 ("encode_s", plan.speed.encode_s),
@@ -110,7 +110,7 @@ def _devices(plan: Plan) -> list[dict[str, Any]]:
     ]
 
 
-def _estimate(estimate: Estimate) -> dict[str, Any]:
+def estimate_record(estimate: Estimate) -> dict[str, Any]:
     value = estimate.value
     return {
         "low": value.low if value else None,
@@ -135,8 +135,8 @@ def overview_record(rows: Sequence[Plan]) -> dict[str, Any]:
                 "total_bytes": plan.total_bytes,
                 "fits": plan.fits,
                 "layers_on_processor": plan.placement.num_offloaded,
-                "tokens_per_s": _estimate(plan.speed.tokens_per_s),
-                "first_token_s": _estimate(plan.speed.first_token_s),
+                "tokens_per_s": estimate_record(plan.speed.tokens_per_s),
+                "first_token_s": estimate_record(plan.speed.first_token_s),
             }
             for plan in rows
         ],

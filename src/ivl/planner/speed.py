@@ -95,10 +95,7 @@ class PlannedSpeed:
 
 
 def estimate_speed(
-    config: ModelConfig,
-    placement: Placement,
-    work: Workload,
-    machine: Machine,
+    config: ModelConfig, placement: Placement, work: Workload, machine: Machine
 ) -> PlannedSpeed:
     """The speed of a placed model at the asked context."""
     if placement.problem or not placement.shares:
@@ -123,10 +120,7 @@ def estimate_speed(
 
 
 def _tokens_per_s(
-    config: ModelConfig,
-    placement: Placement,
-    work: Workload,
-    machine: Machine,
+    config: ModelConfig, placement: Placement, work: Workload, machine: Machine
 ) -> Estimate:
     """Devices work one after another, but for tensor parallelism, where they work at once."""
     shares = [share for share in placement.shares if share.num_layers]
@@ -211,12 +205,9 @@ def _prompt_ops(config: ModelConfig, work: Workload) -> float:
 
 
 def _sum(first: Estimate, second: Estimate) -> Estimate:
-    for estimate in (first, second):
-        if estimate.value is None:
-            return estimate
     a, b = first.value, second.value
-    assert a is not None
-    assert b is not None
+    if a is None or b is None:
+        return first if a is None else second
     return Estimate(
         value=Interval(low=a.low + b.low, likely=a.likely + b.likely, high=a.high + b.high),
         confidence=_weaker(first.confidence, second.confidence),

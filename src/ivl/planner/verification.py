@@ -20,7 +20,7 @@ from ivl.footprint.device import GIB
 from ivl.footprint.tensors import TypedTensor
 from ivl.host import processor_name
 from ivl.planner.plan import Plan, Subject, make_plan
-from ivl.planner.speed import Estimate
+from ivl.planner.record import estimate_record
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,18 +143,12 @@ def _scaled(plan: Plan, built: Plan, found: dict[str, float]) -> Measured:
         peak_bytes=int(found["peak_bytes"]) + total - smaller,
         planned_bytes=total,
         tokens_per_s=1 / (found["step_s"] * read / read_built),
-        tokens_per_s_planned=_planned(plan.speed.tokens_per_s),
+        tokens_per_s_planned=estimate_record(plan.speed.tokens_per_s),
         encode_s=encode_s,
-        encode_s_planned=_planned(plan.speed.encode_s),
+        encode_s_planned=estimate_record(plan.speed.encode_s),
         first_token_s=first_s,
-        first_token_s_planned=_planned(plan.speed.first_token_s),
+        first_token_s_planned=estimate_record(plan.speed.first_token_s),
     )
-
-
-def _planned(estimate: Estimate) -> dict[str, Any]:
-    value = estimate.value
-    found = {"low": None, "likely": None, "high": None} if value is None else asdict(value)
-    return {**found, "confidence": estimate.confidence}
 
 
 def _is_within(tensor: TypedTensor, num_layers: int) -> bool:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from ivl.config import ModelConfig
 from ivl.errors import UnsupportedError
 from ivl.footprint.device import MIB
-from ivl.footprint.parts import CHUNK, Footprint, Keeping, WeightBytes, beside_projector, footprint
+from ivl.footprint.parts import CHUNK, Footprint, beside_projector
 from ivl.footprint.tensors import AWQ
 from ivl.footprint.workload import Workload
 from ivl.planner.command import Words, files_of
@@ -30,23 +30,17 @@ class LlamaCpp(Rival):
                 "llama.cpp does not load AWQ.", "Q4_K_M is as large: --type Q4_K_M."
             )
 
-    def footprint(
-        self, config: ModelConfig, weights: WeightBytes, work: Workload, *, keeping: Keeping,
-        on_gpu: bool, itemsize: int,
-    ) -> Footprint:  # fmt: skip
-        parts = footprint(config, weights, work, keeping=keeping, on_gpu=on_gpu, itemsize=itemsize)
+    def adjusted(
+        self, parts: Footprint, config: ModelConfig, work: Workload, itemsize: int
+    ) -> Footprint:
         d, v, seeing = config.decoder, config.vision, 0
         if v is not None and work.tiles:
             rows = 1 + v.num_patches
             layer = rows * (2 * v.intermediate_size + 6 * v.hidden_size) * 4
             scores = v.num_heads * rows**2 * 4
             seeing = beside_projector(config, layer + scores, 1, itemsize)
-        return replace(
-            parts,
-            vision_activations=seeing,
-            prefill_activations=CHUNK * 4 * (d.vocab_size + 2 * d.hidden_size),
-            tokenizer=0,
-        )
+        prefill = CHUNK * 4 * (d.vocab_size + 2 * d.hidden_size)
+        return replace(parts, vision_activations=seeing, prefill_activations=prefill, tokenizer=0)
 
     def commands(self, plan: Plan) -> list[Words]:
         setting, work = plan.setting, plan.setting.work

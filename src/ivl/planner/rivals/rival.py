@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 
-from ivl.footprint.device import Device, Slot
-from ivl.footprint.parts import Keeping
 from ivl.footprint.placement import Program
-from ivl.footprint.tensors import TypedTensor
 from ivl.kv import KVType
 from ivl.planner.command import Words
 from ivl.planner.plan import Plan, Subject
@@ -17,14 +14,6 @@ class Rival(Program):
     """Keeps weights as they are in their files, and is run by commands of its own."""
 
     __slots__ = ()
-
-    def unpacks(self, device: Device) -> bool:
-        return False
-
-    def keeping(
-        self, seeing: Iterable[TypedTensor], gpus: Sequence[Slot], *, float16_tower: bool
-    ) -> Keeping:
-        return "file"
 
     def require(self, subject: Subject, vision: str | None, kv: KVType) -> None:
         """UnsupportedError for files, a tower's type or a cache that the program cannot have."""

@@ -10,18 +10,8 @@ from ivl.config import ModelConfig
 from ivl.errors import UnsupportedError
 from ivl.family import find
 from ivl.footprint.device import MIB, Device, Slot
-from ivl.footprint.parts import Footprint, Keeping, WeightBytes, footprint
-from ivl.footprint.placement import (
-    ACTIVATIONS,
-    KV,
-    PROJECTOR,
-    RUNTIME,
-    VISION,
-    WEIGHTS,
-    Placement,
-    activations,
-    capacity,
-)
+from ivl.footprint.parts import Footprint
+from ivl.footprint.placement import Placement, share_of
 from ivl.footprint.tensors import AWQ
 from ivl.footprint.workload import Workload
 from ivl.kv import KVType
@@ -54,14 +44,11 @@ class Vllm(Rival):
     __slots__ = ()
 
     def lacks(self, device: Device) -> str:
-        reason = ""
-        if device.vendor not in self.vendors:
-            return f"{self.name} does not run on {device.name}"
-        if device.vendor == "amd" and device.architecture.startswith("gfx"):
-            if device.architecture not in TARGETS:
-                reason = f"{device.architecture} is not among the targets that it names"
-        else:
-            reason = shortfall(device, LEAST)
+        if refusal := super().lacks(device):
+            return refusal
+        reason, target = shortfall(device, LEAST), device.architecture
+        if device.vendor == "amd" and target.startswith("gfx") and target not in TARGETS:
+            reason = f"{target} is not among the targets that it names"
         return f"{self.name} does not run on {device.name} ({reason})" if reason else ""
 
     def lacks_choice(self, device: Device, *, is_awq: bool, kv: str) -> str:
@@ -92,11 +79,9 @@ class Vllm(Rival):
                 f"vLLM does not run the tower as {vision}.", "It keeps it in 16 bits: leave it out."
             )
 
-    def footprint(
-        self, config: ModelConfig, weights: WeightBytes, work: Workload, *, keeping: Keeping,
-        on_gpu: bool, itemsize: int,
-    ) -> Footprint:  # fmt: skip
-        parts = footprint(config, weights, work, keeping=keeping, on_gpu=on_gpu, itemsize=itemsize)
+    def adjusted(
+        self, parts: Footprint, config: ModelConfig, work: Workload, itemsize: int
+    ) -> Footprint:
         d = config.decoder
         prefill = CHUNK * 2 * (3 * d.intermediate_size + 4 * d.hidden_size) + 256 * 4 * d.vocab_size
         return replace(parts, prefill_activations=prefill, tokenizer=0)
@@ -114,20 +99,10 @@ class Vllm(Rival):
             return Placement(
                 shares=(), problem=f"{query_heads} heads cannot be divided by {count} devices"
             )
-        shares = []
-        for slot in gpus:
-            share = capacity(slot, self)
-            share.add(WEIGHTS, -(-(sum(parts.layers) + parts.embeddings + parts.head) // count))
-            share.add(VISION, parts.vision)
-            share.add(PROJECTOR, parts.projector)
-            share.add(KV, parts.kv // min(count, kv_heads))
-            share.add(ACTIVATIONS, activations(parts))
-            share.add(RUNTIME, self.gpu_bytes)
-            share.num_layers = len(parts.layers)
-            share.weights_read = (sum(parts.layers) + parts.head) // count
-            shares.append(share)
+        kv_count = min(count, kv_heads)
+        shares = tuple(share_of(parts, self, slot, count=count, kv_count=kv_count) for slot in gpus)
         tower_on = "each device" if parts.vision else ""
-        return Placement(shares=tuple(shares), tower_on=tower_on, is_parallel=True)
+        return Placement(shares=shares, tower_on=tower_on, is_parallel=True)
 
     def commands(self, plan: Plan) -> list[Words]:
         work, subject = plan.setting.work, plan.subject
