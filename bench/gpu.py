@@ -31,9 +31,9 @@ from bench.random_gguf import write_pair
 from bench.shapes import ROOT, commit
 from ivl.config import ModelConfig
 from ivl.family import FAMILY
-from ivl.planner.memory import DEFAULT_VISION_BATCH
+from ivl.footprint.workload import DEFAULT_VISION_BATCH
 from ivl.planner.plan import Plan
-from ivl.planning import plan
+from ivl.planner.planning import plan
 
 DOCS = ROOT / "docs" / "gpu.md"
 TYPES = ("Q4_K_M", "AWQ")

@@ -18,7 +18,7 @@ from bench.serve_clients import (
     together,
 )
 from bench.serve_processes import ivl_server, llama_server
-from ivl.planner.threads import usable_cores
+from ivl.host import usable_cores
 
 # What only llama.cpp knows: with it, random weights write as long as they are asked to.
 LLAMA_ONLY = {"ignore_eos": True}

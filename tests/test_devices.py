@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
 import ivl
 from ivl import devices
+from ivl.api import choose_dtype
 from ivl.cli.main import run
-from ivl.devices import choose_devices, place_model, spread
+from ivl.cli.model_facts import model_facts
+from ivl.devices import choose_devices, fit_of_source, place_model
+from ivl.engine.batch import BatchLimits
 from ivl.errors import CapacityError, ConfigError
-from ivl.model.devices import DeviceMap, map_of
+from ivl.footprint.device import MIB, Device, Devices, Slot
+from ivl.footprint.placement import DRIVER_BYTES
+from ivl.host import has_bfloat16_products, has_float16_products
+from ivl.kv import KV_TYPES, KVType
+from ivl.model.device_map import DeviceMap, map_of
 from ivl.model.source import open_source
-from ivl.planner.command import command_of
-from ivl.planner.device_table import MIB, Device
-from ivl.planner.machine import Machine, Slot
-from ivl.planner.placement import DRIVER_BYTES
-from ivl.planning import plan
+from ivl.planner.backends import command_of
+from ivl.planner.planning import plan
+from ivl.server.loading import start_engine
 
 HOST = torch.device("cpu")
 GPUS = (torch.device("cuda", 0), torch.device("cuda", 1))
@@ -31,27 +36,28 @@ def gpu(megabytes: float) -> Slot:
     run_time = 600 * MIB
     device = Device(
         name="card", vendor="nvidia", architecture="unknown", form="server",
-        memory_bytes=int(megabytes * MIB) + run_time + DRIVER_BYTES, bandwidth=None,
-        ops_16bit=None, ops_8bit=None, source="the test",
+        memory_bytes=int(megabytes * MIB) + run_time + DRIVER_BYTES, source="the test",
     )  # fmt: skip
     return Slot(device=device)
 
 
-def machine(*megabytes: float) -> Machine:
+def machine(*megabytes: float) -> Devices:
     main = Device(
         name="main memory", vendor="cpu", architecture="x86_64", form="host",
-        memory_bytes=1 << 34, bandwidth=None, ops_16bit=None, ops_8bit=None, source="the test",
+        memory_bytes=1 << 34, source="the test",
     )  # fmt: skip
-    slots = tuple(gpu(size) for size in megabytes)
-    return Machine(gpus=slots, host=Slot(device=main), is_here=True)
+    gpus = tuple(gpu(size) for size in megabytes)
+    return Devices(gpus=gpus, host=Slot(device=main))
 
 
 def spread_demo(*megabytes: float, **choices: object) -> DeviceMap:
-    asked = {"kv": "16bit", **choices}
-    return spread(
-        open_source(DEMO), GPUS[: len(megabytes)], context=512, vision_batch=1,
-        machine=machine(*megabytes), **asked,  # type: ignore[arg-type]
-    )  # fmt: skip
+    asked = {"kv": "16bit", "dtype": torch.bfloat16, **choices}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(devices, "devices_here", lambda *_, **__: machine(*megabytes))
+        return place_model(
+            open_source(DEMO), GPUS[: len(megabytes)], context=512, vision_batch=1,
+            **asked,  # type: ignore[arg-type]
+        )  # fmt: skip
 
 
 def test_a_card_with_room_for_all_has_all() -> None:
@@ -89,52 +95,68 @@ def test_a_streamed_tower_takes_two_of_its_layers_from_a_card() -> None:
     assert found.of("vision.embed.patch.weight") == GPUS[0]
 
 
-def test_a_card_without_room_for_all_is_helped_without_being_asked(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    found = []
-    for size in (100, 24):
-        monkeypatch.setattr(devices, "_machine_of", lambda cards, size=size: machine(size))
-        found.append(
-            place_model(
-                open_source(DEMO), GPUS[:1], gpu_layers=None, vision_offload=False, context=512,
-                vision_batch=1, kv="16bit", dtype=torch.bfloat16,
-            )
-        )  # fmt: skip
-    assert found[0] == GPUS[0]
-    assert isinstance(found[1], DeviceMap)
-    assert HOST in found[1].layers
+def test_a_card_without_room_for_all_is_helped_without_being_asked() -> None:
+    assert spread_demo(100).is_whole
+    assert HOST in spread_demo(24).layers
 
 
-def test_float32_on_several_cards_is_planned_as_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_float32_on_several_cards_is_planned_as_float32() -> None:
     """Cache, weights and activations of 32 bits: what just fits in 16 does not in 32."""
-    planned = []
-
-    def make_plan(subject: Any, setting: Any, machine: Any) -> Any:
-        planned.append(made := real(subject, setting, machine))
-        return made
-
-    real = devices.make_plan
-    monkeypatch.setattr(devices, "make_plan", make_plan)
-    source = open_source(DEMO)
-    for kv, dtype in (("16bit", torch.bfloat16), ("32bit", torch.float32)):
-        place_on_two = {"gpu_layers": None, "vision_offload": False, "context": 512}
-        monkeypatch.setattr(devices, "_machine_of", lambda cards: machine(60, 60))
-        place_model(source, GPUS, vision_batch=1, kv=kv, dtype=dtype, **place_on_two)  # type: ignore[arg-type]
-    narrow, wide = planned
-    assert wide.setting.work.kv == "32bit"
+    work = {"context": 512, "vision_batch": 1}
+    narrow, wide = (
+        fit_of_source(open_source(DEMO), machine(60, 60), kv=kv, dtype=dtype, **work).parts  # type: ignore[arg-type]
+        for kv, dtype in (("16bit", torch.bfloat16), ("32bit", torch.float32))
+    )
     for what in ("kv", "weights", "image_features"):
-        assert getattr(wide.parts, what) == pytest.approx(2 * getattr(narrow.parts, what)), what
-    assert 1.8 < wide.parts.vision_activations / narrow.parts.vision_activations < 2
+        assert getattr(wide, what) == pytest.approx(2 * getattr(narrow, what)), what
+    assert 1.8 < wide.vision_activations / narrow.vision_activations < 2
     # A card that has room for all in 16 bits has not in 32.
     assert spread_demo(40, kv="16bit", dtype=torch.bfloat16).is_whole
     assert not spread_demo(40, kv="32bit", dtype=torch.float32).is_whole
 
 
 def test_what_does_not_fit_says_so_before_anything_is_loaded() -> None:
-    tight = machine(1)
     with pytest.raises(CapacityError, match="missing"):
-        spread(open_source(DEMO), GPUS[:1], context=512, vision_batch=1, kv="16bit", machine=tight)
+        spread_demo(1)
+
+
+@pytest.mark.parametrize("kv", KV_TYPES)
+@pytest.mark.parametrize("context", [None, 512, 1024])
+def test_a_plan_and_loading_count_the_same_bytes(kv: KVType, context: int | None) -> None:
+    """On a processor, device by device and part by part; so does `ivl info` with its defaults."""
+    planned = plan("demo", device="cpu", kv=kv, context=context).plan
+    here = devices.devices_here([HOST], float16_tower=has_float16_products())
+    assert here.gpus == ()
+    loaded = fit_of_source(
+        open_source(DEMO), here, context=planned.setting.work.context,
+        vision_batch=planned.setting.work.vision_batch, kv=kv,
+        dtype=choose_dtype(None, HOST),
+    )  # fmt: skip
+    assert loaded.parts == planned.parts
+    [share] = loaded.placement.shares
+    assert share.items == planned.placement.shares[0].items
+    assert share.total_bytes == planned.total_bytes
+
+
+def test_what_loading_checks_is_what_the_plan_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With one byte less than the plan's it is refused, with as many it is loaded."""
+    total = plan("demo", device="cpu").plan.total_bytes
+    for free, fits in ((total, True), (total - 1, False)):
+        monkeypatch.setattr("ivl.devices.available_memory_bytes", lambda free=free: free)
+        with nullcontext() if fits else pytest.raises(CapacityError, match="GiB of weights"):
+            ivl.load("demo", device="cpu")
+    if has_bfloat16_products():  # `ivl info` tells of 16 bits
+        assert model_facts("demo").needed_bytes == total
+
+
+def test_a_server_holds_as_much_cache_as_the_plan_says() -> None:
+    planned = plan("demo", device="cpu", context=512, parallel=3, images=0).plan
+    model = ivl.load("demo", device="cpu", context=512)
+    engine = start_engine(model, BatchLimits(max_sequences=3))
+    try:
+        assert engine.state().kv_bytes == planned.parts.kv
+    finally:
+        engine.close()
 
 
 @pytest.mark.parametrize(

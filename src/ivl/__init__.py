@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from ivl.engine.conversation import Conversation, Generation
     from ivl.engine.options import GenerationKeywords, GenerationOptions
     from ivl.engine.request import Images, MaxTiles
-    from ivl.planning import Report, plan
+    from ivl.planner.planning import Report, plan
     from ivl.prompt.pixels import ImageSource, load_image, load_pages
     from ivl.prompt.template import IMAGE, ImageSlot, Message
     from ivl.prompt.tiles import Grid, tile_grid
@@ -65,8 +65,8 @@ _HOMES = {
     "GenerationOptions": "ivl.engine.options",
     "Images": "ivl.engine.request",
     "MaxTiles": "ivl.engine.request",
-    "plan": "ivl.planning",
-    "Report": "ivl.planning",
+    "plan": "ivl.planner.planning",
+    "Report": "ivl.planner.planning",
     "ImageSource": "ivl.prompt.pixels",
     "load_image": "ivl.prompt.pixels",
     "load_pages": "ivl.prompt.pixels",

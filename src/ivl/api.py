@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ivl.checkpoint.locate import locate_pair
 from ivl.config import ModelConfig
-from ivl.devices import choose_devices, free_bytes, place_model
+from ivl.devices import choose_devices, place_model
 from ivl.documents.reading import READ_QUESTION, open_pages
 from ivl.engine.answer import Answer, joined
 from ivl.engine.conversation import Conversation, Generation
@@ -27,14 +27,13 @@ from ivl.engine.schema import Schema
 from ivl.engine.speculation import Speculation, check_draft
 from ivl.errors import ConfigError, IvlError, RequestError
 from ivl.kernels.threads import use_threads
+from ivl.kv import KV_TYPES, KVType
 from ivl.model.build import Progress
 from ivl.model.cpu_decoder import use_fused_layers
 from ivl.model.cpu_vision import CHOICES, VisionChoice, use_arithmetic
-from ivl.model.devices import DeviceMap
+from ivl.model.device_map import DeviceMap
 from ivl.model.internvl import InternVL
 from ivl.model.source import ModelSource, open_source
-from ivl.planner.kv_cache import KV_TYPES, KVType
-from ivl.planner.memory import check_fits
 from ivl.prompt.pixels import DEFAULT_MAX_PIXELS
 from ivl.prompt.template import IMAGE, Message, get_template, user_message
 from ivl.prompt.tokenizer import Tokenizer
@@ -107,7 +106,7 @@ def load(
     options: dict[str, Any] = {"context": context, "vision_batch": vision_batch}
     places = place_model(
         source, named, gpu_layers=gpu_layers, vision_offload=vision_offload, kv=kept, dtype=kind,
-        **options,
+        float16_tower=arithmetic in ("auto", "float16"), **options,
     )  # fmt: skip
     network = load_network(source, device=places, dtype=kind, kv=kept, progress=progress, **options)
     use_arithmetic(network, arithmetic)
@@ -164,17 +163,11 @@ def load_network(
     progress: Progress | None = None,
 ) -> InternVL:
     """The network alone, which needs no tokenizer. CapacityError when the memory of the one device
-    is too small; who makes a map of several has looked at theirs (`ivl.devices.spread`)."""
+    is too small; who has a map of several has it of `place_model`."""
     kv = kv or choose_kv("auto", dtype, is_quantized=source.is_quantized)
     if not isinstance(device, DeviceMap):
-        check_fits(
-            source.config,
-            free_bytes(device),
-            itemsize=dtype.itemsize,
-            context=context,
-            vision_batch=vision_batch,
-            kv=kv,
-            stored_bytes=source.weights_bytes(dtype, device),
+        device = place_model(
+            source, (device,), context=context, vision_batch=vision_batch, kv=kv, dtype=dtype
         )
     network = source.build(device=device, dtype=dtype, progress=progress)
     network.kv = kv

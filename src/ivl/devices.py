@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
-from ivl.checkpoint.stored import stored_model
+from ivl.checkpoint.stored import tensors_of
 from ivl.errors import CapacityError, ConfigError
-from ivl.model.devices import DeviceMap, map_of
+from ivl.footprint.device import GIB, Device, Devices, Slot
+from ivl.footprint.placement import Fit
+from ivl.footprint.room import fit, require_room
+from ivl.footprint.workload import loaded_workload
+from ivl.host import available_memory_bytes, has_float16_products, total_memory_bytes
+from ivl.kv import KVType
+from ivl.model.device_map import DeviceMap, map_of
 from ivl.model.source import ModelSource
-from ivl.planner.backends import BACKENDS
-from ivl.planner.device_table import GIB, Device
-from ivl.planner.devices import available_memory_bytes
-from ivl.planner.kv_cache import KVType
-from ivl.planner.machine import Machine, Slot, this_machine
-from ivl.planner.plan import Setting, Subject, make_plan
-from ivl.planner.workload import plan_workload
 
 
 def choose_device(device: str | None) -> torch.device:
@@ -81,67 +81,58 @@ def place_model(
     source: ModelSource,
     devices: Sequence[torch.device],
     *,
-    gpu_layers: int | None,
-    vision_offload: bool,
     context: int,
     vision_batch: int,
     kv: KVType,
     dtype: torch.dtype,
-) -> DeviceMap | torch.device:
-    """The one device itself, where it holds everything; else see `spread`.
-
-    gpu_layers: at most so many of the decoder's layers on GPUs; the first ones are then on the
-    processor, as are those that find no room. vision_offload: the tower stays in main memory and
-    is streamed to a GPU.
-    """
-    is_plain = len(devices) == 1 and gpu_layers is None and not vision_offload
-    if is_plain and devices[0].type != "cuda":
-        return devices[0]
-    found = spread(
-        source, devices, context=context, vision_batch=vision_batch, kv=kv, dtype=dtype,
-        gpu_layers=gpu_layers, vision_offload=vision_offload,
-    )  # fmt: skip
-    return found.vision if found.is_whole else found
-
-
-def spread(
-    source: ModelSource,
-    devices: Sequence[torch.device],
-    *,
-    context: int,
-    vision_batch: int,
-    kv: KVType,
-    dtype: torch.dtype = torch.bfloat16,
     gpu_layers: int | None = None,
     vision_offload: bool = False,
-    machine: Machine | None = None,
+    float16_tower: bool = False,
 ) -> DeviceMap:
-    """What goes where, as the planner places it in the memory that is free now.
+    """What goes where, as `ivl plan` places it in the memory that is free now.
 
-    `dtype`: what is computed in, which weights that are not quantized are kept in.
-    CapacityError when it does not fit. `machine`: another one than this, for tests.
+    dtype: what is computed in, which weights that are not quantized are kept in. gpu_layers: at
+    most so many of the decoder's layers on GPUs; the first ones are then on the processor, as are
+    those that find no room. vision_offload: the tower stays in main memory and is streamed to a
+    GPU. float16_tower: it may be computed in float16 on a processor that has such products.
+    CapacityError when it does not fit.
     """
-    mmproj = source.pair.mmproj.path if source.pair and source.pair.mmproj else None
-    stored = stored_model(str(source.path), mmproj)
-    config = stored.config
-    # The largest page that a model is asked about; its tiles' features are what a plan counts.
-    work = plan_workload(
-        config, context=context, kv=kv,
-        images=0 if config.vision is None else 1, vision_batch=vision_batch,
+    num_layers = source.config.decoder.num_layers
+    here = devices_here(devices, float16_tower=float16_tower and has_float16_products())
+    if not here.gpus and here.host is None:  # nobody says how much memory there is
+        return DeviceMap.whole(devices[0], num_layers)
+    found = fit_of_source(
+        source, here, context=context, vision_batch=vision_batch, kv=kv, dtype=dtype,
+        gpu_layers=gpu_layers, vision_offload=vision_offload,
     )  # fmt: skip
-    setting = Setting(
-        type="", vision="", work=work, backend=BACKENDS["ivl"],
-        tower_on_processor=vision_offload, gpu_layers=gpu_layers, gpu_itemsize=dtype.itemsize,
-    )  # fmt: skip
-    subject = Subject(name=str(source.path), config=config, tensors=stored.tensors)
-    found = make_plan(subject, setting, machine or _machine_of(devices)).placement
-    if not found.fits:
+    if devices[0].type != "cuda":
+        require_room(found, here, context, itemsize=dtype.itemsize)
+        return DeviceMap.whole(devices[0], num_layers)
+    if not found.placement.fits:
         raise CapacityError(
-            f"{found.missing_bytes / GIB:.1f} GiB are missing for the model on "
+            f"{found.placement.missing_bytes / GIB:.1f} GiB are missing for the model on "
             f"{', '.join(map(str, devices))} and in main memory.",
             f"`ivl plan {shlex.quote(str(source.path))}` says what would fit.",
         )
-    return map_of(found, devices, config.decoder.num_layers, vision_offload=vision_offload)
+    return map_of(found.placement, devices, num_layers, vision_offload=vision_offload)
+
+
+def fit_of_source(
+    source: ModelSource, devices: Devices, *, context: int, vision_batch: int, kv: KVType,
+    dtype: torch.dtype, gpu_layers: int | None = None, vision_offload: bool = False,
+) -> Fit:  # fmt: skip
+    """A model with a page before it, on devices; see `place_model`."""
+    # Matrices of GGUF files are kept on a processor as they are.
+    stays = source.pair is not None and not devices.gpus
+    return fit(
+        source.config,
+        tensors_of(source.path, source.config, source.pair),
+        loaded_workload(source.config, context=context, kv=kv, vision_batch=vision_batch),
+        devices,
+        itemsize=None if stays else dtype.itemsize,
+        tower_on_processor=vision_offload,
+        gpu_layers=gpu_layers,
+    )
 
 
 def free_bytes(device: torch.device) -> int | None:
@@ -151,16 +142,28 @@ def free_bytes(device: torch.device) -> int | None:
     return available_memory_bytes()
 
 
-def _machine_of(devices: Sequence[torch.device]) -> Machine:
-    """These GPUs, as their driver reports them, and this machine's main memory."""
-    gpus = []
-    for device in devices:
-        free, total = torch.cuda.mem_get_info(device)
-        known = Device(
-            name=f"{torch.cuda.get_device_name(device)} {device}", vendor="nvidia",
-            architecture="unknown", form="server", memory_bytes=total, bandwidth=None,
-            ops_16bit=None, ops_8bit=None, source="the driver",
+def devices_here(devices: Sequence[torch.device], *, float16_tower: bool = False) -> Devices:
+    """The GPUs among these, as their drivers report them, and main memory, where the system says
+    how much there is."""
+    host, free = None, available_memory_bytes()
+    if free is not None:
+        total = max(free, total_memory_bytes() or 0)
+        memory = Device(
+            name="main memory", vendor="cpu", architecture="", form="host", memory_bytes=total,
+            source="the system",
         )  # fmt: skip
-        gpus.append(Slot(device=known, used_bytes=total - free))
-    host = this_machine().host
-    return Machine(gpus=tuple(gpus), host=host, is_here=True)
+        host = Slot(device=memory, used_bytes=total - free)
+    gpus = tuple(_card(device) for device in devices if device.type == "cuda")
+    if devices[0].type == "mps" and host is not None:
+        chip = replace(host.device, name="mps", vendor="apple", form="unified")
+        gpus = (replace(host, device=chip),)
+    return Devices(gpus=gpus, host=host, float16_tower=float16_tower)
+
+
+def _card(device: torch.device) -> Slot:
+    free, total = torch.cuda.mem_get_info(device)
+    known = Device(
+        name=f"{torch.cuda.get_device_name(device)} {device}", vendor="nvidia",
+        architecture="unknown", form="server", memory_bytes=total, source="the driver",
+    )  # fmt: skip
+    return Slot(device=known, used_bytes=total - free)

@@ -1,61 +1,19 @@
-"""Plans against a model that is really built: the demo's shapes, which are small."""
+"""A model that is built of random weights to be measured: the demo's shapes, which are small."""
 
 from __future__ import annotations
 
 import itertools
-from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 
 import ivl
 from ivl.api import choose_dtype
-from ivl.errors import CapacityError, ConfigError, UnsupportedError
-from ivl.evaluate.verification import measure_built, shortened, usual_dtype, verify_plan
+from ivl.evaluate.verification import measure_built, usual_dtype
+from ivl.footprint.tensors import decoder_plan, vision_plan
 from ivl.model.build_random import random_planned_model
 from ivl.model.decoder import Decoder
-from ivl.planner.machine import with_memory
-from ivl.planner.plan import Plan, make_plan
-from ivl.planner.tensors import decoder_plan, vision_plan
-from ivl.planning import find_subject
-
-GIB = 1024**3
-
-
-def test_the_demo_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = verify_plan(ivl.plan("demo", max_tiles=1, images=1).plan)
-    assert found.layers_built == found.layers
-    assert found.peak_bytes > 0
-    assert found.tokens_per_s > 0
-    assert found.record()["planned_bytes"] == found.planned_bytes
-    assert "planned" in str(found)
-
-
-def test_what_cannot_be_measured() -> None:
-    with pytest.raises(ConfigError, match="Another machine"):
-        verify_plan(ivl.plan("1b", device="a6000").plan)
-    with pytest.raises(UnsupportedError, match=r"llama.cpp"):
-        verify_plan(ivl.plan("1b", device="cpu", backend="llama.cpp").plan)
-
-
-def limited(model: str, memory: str) -> Plan:
-    plan = ivl.plan(model, device="cpu").plan
-    return make_plan(plan.subject, plan.setting, with_memory(plan.machine, memory))
-
-
-def test_as_many_layers_as_fit() -> None:
-    plan = limited("8b", "4GB")
-    assert not plan.fits
-    built = shortened(plan)
-    assert built.fits
-    config = built.subject.config
-    assert 1 <= config.decoder.num_layers < 32
-    one_more = replace(config.decoder, num_layers=config.decoder.num_layers + 1)
-    subject = replace(built.subject, config=replace(config, decoder=one_more))
-    assert not make_plan(subject, built.setting, built.machine).fits
-    with pytest.raises(CapacityError):
-        shortened(limited("78b", "1GB"))
+from ivl.planner.planning import find_subject
 
 
 @pytest.mark.parametrize("type_name", ["Q4_K_M", "Q8_0", "BF16"])
@@ -81,7 +39,6 @@ def test_what_is_measured_is_what_ask_runs(type_name: str, monkeypatch: pytest.M
     config = find_subject("demo").config
     tensors = [*decoder_plan(config.decoder, type_name), *vision_plan(config, "F16")]
     plan = ivl.plan("demo", device="cpu", max_tiles=1, context=1024, kv="8bit").plan
-    plan = replace(plan, subject=replace(plan.subject, tensors=tuple(tensors)))
     asked: list[object] = []
     monkeypatch.setattr(
         Decoder, "use_graphs", lambda self, context, capture=None: asked.append(context)
@@ -89,7 +46,7 @@ def test_what_is_measured_is_what_ask_runs(type_name: str, monkeypatch: pytest.M
     monkeypatch.setattr(
         "ivl.model.cpu_vision.use_arithmetic", lambda model, choice: asked.append((model, choice))
     )
-    found = measure_built(plan)
+    found = measure_built(config, tensors, plan.setting.work, plan.placement)
     assert found["step_s"] > 0
     context, (model, choice) = asked  # type: ignore[misc]
     assert context == 1024

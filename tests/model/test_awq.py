@@ -14,12 +14,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ivl.checkpoint.safetensors import INDEX_NAME
+from ivl.checkpoint.stored import tensors_of
 from ivl.cli.main import run
 from ivl.config import read_config
 from ivl.errors import CheckpointError
+from ivl.footprint.parts import weigh
+from ivl.footprint.tensors import AWQ
 from ivl.kernels.linear import QuantizedLinear
 from ivl.model.build import build_model
-from ivl.planner.memory import needed_bytes
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 SETTINGS = {"quant_method": "awq", "version": "gemm", "bits": 4, "group_size": 128}
@@ -197,7 +199,12 @@ def test_the_plan_counts_what_the_matrices_take(awq_directory: Path) -> None:
     model = build_model(awq, awq_directory, dtype=torch.bfloat16)
     quantized = [layer for layer in model.modules() if isinstance(layer, QuantizedLinear)]
     saved = sum(2 * q.in_features * q.out_features - q.matrix.num_bytes for q in quantized)
-    planned = [needed_bytes(c, itemsize=2, context=512, vision_batch=1) for c in (plain, awq)]
+    planned = []
+    for config, folder in ((plain, awq_directory.parent / "plain"), (awq, awq_directory)):
+        tensors = tensors_of(folder, config, None)
+        decoder = (t._replace(format="BF16") if t.format != AWQ else t for t in tensors)
+        layers = config.decoder.num_layers
+        planned.append(sum(weigh(decoder, layers, "packed", "packed").layers))
     assert planned[0] - planned[1] == saved
 
 

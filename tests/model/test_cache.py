@@ -10,10 +10,10 @@ from torch import Tensor
 
 from ivl.config import DecoderConfig, ModelConfig
 from ivl.errors import CapacityError
+from ivl.kv import BLOCK_TOKENS, KV_TYPES, KVType
 from ivl.model.build import random_model
 from ivl.model.cache import KVCache, KVStore, Segment
 from ivl.model.internvl import InternVL
-from ivl.planner.kv_cache import BLOCK_TOKENS, KV_TYPES, KVType
 
 CONFIG = ModelConfig(
     vision=None,

@@ -11,11 +11,11 @@ import torch
 pytest.importorskip("triton", reason="Triton is there on Linux only")
 
 from ivl.kernels import dispatch
+from ivl.kv import BLOCK_TOKENS
 from ivl.model.build import random_model
 from ivl.model.cache import KVCache, Segment
 from ivl.model.graphs import SIZES
 from ivl.model.internvl import InternVL
-from ivl.planner.kv_cache import BLOCK_TOKENS
 from tests.model.test_cache import CONFIG
 
 CONTEXT = 4 * BLOCK_TOKENS

@@ -16,10 +16,10 @@ import ivl
 from ivl.checkpoint.pair import mmproj_file_name, text_file_name
 from ivl.cli.main import app, run
 from ivl.family import find
-from ivl.planner.command import command_of
-from ivl.planner.memory import DEFAULT_VISION_BATCH
+from ivl.footprint.workload import DEFAULT_VISION_BATCH
+from ivl.planner.backends import command_of
 from ivl.planner.plan import Plan
-from ivl.planning import Report
+from ivl.planner.planning import Report
 
 MACHINES = (
     {"device": "RTX 4090", "host": "64GB"},

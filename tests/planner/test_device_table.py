@@ -5,13 +5,21 @@ from __future__ import annotations
 import pytest
 
 from ivl.errors import ConfigError
-from ivl.planner.device_sheets import DEVICES_OF_A_CARD, GIB, clouds, table
+from ivl.footprint.device import GIB, Device
 from ivl.planner.device_table import (
-    find_devices,
+    DEVICES_OF_A_CARD,
+    clouds,
     find_meaning,
     match_reported,
     parse_custom,
+    table,
 )
+
+
+def find_devices(text: str) -> list[Device]:
+    """Every device that a text names: the same one as often as it says."""
+    meaning = find_meaning(text)
+    return [meaning.device] * meaning.count
 
 
 @pytest.mark.parametrize(

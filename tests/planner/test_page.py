@@ -8,8 +8,8 @@ import re
 from dataclasses import replace
 
 import ivl
+from ivl.footprint.placement import KV
 from ivl.planner.page import page_of
-from ivl.planner.placement import KV
 from ivl.planner.verdict import judge
 
 

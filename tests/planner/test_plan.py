@@ -9,8 +9,9 @@ import pytest
 
 import ivl
 from ivl.errors import ConfigError, IvlError
+from ivl.footprint.device import GIB
 from ivl.planner.capabilities import capability_of
-from ivl.planner.device_sheets import GIB, table
+from ivl.planner.device_table import table
 from ivl.planner.machine import Slot
 from ivl.planner.plan import make_plan
 from ivl.planner.verdict import change, judge
@@ -317,17 +318,6 @@ def test_the_system_keeps_its_part_of_one_memory(device: str) -> None:
     assert 0.6 * memory < share.capacity_bytes < 0.91 * memory
     assert memory - share.capacity_bytes >= 2 * GIB
     assert share.note
-
-
-def test_float32_takes_twice_what_16_bits_do_on_gpus() -> None:
-    """But for what is quantized, and for the run time."""
-    plain = ivl.plan("8b", device="A100 SXM 80GB", type="BF16").plan
-    wide = change(plain, gpu_itemsize=4)
-    for what in ("decoder", "vision tower", "projector"):
-        ratio = wide.placement.shares[0].items[what] / plain.placement.shares[0].items[what]
-        assert ratio == pytest.approx(2), what
-    quantized = ivl.plan("8b", device="A100 SXM 80GB", type="Q4_K_M").plan
-    assert change(quantized, gpu_itemsize=4).parts.weights < 2 * quantized.parts.weights
 
 
 @pytest.mark.parametrize(

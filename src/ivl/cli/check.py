@@ -14,7 +14,7 @@ from ivl.cli.findings import Findings, dtype_name
 from ivl.cli.options import KV, Json, MaxTiles, Mmproj, Quiet, Threads, Vision
 from ivl.cli.terminal import Status
 from ivl.errors import RequestError
-from ivl.planner.threads import choose_threads
+from ivl.host import choose_threads
 
 if TYPE_CHECKING:
     from ivl.model.source import ModelSource

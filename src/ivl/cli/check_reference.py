@@ -79,11 +79,13 @@ def record_reference(
 ) -> None:
     import torch
 
+    from ivl.devices import devices_here
     from ivl.engine.request import prepare_images, tokenize
     from ivl.evaluate.integrity import sample_tile
     from ivl.evaluate.record import record, require_transformers, write_reference
-    from ivl.planner.devices import available_memory_bytes
-    from ivl.planner.memory import check_fits
+    from ivl.footprint.room import fit, require_room
+    from ivl.footprint.tensors import planned_tensors
+    from ivl.footprint.workload import Workload
     from ivl.prompt.template import IMG_CONTEXT, get_template, render, user_message
 
     require_transformers()
@@ -110,13 +112,11 @@ def record_reference(
         tokens_per_tile=config.tokens_per_tile,
     )
     ids = tokenize(prompt, tokenizer).ids
-    check_fits(
-        config,
-        available_memory_bytes(),
-        itemsize=torch.float32.itemsize,
-        context=len(ids),
-        vision_batch=len(tiles),
-    )
+    here = devices_here([torch.device("cpu")])
+    if here.host is not None:
+        work = Workload(context=len(ids), tiles=(len(tiles),), vision_batch=len(tiles))
+        found = fit(config, planned_tensors(config, "F32", "F32"), work, here)
+        require_room(found, here, work.context, itemsize=torch.float32.itemsize)
     status.show("computing with transformers")
     context_id = tokenizer.control(IMG_CONTEXT)
     tensors = record(source.path, config, tiles_u8=tiles, input_ids=ids, image_token_id=context_id)

@@ -11,8 +11,8 @@ from ivl.cli.model_facts import ModelFacts, family_facts, model_facts
 from ivl.cli.options import Json, Mmproj
 from ivl.cli.terminal import disk_size, print_json
 from ivl.errors import RequestError
-from ivl.planner.devices import available_memory_bytes
-from ivl.planner.memory import GIB
+from ivl.footprint.device import GIB
+from ivl.host import available_memory_bytes
 
 
 def command(
@@ -49,7 +49,7 @@ def command(
 
 def _keep_for_plans(facts: dict[str, Any]) -> str | None:
     """Where `ivl plan` finds the bandwidth that is shown; None where no file can be written."""
-    from ivl.planner.machine import processor_name
+    from ivl.host import processor_name
     from ivl.planner.probe import keep_bandwidth
 
     threads = facts["kernels"]["threads"]
@@ -130,7 +130,7 @@ def _parameters(facts: ModelFacts) -> str:
 
 def _context(facts: ModelFacts) -> str:
     trained = facts.config.decoder.max_positions
-    scaled = facts.longest_context
+    scaled = facts.config.decoder.longest_context
     return f"{trained} tokens" + (f", {scaled} with rotary scaling" if scaled > trained else "")
 
 
@@ -138,7 +138,7 @@ def _memory(facts: ModelFacts) -> str:
     kind = "at 16 bits"
     if facts.config.quantization:
         kind = "with 4 bits in the decoder"
-    elif facts.stored_bytes is not None:
+    elif facts.stored is not None:
         kind = "as stored"
     needed = f"{_memory_size(facts.needed_bytes)} {kind} and {facts.usual_context} tokens"
     free_bytes = available_memory_bytes()

@@ -16,9 +16,9 @@ from ivl.cli.terminal import Status
 from ivl.engine.request import LIMIT_OPTION
 from ivl.errors import CheckpointError, RequestError
 from ivl.family import find
+from ivl.host import choose_threads
 from ivl.interrupts import interrupted_at_once
 from ivl.paths import local_path, names_file
-from ivl.planner.threads import choose_threads
 from ivl.prompt.pixels import DEFAULT_MAX_PIXELS, check_max_pixels, load_pages
 
 if TYPE_CHECKING:

@@ -7,8 +7,7 @@ import platform
 from typing import Any
 
 from ivl import __version__
-from ivl.planner.devices import available_memory_bytes
-from ivl.planner.threads import usable_cores
+from ivl.host import available_memory_bytes, processor_name, usable_cores
 from ivl.toolchain import advice
 
 
@@ -28,8 +27,8 @@ def machine_facts(*, measure: bool = False) -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "system": platform.platform(),
-        "processor": _processor(),
-        "cores": _cores(),
+        "processor": processor_name(),
+        "cores": usable_cores().allowed,
         "available_memory_bytes": available_memory_bytes(),
         "device": device.type,
         "dtype": str(choose_dtype(None, device)).removeprefix("torch."),
@@ -81,21 +80,3 @@ def _gpu(index: int) -> dict[str, Any]:
         "available_memory_bytes": free,
         "total_memory_bytes": total,
     }
-
-
-def _cores() -> int:
-    """Those that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def _processor() -> str:
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
-            names = [line for line in file if line.startswith("model name")]
-    except OSError:
-        names = []
-    if names:
-        return names[0].partition(":")[2].strip()
-    return platform.processor() or platform.machine()

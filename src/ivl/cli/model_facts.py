@@ -13,6 +13,7 @@ from ivl.checkpoint.gguf_pair import GGUFPair
 from ivl.checkpoint.identity import Identity, identity_of_directory, identity_of_gguf
 from ivl.checkpoint.locate import DEMO, locate_pair
 from ivl.checkpoint.safetensors import DTYPE_BYTES, SafetensorsDirectory
+from ivl.checkpoint.stored import tensors_of
 from ivl.config import ModelConfig, read_config
 from ivl.errors import CheckpointError
 from ivl.family import (
@@ -25,15 +26,11 @@ from ivl.family import (
     recognise,
     vision_parameters,
 )
+from ivl.footprint.room import processor_bytes
+from ivl.footprint.tensors import AWQ, TypedTensor, planned_tensors
+from ivl.footprint.workload import loaded_workload, resolve_context
+from ivl.kv import kv_bytes_per_token
 from ivl.paths import local_path
-from ivl.planner.kv_cache import kv_bytes_per_token
-from ivl.planner.memory import (
-    DEFAULT_CONTEXT,
-    DEFAULT_VISION_BATCH,
-    needed_bytes,
-)
-
-BYTES_16_BITS = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,8 +54,8 @@ class ModelFacts:
     size: Size | None = None
     identity: Identity = field(default_factory=Identity)
     files: WeightFiles | None = None
-    stored_bytes: int | None = None
-    """Of weights that stay quantized in memory; None for those that take 16 bits each."""
+    stored: tuple[TypedTensor, ...] | None = None
+    """Tensors that stay quantized in memory; None for those that take 16 bits each."""
 
     @property
     def member(self) -> Size | None:
@@ -100,12 +97,7 @@ class ModelFacts:
     @property
     def usual_context(self) -> int:
         """Tokens that are reserved unless another context is asked for."""
-        return min(DEFAULT_CONTEXT, self.config.decoder.max_positions)
-
-    @property
-    def longest_context(self) -> int:
-        """Tokens with rotary scaling, where the model has it."""
-        return self.config.decoder.longest_context
+        return resolve_context(None, self.config)
 
     @property
     def kv_bytes_per_token(self) -> int:
@@ -113,14 +105,11 @@ class ModelFacts:
 
     @property
     def needed_bytes(self) -> int:
-        """Memory at 16 bits with the usual context."""
-        return needed_bytes(
-            self.config,
-            itemsize=BYTES_16_BITS,
-            context=self.usual_context,
-            vision_batch=DEFAULT_VISION_BATCH,
-            stored_bytes=self.stored_bytes,
-        )
+        """On a processor, at 16 bits and with the usual context: as `ivl plan` has it."""
+        kind = AWQ if self.config.quantization == "awq" else "BF16"
+        tensors = self.stored or planned_tensors(self.config, kind, "BF16")
+        work = loaded_workload(self.config, context=self.usual_context)
+        return processor_bytes(self.config, tensors, work)
 
     def record(self) -> dict[str, Any]:
         """For JSON."""
@@ -142,7 +131,7 @@ class ModelFacts:
             "quantization": config.quantization,
             "parameters": self.parameters,
             "context": config.decoder.max_positions,
-            "longest_context": self.longest_context,
+            "longest_context": config.decoder.longest_context,
             "tile_px": config.tile_px if has_vision else None,
             "max_tiles": config.max_tiles if has_vision else None,
             "tokens_per_tile": config.tokens_per_tile if has_vision else None,
@@ -216,7 +205,7 @@ def pair_facts(name: str, config: ModelConfig, pair: GGUFPair) -> ModelFacts:
             size_bytes=sum(file.stat().st_size for file in pair.files),
             stored_bytes=dict(stored.most_common()),
         ),
-        stored_bytes=pair.weights_bytes,
+        stored=tensors_of(pair.text.path, config, pair),
     )
 
 

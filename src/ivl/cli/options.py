@@ -22,8 +22,8 @@ from typer import Argument, Option
 
 from ivl.engine.options import DEFAULT_DRAFT_TOKENS, GenerationOptions
 from ivl.errors import ConfigError, RequestError
+from ivl.footprint.workload import DEFAULT_VISION_BATCH
 from ivl.paths import local_path
-from ivl.planner.memory import DEFAULT_VISION_BATCH
 
 Threads = Annotated[
     int | None, Option(metavar="N", help="Processor threads; by default one for each core.")

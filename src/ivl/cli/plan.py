@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import date
 from json import dumps
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,9 +11,10 @@ from typer import Argument, Option
 
 from ivl.cli.options import Form, Json, Mmproj, Target, Work, with_options
 from ivl.errors import ConfigError
+from ivl.host import processor_name
+from ivl.planner.planning import Report, overview, plan
 from ivl.planner.record import overview_record
 from ivl.planner.render import render_overview
-from ivl.planning import Report, overview, plan
 
 
 @with_options
@@ -77,7 +79,7 @@ def command(
 
 
 def _verify(report: Report, receipt: Path | None, as_json: bool) -> None:
-    from ivl.evaluate.verification import verify_plan
+    from ivl.planner.verification import verify_plan
 
     found = verify_plan(report.plan)
     if receipt is not None:
@@ -87,10 +89,11 @@ def _verify(report: Report, receipt: Path | None, as_json: bool) -> None:
 
 
 def _probe() -> None:
-    from ivl.evaluate.probe import measure_probe
-    from ivl.planner.probe import write_probe
+    from ivl.evaluate.probe import measure_processor
+    from ivl.planner.probe import Probe, write_probe
 
-    write_probe(measure_probe())
+    today = date.today().isoformat()
+    write_probe(Probe(processor=processor_name(), date=today, **measure_processor()))  # type: ignore[arg-type]
 
 
 def _write_page(report: Report, path: Path) -> None:

@@ -14,8 +14,8 @@ from ivl.cli.terminal import Status
 from ivl.engine.options import LOOKUP
 from ivl.errors import ConfigError
 from ivl.family import find
+from ivl.host import choose_threads
 from ivl.paths import local_path
-from ivl.planner.threads import choose_threads
 
 if TYPE_CHECKING:
     from ivl.engine.engine import EngineLimits

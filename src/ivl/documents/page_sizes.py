@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from ivl.documents.pdf import open_pdf
 from ivl.documents.reading import open_pages
+from ivl.footprint.workload import PageSize
 from ivl.paths import local_path
-from ivl.planner.pages import PageSize
 
 PDF_MAGIC = b"%PDF-"
 PDF_DPI = 200

@@ -23,7 +23,6 @@ from typing import NoReturn, TypeVar
 import torch
 from torch import Tensor
 
-from ivl.config import ModelConfig
 from ivl.engine.blocks import BlockPool
 from ivl.engine.containment import Failure, attempt, contained
 from ivl.engine.conversation import Conversation
@@ -37,9 +36,9 @@ from ivl.engine.scheduler import Chunk, Plan, Scheduler, StepLimits
 from ivl.engine.sequence import Sequence
 from ivl.engine.speculation import Drafter, Speculation, Wish, check_draft
 from ivl.errors import CapacityError, ConfigError, RequestError
+from ivl.footprint.workload import DEFAULT_VISION_BATCH, resolve_context
 from ivl.model.cache import BLOCK_TOKENS, num_blocks_for
 from ivl.model.internvl import InternVL
-from ivl.planner.memory import DEFAULT_CONTEXT, DEFAULT_VISION_BATCH
 from ivl.prompt.template import get_template
 from ivl.prompt.tokenizer import Tokenizer, require_image_tokens
 
@@ -502,17 +501,3 @@ def check_at_least_one(name: str, value: int) -> None:
     """ConfigError for a number of things done at once that is no such number."""
     if value < 1:
         raise ConfigError(f"{name} must be at least 1, not {value}.", "The default is a good one.")
-
-
-def resolve_context(context: int | None, config: ModelConfig) -> int:
-    """The context in tokens.
-
-    Raises ConfigError for a length that the model cannot have.
-    """
-    decoder = config.decoder
-    if context is None:
-        return min(DEFAULT_CONTEXT, decoder.max_positions)
-    most = decoder.longest_context
-    if not 1 <= context <= most:
-        raise ConfigError(f"The context must be between 1 and {most} tokens, not {context}.")
-    return context

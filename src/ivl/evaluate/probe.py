@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from datetime import date
 
 import numpy as np
 import torch
@@ -14,8 +13,6 @@ from ivl.kernels.dispatch import pack
 from ivl.kernels.float_linear import float_linear
 from ivl.kernels.limits import read_bandwidth
 from ivl.kernels.threads import use_threads
-from ivl.planner.machine import processor_name
-from ivl.planner.probe import Probe
 from ivl.quant.formats import find_format
 
 ROWS, OUTPUTS, INPUTS = 512, 2048, 2048
@@ -24,18 +21,16 @@ ROUNDS = 3
 
 
 @torch.inference_mode()
-def measure_probe(threads: int | None = None) -> Probe:
-    """The processor's bandwidth, and the products of a prompt and of the tower."""
-    count = use_threads(threads)
-    return Probe(
-        processor=processor_name(),
-        date=date.today().isoformat(),
-        threads=count,
-        bandwidth=read_bandwidth(),
-        quantized_ops=_quantized_ops(),
-        float_ops=_float_ops(),
-        tower_ops=_tower_ops(),
-    )
+def measure_processor(threads: int | None = None) -> dict[str, float]:
+    """The processor's bandwidth, and the products of a prompt and of the tower, by the names that a
+    `Probe` has for them (`ivl.planner.probe`)."""
+    return {
+        "threads": use_threads(threads),
+        "bandwidth": read_bandwidth(),
+        "quantized_ops": _quantized_ops(),
+        "float_ops": _float_ops(),
+        "tower_ops": _tower_ops(),
+    }
 
 
 def _quantized_ops() -> float:

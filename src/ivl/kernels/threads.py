@@ -14,7 +14,7 @@ from types import ModuleType
 
 import torch
 
-from ivl.planner.threads import choose_threads
+from ivl.host import choose_threads
 
 
 def use_threads(threads: int | None = None) -> int:

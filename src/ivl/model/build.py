@@ -20,7 +20,7 @@ from ivl.kernels.dispatch import pack
 from ivl.kernels.linear import QuantizedLinear
 from ivl.kernels.matrix import Matrix
 from ivl.kernels.upload import to_device
-from ivl.model.devices import DeviceMap, as_map
+from ivl.model.device_map import DeviceMap, as_map
 from ivl.model.internvl import InternVL
 from ivl.model.vision import VisionTower
 from ivl.quant.awq import AWQ

@@ -29,7 +29,7 @@ from ivl.kernels.linear import QuantizedEmbedding, QuantizedLinear
 from ivl.kernels.mapped import release_pages
 from ivl.kernels.matrix import Matrix, StackedMatrix
 from ivl.model.build import Progress, assign, empty_model, placed
-from ivl.model.devices import DeviceMap, as_map
+from ivl.model.device_map import DeviceMap, as_map
 from ivl.model.internvl import InternVL
 
 

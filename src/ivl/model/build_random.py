@@ -15,14 +15,14 @@ from torch import nn
 from ivl.checkpoint.gguf_names import text_sources, vision_sources
 from ivl.config import ModelConfig
 from ivl.errors import UnsupportedError
+from ivl.footprint.tensors import TypedTensor
 from ivl.kernels.dispatch import keeps_blocks, pack
 from ivl.kernels.linear import QuantizedEmbedding, QuantizedLinear
 from ivl.kernels.matrix import Matrix, StackedMatrix
 from ivl.model.build import assign, empty_model, placed
 from ivl.model.cpu_decoder import use_fused_layers
-from ivl.model.devices import DeviceMap, as_map
+from ivl.model.device_map import DeviceMap, as_map
 from ivl.model.internvl import InternVL
-from ivl.planner.tensors import PlannedTensor
 from ivl.quant.formats import find_format
 
 NUM_ROWS = 64
@@ -31,12 +31,12 @@ PLAIN = ("F32", "F16", "BF16")
 
 def random_planned_model(
     config: ModelConfig,
-    tensors: Iterable[PlannedTensor],
+    tensors: Iterable[TypedTensor],
     *,
     device: DeviceMap | torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> InternVL:
-    """`tensors` as `ivl.planner.tensors` has them. Where any is quantized, matrices are kept as
+    """`tensors` as `ivl.footprint.tensors` has them. Where any is quantized, matrices are kept as
     they would be of a GGUF file on their device; else all is dense and of `dtype`, as of
     safetensors."""
     by_name = {tensor.name: tensor for tensor in tensors}
@@ -72,7 +72,7 @@ def random_planned_model(
     return placed(model, devices)
 
 
-def _tie(model: InternVL, tensor: PlannedTensor, devices: DeviceMap, filler: _Filler) -> None:
+def _tie(model: InternVL, tensor: TypedTensor, devices: DeviceMap, filler: _Filler) -> None:
     """The embeddings as the head, or as many bytes of its own on another device."""
     embed = model.decoder.embed
     apart = devices.head != devices.embeddings
@@ -90,7 +90,7 @@ class _Filler:
         self._generator = torch.Generator().manual_seed(0)
         self._rows: dict[tuple[str, int], np.ndarray] = {}
 
-    def matrix(self, tensor: PlannedTensor, device: torch.device) -> Matrix:
+    def matrix(self, tensor: TypedTensor, device: torch.device) -> Matrix:
         rows, columns = tensor.shape
         key = tensor.format, columns
         if key not in self._rows:

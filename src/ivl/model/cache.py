@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ivl.config import DecoderConfig
 from ivl.errors import CapacityError
-from ivl.planner.kv_cache import BLOCK_TOKENS, KVType, scale_group
+from ivl.kv import BLOCK_TOKENS, KVType, scale_group
 
 
 def num_blocks_for(num_tokens: int) -> int:

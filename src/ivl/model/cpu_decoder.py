@@ -20,9 +20,9 @@ from ivl.kernels import cpu
 from ivl.kernels.cpu_matrix import CpuFloatMatrix, CpuMatrix
 from ivl.kernels.float_linear import DTYPES, FEW_ROWS, ours_is_faster
 from ivl.kernels.linear import QuantizedLinear
+from ivl.kv import BLOCK_TOKENS, KVType, kv_bytes_per_token
 from ivl.model.cache import KVStore, Segment
 from ivl.model.decoder import Decoder, DecoderLayer
-from ivl.planner.kv_cache import BLOCK_TOKENS, KVType, kv_bytes_per_token
 
 _KV_NUMBERS: dict[KVType, int] = {"32bit": 0, "16bit": 1, "8bit": 2}
 HEAD_UNIT = 32

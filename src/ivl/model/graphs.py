@@ -12,9 +12,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from ivl.kv import BLOCK_TOKENS
 from ivl.model.cache import KVStore, Segment
 from ivl.model.paged import PagedBatch
-from ivl.planner.kv_cache import BLOCK_TOKENS
 
 SIZES = (1, 2, 4, 8, 16, 32)
 WARMUPS = 2

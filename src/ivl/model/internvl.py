@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from ivl.config import ModelConfig
 from ivl.errors import RequestError, UnsupportedError
+from ivl.kv import KVType
 from ivl.model.cache import (
     KVCache,
     KVStore,
@@ -17,10 +18,9 @@ from ivl.model.cache import (
 )
 from ivl.model.cpu_decoder import CpuKVStore
 from ivl.model.decoder import Decoder
-from ivl.model.devices import DeviceMap
+from ivl.model.device_map import DeviceMap
 from ivl.model.projector import Projector
 from ivl.model.vision import VisionTower
-from ivl.planner.kv_cache import KVType
 from ivl.prompt.pixels import IMAGENET_MEAN, IMAGENET_STD
 
 

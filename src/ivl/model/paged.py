@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from ivl.kernels import dispatch
+from ivl.kv import BLOCK_TOKENS
 from ivl.model.cache import KVStore, Segment, SplitKVStore, TorchKVStore
-from ivl.planner.kv_cache import BLOCK_TOKENS
 
 FEW_TOKENS = 8
 """Segments with more, of prompts, are read by PyTorch's attention, which shares the keys among

@@ -16,12 +16,10 @@ from ivl.checkpoint.files import open_files
 from ivl.checkpoint.gguf_pair import GGUFPair
 from ivl.config import ModelConfig
 from ivl.errors import CheckpointError, ConfigError
-from ivl.kernels.dispatch import runs_triton
 from ivl.model.build import Progress, build_model, open_weights
 from ivl.model.build_gguf import build_gguf_model, dense, tables
-from ivl.model.devices import DeviceMap
+from ivl.model.device_map import DeviceMap
 from ivl.model.internvl import InternVL
-from ivl.planner.memory import weights_bytes
 from ivl.prompt.gguf_tokenizer import load_gguf_tokenizer
 from ivl.prompt.tokenizer import Tokenizer, load_tokenizer, require_image_tokens
 
@@ -53,12 +51,6 @@ class ModelSource:
     @property
     def is_quantized(self) -> bool:
         return self.pair is not None
-
-    def weights_bytes(self, dtype: torch.dtype, device: torch.device) -> int:
-        """What the weights will take in memory."""
-        if self.pair is not None and (device.type == "cpu" or runs_triton(device)):
-            return self.pair.weights_bytes
-        return weights_bytes(self.config, dtype.itemsize)
 
     def tokenizer(self) -> Tokenizer:
         """The tokenizer, if it is one for this model.

@@ -1,60 +1,40 @@
-"""The exact commands that run a plan, each option as the program that it is for reads it.
+"""The exact commands that run a plan with ivl, and that make the files which it needs.
 
-Everything that was planned and that the program would not choose by itself is in the line. Words
-are quoted for a shell (`shlex`); a test runs the options of every line of ours through the parser
-of the command that it names.
+Everything that was planned and that ivl would not choose by itself is in the line. A test runs the
+options of every line through the parser of the command that it names.
 """
 
 from __future__ import annotations
 
-import json
 import os
-import shlex
 from pathlib import Path
 
 from ivl.family import find
-from ivl.planner.memory import DEFAULT_VISION_BATCH
-from ivl.planner.placement import Share
+from ivl.footprint.placement import Share
+from ivl.footprint.workload import DEFAULT_VISION_BATCH
 from ivl.planner.plan import Plan
 from ivl.quant.mixes import READ_MIXES
 
-LLAMA_KV = {"8bit": "q8_0", "32bit": "f32"}
-"""llama.cpp's names of a cache that is not its default, f16."""
 MOST_IMAGES_SERVED = 32
 """`ivl serve --max-images` unless another number is given."""
 QUESTION = "What does it say?"
 Words = list[str]
 
 
-def command_of(plan: Plan) -> tuple[str, ...]:
-    """Command lines, in the order in which they are to be typed."""
-    return tuple(shlex.join(words) for words in words_of_commands(plan))
-
-
-def words_of_commands(plan: Plan) -> list[Words]:
-    """The same as lists of words, not quoted."""
-    name = plan.setting.backend.name
-    if name == "vllm":
-        return [_vllm(plan)]
-    prepare, model, mmproj = _files(plan)
-    run = _llama_cpp(plan, model, mmproj) if name == "llama.cpp" else _ivl(plan, model, mmproj)
-    return [*prepare, run]
-
-
-def _files(plan: Plan) -> tuple[list[Words], str, str | None]:
-    """What makes the files, the model's name, and the file of its projector."""
+def files_of(plan: Plan, *, as_gguf: bool = False) -> tuple[list[Words], str, str | None]:
+    """What makes the files, the model's name, and the file of its projector. `as_gguf`: for a
+    program that reads nothing else."""
     setting, subject = plan.setting, plan.subject
-    for_llama_cpp = setting.backend.name == "llama.cpp"
     if subject.is_on_disk:
-        name = _as_argument(subject.name)
-        if not for_llama_cpp:
+        name = as_argument(subject.name)
+        if not as_gguf:
             return [], name, subject.projector_file
         if subject.text_file is None:
             return _converted(plan, name)
         return [], subject.text_file, subject.projector_file
     has_vision = subject.config.vision is not None
     as_published = setting.type == "BF16" and (not has_vision or setting.vision == "BF16")
-    if as_published and not for_llama_cpp:
+    if as_published and not as_gguf:
         return [], subject.name, None
     if setting.type == "AWQ":
         folder = f"{subject.name}-AWQ"
@@ -92,8 +72,10 @@ def _converted(plan: Plan, name: str) -> tuple[list[Words], str, str | None]:
     return [[*convert, "--vision", kind]], model, f"mmproj-{model}"
 
 
-def _ivl(plan: Plan, model: str, mmproj: str | None) -> Words:
-    """One question, or a server where several are answered at once."""
+def words_of_ivl(plan: Plan) -> list[Words]:
+    """The commands of ivl itself, as lists of words that are not quoted: one question, or a server
+    where several are answered at once."""
+    prepare, model, mmproj = files_of(plan)
     work = plan.setting.work
     serves = work.parallel > 1
     words = ["ivl", "serve" if serves else "ask", "--model", model]
@@ -108,10 +90,10 @@ def _ivl(plan: Plan, model: str, mmproj: str | None) -> Words:
         words += ["--kv-tokens", str(work.parallel * work.context)]
         if len(work.tiles) > MOST_IMAGES_SERVED:
             words += ["--max-images", str(len(work.tiles))]
-        return words
+        return [*prepare, words]
     if work.tiles and work.max_tiles != plan.subject.config.max_tiles:
         words += ["--max-tiles", str(work.max_tiles)]
-    return [*words, *["page.png"] * len(work.tiles), QUESTION]
+    return [*prepare, [*words, *["page.png"] * len(work.tiles), QUESTION]]
 
 
 def _places(plan: Plan) -> Words:
@@ -141,63 +123,7 @@ def _numbers(plan: Plan, gpus: list[Share]) -> list[int]:
     return numbers
 
 
-def _llama_cpp(plan: Plan, model: str, mmproj: str | None) -> Words:
-    setting, work = plan.setting, plan.setting.work
-    words = ["llama-server", "-m", model]
-    if mmproj is not None:
-        words += ["--mmproj", mmproj]
-    words += ["-c", str(work.context * work.parallel)]
-    if work.parallel > 1:
-        words += ["-np", str(work.parallel)]
-    gpus = [share for share in plan.placement.shares if share.device.is_gpu]
-    if gpus:
-        on_gpus = sum(share.num_layers for share in gpus)
-        everything = on_gpus == len(plan.parts.layers)
-        words += ["-ngl", "99" if everything else str(on_gpus)]
-    elif plan.machine.asked or plan.machine.gpus:
-        words += ["-ngl", "0"]
-    if len(gpus) > 1:
-        words += ["--tensor-split", ",".join(str(share.num_layers) for share in gpus)]
-    if work.kv in LLAMA_KV:
-        kind = LLAMA_KV[work.kv]
-        words += ["-fa", "on"] if work.kv == "8bit" else []
-        words += ["--cache-type-k", kind, "--cache-type-v", kind]
-    on_processor = setting.tower_on_processor or (not gpus and "-ngl" in words)
-    if mmproj is not None and on_processor:
-        words.append("--no-mmproj-offload")
-    return words
-
-
-def _vllm(plan: Plan) -> Words:
-    work, subject = plan.setting.work, plan.subject
-    size = find(subject.name)
-    name = size.hub_id if size and not subject.is_on_disk else _as_argument(subject.name)
-    if plan.setting.type == "AWQ" and size and not subject.is_on_disk:
-        name += "-AWQ"
-    words = ["vllm", "serve", name, "--trust-remote-code", "--max-model-len", str(work.context)]
-    if len(plan.placement.shares) > 1:
-        words += ["--tensor-parallel-size", str(len(plan.placement.shares))]
-        words += ["--mm-encoder-tp-mode", "data"]
-    if plan.setting.type == "F16" or plan.needs_float16:
-        words += ["--dtype", "half"]
-    words += ["--max-num-seqs", str(work.parallel)]
-    if work.kv == "8bit":
-        words += ["--kv-cache-dtype", "fp8"]
-    if work.tiles:
-        words += ["--limit-mm-per-prompt", json.dumps({"image": len(work.tiles)})]
-        if work.max_tiles != subject.config.max_tiles:
-            words += ["--mm-processor-kwargs", json.dumps({"max_dynamic_patch": work.max_tiles})]
-    return words
-
-
-def _as_argument(name: str) -> str:
+def as_argument(name: str) -> str:
     """A path as it is typed: with the home directory in it, and never taken for an option."""
     name = os.path.expanduser(name) if name.startswith("~") else name
     return f"./{name}" if name.startswith("-") else name
-
-
-def describe_layers(share: Share) -> str:
-    """`layers 0 to 39`."""
-    if not share.num_layers:
-        return ""
-    return f"layers {share.first_layer} to {share.first_layer + share.num_layers - 1}"

@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from ivl.planner.device_sheets import GIB, MIB
+from ivl.footprint.device import GIB, MIB
 
 MOST_DEVICES = 64
 
@@ -98,7 +98,7 @@ _SPEED = r"(\d{1,9}(?:\.\d+)?)\s*([gt])i?b\s*(?:/|\s+per\s+)\s*s(?:ec(?:ond)?)?\
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Reading:
+class NameReading:
     """One meaning of what was written: so many devices (as written, `2` or `-1.5`) of `rest`.
     `is_bare`: the number stands beside the name without a sign or a word that makes it a count,
     `stands_first` whether before it; `is_glued`: it is as long as a model's, as in `9 7950x`."""
@@ -124,29 +124,29 @@ class Written:
     says_ram: bool = False
 
 
-def readings(text: str) -> Iterator[Reading]:
+def readings(text: str) -> Iterator[NameReading]:
     """What the writing may mean, the likeliest first: no count, a count with a sign or in words, a
     number that stands alone."""
     text = tidy(text)
-    yield Reading(count="1", rest=text)
+    yield NameReading(count="1", rest=text)
     for pattern in (_BEFORE, _BEFORE_SIGN, _AFTER, _AFTER_SIGN):
         if found := pattern.fullmatch(text):
             parts = found.groupdict()
             apart = parts.get("blank") or pattern not in (_BEFORE, _AFTER_SIGN)
             glued = not apart and len(parts["count"]) > 3
             rest = parts["rest"] + (parts.get("fields") or "")
-            yield Reading(count=parts["count"], rest=rest, is_glued=glued)
+            yield NameReading(count=parts["count"], rest=rest, is_glued=glued)
     for pattern in (_WORD_BEFORE, _WORD_AFTER):
         if found := pattern.fullmatch(text):
             parts = found.groupdict()
             count = str(_NUMBER_WORDS[parts["word"].lower()])
-            yield Reading(count=count, rest=parts["rest"] + (parts.get("fields") or ""))
+            yield NameReading(count=count, rest=parts["rest"] + (parts.get("fields") or ""))
     for pattern in (_BARE_BEFORE, _BARE_AFTER):
         if found := pattern.fullmatch(text):
             parts = found.groupdict()
             rest = parts["rest"] + (parts.get("fields") or "")
             first = pattern is _BARE_BEFORE
-            yield Reading(count=parts["count"], rest=rest, is_bare=True, stands_first=first)
+            yield NameReading(count=parts["count"], rest=rest, is_bare=True, stands_first=first)
 
 
 def parts_of(text: str) -> list[str]:

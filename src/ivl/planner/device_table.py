@@ -1,20 +1,27 @@
-"""Devices by the names that people type: what is meant, of the table or by its numbers.
+"""The table of devices, from data sheets, and of machines that can be rented; and which of them is
+meant by a name that people type, or by its numbers. `ivl.planner.device_names` has the grammar.
 
-`ivl.planner.device_names` has the grammar, `ivl.planner.device_sheets` the table.
+`devices.csv` and `clouds.csv` hold the numbers, each with its source. An empty field is a number
+that the maker does not publish (or that depends on the machine, as a laptop's power limit): it is
+never filled with a guess. Peaks are dense, with sums in float32.
 """
 
 from __future__ import annotations
 
+import csv
 import difflib
 import functools
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import get_args
 
 from ivl.errors import ConfigError
+from ivl.footprint.device import GIB, MIB, Device, Form, Vendor
 from ivl.planner.device_names import (
     MOST_DEVICES,
-    Reading,
+    NameReading,
     Written,
     readings,
     relaxed,
@@ -23,9 +30,13 @@ from ivl.planner.device_names import (
     words_of,
     written,
 )
-from ivl.planner.device_sheets import DEVICES_OF_A_CARD, GIB, Cloud, Device, clouds, table
-from ivl.planner.device_sheets import MIB as MIB
 
+HERE = Path(__file__).parent
+DEVICES_OF_A_CARD = {
+    "Instinct MI250": 2, "Instinct MI250X": 2, "A16": 4, "Data Center GPU Max 1550": 2,
+}  # fmt: skip
+"""Cards that are several devices to every program, each with its own part of the memory: by name,
+how many. Their rows in the table are of one such device."""
 _EXAMPLE = 'Write it as in "2x RTX 3090". '
 _HERE = "Leave --device out for the devices of this machine."
 _BY_HAND = (
@@ -60,6 +71,71 @@ MOST_ADDED = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Cloud:
+    """An instance that can be rented, with its price on a date."""
+
+    name: str
+    device: str
+    count: int
+    host_memory_bytes: int
+    usd_per_hour: float
+    date: str
+    source: str
+
+
+@functools.cache
+def table() -> tuple[Device, ...]:
+    """Every device of `devices.csv`; one that is sold with several memories is there for each."""
+    with (HERE / "devices.csv").open(encoding="utf-8", newline="") as file:
+        return tuple(device for row in csv.DictReader(file) for device in _devices_of(row))
+
+
+@functools.cache
+def clouds() -> tuple[Cloud, ...]:
+    with (HERE / "clouds.csv").open(encoding="utf-8", newline="") as file:
+        return tuple(
+            Cloud(
+                name=row["name"],
+                device=row["device"],
+                count=int(row["count"]),
+                host_memory_bytes=int(row["host_memory_gib"]) * GIB,
+                usd_per_hour=float(row["usd_per_hour"]),
+                date=row["date"],
+                source=row["source"],
+            )
+            for row in csv.DictReader(file)
+        )
+
+
+def _devices_of(row: dict[str, str]) -> list[Device]:
+    found = []
+    vendor, form = row["vendor"], row["form"]
+    assert vendor in get_args(Vendor), row["name"]
+    assert form in get_args(Form), row["name"]
+    for gib in row["memory_gib"].split("|"):
+        reported = int(row["reported_mib"]) * MIB if row["reported_mib"] else int(gib) * GIB
+        several = "|" in row["memory_gib"]
+        found.append(
+            Device(
+                name=f"{row['name']} {gib}GB" if several else row["name"],
+                vendor=vendor,  # type: ignore[arg-type]
+                architecture=row["architecture"],
+                form=form,  # type: ignore[arg-type]
+                memory_bytes=reported,
+                bandwidth=_scaled(row["bandwidth_gb_s"], 1e9),
+                ops_16bit=_scaled(row["bits16_tflops"], 1e12),
+                ops_8bit=_scaled(row["int8_tops"], 1e12),
+                source=row["source"],
+            )
+        )
+    return found
+
+
+def _scaled(text: str, unit: float) -> float | None:
+    return float(text) * unit if text else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Meaning:
     """The devices that a person's words were taken for, all alike. `note`: what was decided for
     them, in sentences; empty: nothing had to be."""
@@ -68,12 +144,6 @@ class Meaning:
     device: Device
     count: int
     note: str = ""
-
-
-def find_devices(text: str) -> list[Device]:
-    """The devices that a person names; see `find_meaning`."""
-    meaning = find_meaning(text)
-    return [meaning.device] * meaning.count
 
 
 def find_meaning(text: str) -> Meaning:
@@ -149,13 +219,11 @@ def parse_custom(text: str) -> Device | None:
         form="desktop",
         memory_bytes=device.memory_bytes,
         bandwidth=device.bandwidth,
-        ops_16bit=None,
-        ops_8bit=None,
         source="given by hand",
     )
 
 
-def _by_numbers(text: str, possible: Sequence[Reading]) -> Meaning:
+def _by_numbers(text: str, possible: Sequence[NameReading]) -> Meaning:
     """A device that is in no table. A number is its count where a sign or a word makes it one, or
     where it is small and stands first."""
     if re.fullmatch(r"(?:cuda|mps|gpu|rocm|xpu)(?::\d+)?", text.strip(), re.IGNORECASE):
@@ -178,14 +246,14 @@ def _by_numbers(text: str, possible: Sequence[Reading]) -> Meaning:
     raise ConfigError(f"There is no device called {name!r} in the table.", _nearest(name))
 
 
-def _may_count(reading: Reading) -> bool:
+def _may_count(reading: NameReading) -> bool:
     """Whether the number is how many there are of an unknown device."""
     if not reading.is_bare:
         return not reading.is_glued
     return reading.stands_first and int(reading.count) <= MOST_DEVICES
 
 
-def _count(reading: Reading) -> int:
+def _count(reading: NameReading) -> int:
     try:
         count = int(reading.count)
     except ValueError:
@@ -211,7 +279,7 @@ def _fitting(wanted: frozenset[str]) -> list[Device]:
 
 
 def _meaning(
-    text: str, reading: Reading, asked: Written, fitting: list[Device], words: frozenset[str]
+    text: str, reading: NameReading, asked: Written, fitting: list[Device], words: frozenset[str]
 ) -> Meaning:
     """Of the devices that fit, the one that is meant, with what was said of it by hand."""
     if asked.other is not None:

@@ -15,8 +15,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ivl.errors import ConfigError
+from ivl.footprint.device import GIB, Device, Devices, Slot
+from ivl.host import (
+    available_memory_bytes,
+    has_bfloat16_products,
+    has_float16_products,
+    processor_name,
+    total_memory_bytes,
+)
 from ivl.planner.device_names import is_processor, parts_of, readings, tidy, written
-from ivl.planner.device_sheets import GIB, Device
 from ivl.planner.device_table import (
     Meaning,
     find_cloud,
@@ -25,45 +32,27 @@ from ivl.planner.device_table import (
     parse_custom,
     require_amounts,
 )
-from ivl.planner.devices import available_memory_bytes, total_memory_bytes
 from ivl.planner.dmi import memory_bandwidth
 from ivl.planner.nvml import ReportedGpu, nvidia_gpus
 from ivl.planner.probe import Probe, read_probe
 
 DRM = Path("/sys/class/drm")
-CPUINFO = Path("/proc/cpuinfo")
 AMD_VENDOR = "0x1002"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Slot:
-    """A device as it is now. `used_bytes`: what other programs, and the driver, hold of it."""
+class Machine(Devices):
+    """`is_here`: whether this is the machine that we run on."""
 
-    device: Device
-    used_bytes: int = 0
-    note: str = ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Machine:
-    """`host` is the processor with main memory, None where nothing is known of it; `is_here`:
-    whether this is the machine that we run on."""
-
-    gpus: tuple[Slot, ...]
-    host: Slot | None
     is_here: bool
-    float16_tower: bool = False
-    """Whether the processor has float16 products (AVX-512 FP16), which ivl's tower uses."""
+    itemsize: int = 2
+    """Bytes of a number that ivl computes with on the processor, where none is quantized: 4 without
+    bfloat16."""
     probe: Probe | None = None
     usd_per_hour: float | None = None
     price_note: str = ""
     asked: tuple[Meaning, ...] = ()
     """What the names of a described machine were taken for."""
-
-    @property
-    def has_one_memory(self) -> bool:
-        """Whether a GPU's memory is main memory: nothing that leaves the one is in the other."""
-        return any(slot.device.form == "unified" for slot in self.gpus)
 
 
 def this_machine() -> Machine:
@@ -84,8 +73,6 @@ def this_machine() -> Machine:
         form="host",
         memory_bytes=total,
         bandwidth=speed,
-        ops_16bit=None,
-        ops_8bit=None,
         source=source,
     )
     used = 0 if free is None else max(0, total - free)
@@ -98,6 +85,7 @@ def this_machine() -> Machine:
         host=Slot(device=host, used_bytes=used),
         is_here=True,
         float16_tower=has_float16_products(),
+        itemsize=2 if has_bfloat16_products() else 4,
         probe=probe,
     )
 
@@ -229,26 +217,10 @@ def _slot(gpu: ReportedGpu) -> Slot:
         architecture="unknown",
         form="server" if gpu.is_slice else "desktop",
         memory_bytes=gpu.total_bytes,
-        bandwidth=None,
-        ops_16bit=None,
-        ops_8bit=None,
         source="the driver; its speed is in no table",
     )
     note = "a MIG slice" if gpu.is_slice else ""
     return Slot(device=device, used_bytes=gpu.used_bytes, note=note)
-
-
-def processor_name() -> str:
-    """As the processor calls itself."""
-    text = _text(CPUINFO)
-    names = re.findall(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
-    return names[0].strip() if names else platform.processor() or platform.machine()
-
-
-def has_float16_products() -> bool:
-    """Whether the processor multiplies float16 (AVX-512 FP16)."""
-    flags = re.search(r"^flags\s*:\s*(.+)$", _text(CPUINFO), re.MULTILINE)
-    return flags is not None and "avx512_fp16" in flags[1].split()
 
 
 def _apple_gpu() -> Device | None:
@@ -274,9 +246,6 @@ def _apple_gpu() -> Device | None:
         architecture="apple",
         form="unified",
         memory_bytes=memory.value,
-        bandwidth=None,
-        ops_16bit=None,
-        ops_8bit=None,
         source="the system; its speed is in no table",
     )
 

@@ -9,11 +9,11 @@ import html
 import json
 from typing import Any
 
-from ivl.planner.placement import KV
+from ivl.footprint.placement import KV
+from ivl.kv import kv_bytes_per_layer_token
 from ivl.planner.plan import Plan
 from ivl.planner.render import render_plan
-from ivl.planner.verdict import Verdict
-from ivl.planner.workload import kv_bytes_per_layer_token
+from ivl.planner.verdict import Judgement
 
 LEAST_CONTEXT = 1024
 
@@ -124,7 +124,7 @@ draw();
 """
 
 
-def page_of(plan: Plan, verdict: Verdict) -> str:
+def page_of(plan: Plan, verdict: Judgement) -> str:
     """The page. Layers stay where the plan has put them; the slider changes the cache."""
     config, setting = plan.subject.config, plan.setting
     types = "" if plan.subject.is_on_disk else f" {setting.type}, vision {setting.vision}"
@@ -151,12 +151,11 @@ def page_of(plan: Plan, verdict: Verdict) -> str:
 
 def _data(plan: Plan) -> dict[str, Any]:
     work, config = plan.setting.work, plan.subject.config
-    layer_token = kv_bytes_per_layer_token(config, work.kv) * work.parallel
+    layer_token = kv_bytes_per_layer_token(config.decoder, work.kv) * work.parallel
     devices = []
     for share in plan.placement.shares:
         # Each device of a tensor-parallel plan holds a part of every layer's cache.
         own = share.items.get(KV, 0) / max(1, plan.parts.kv_layer)
-        last = share.first_layer + share.num_layers - 1
         devices.append(
             {
                 "name": share.device.name,
@@ -164,7 +163,7 @@ def _data(plan: Plan) -> dict[str, Any]:
                 "not_ours": share.used_by_others + share.reserved_bytes,
                 "items": list(share.items.items()),
                 "kv_per_token": own * layer_token,
-                "layers": f"layers {share.first_layer} to {last}" if share.num_layers else "",
+                "layers": share.layers_text,
             }
         )
     return {"cache": KV, "devices": devices}

@@ -6,19 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from ivl.config import ModelConfig
+from ivl.footprint.workload import PageSize
+from ivl.kv import kv_bytes_per_token
 from ivl.planner.plan import Plan
 from ivl.planner.speed import Estimate, estimate_speed
-from ivl.planner.workload import kv_bytes_per_layer_token
 from ivl.prompt.tiles import Grid, num_tiles_with_thumbnail, tile_grid
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PageSize:
-    """A page of a file, in pixels as it will be read."""
-
-    title: str
-    width: int
-    height: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,8 +51,7 @@ def page_costs(plan: Plan, pages: Sequence[PageSize]) -> list[PageCost]:
         num_tiles = num_tiles_with_thumbnail(grid, config.use_thumbnail)
         alone = replace(work, tiles=(num_tiles,))
         tokens = alone.prompt_tokens(config)
-        speed = estimate_speed(config, plan.placement, alone, plan.setting.backend, plan.machine)
-        layer_token = kv_bytes_per_layer_token(config, work.kv)
+        speed = estimate_speed(config, plan.placement, alone, plan.machine)
         found.append(
             PageCost(
                 title=page.title,
@@ -68,7 +59,7 @@ def page_costs(plan: Plan, pages: Sequence[PageSize]) -> list[PageCost]:
                 grid=(grid.columns, grid.rows),
                 num_tiles=num_tiles,
                 num_tokens=tokens,
-                kv_bytes=tokens * config.decoder.num_layers * layer_token,
+                kv_bytes=tokens * kv_bytes_per_token(config.decoder, work.kv),
                 first_token_s=speed.first_token_s,
             )
         )

@@ -6,14 +6,18 @@ import functools
 from dataclasses import dataclass, replace
 
 from ivl.config import DecoderConfig, ModelConfig
-from ivl.planner.backends import Backend, default_vision, unpacks_on_gpu
-from ivl.planner.capabilities import VLLM_BFLOAT16, is_below
-from ivl.planner.footprint import Footprint, Keeping, Weights, footprint, keeping_of, weigh
+from ivl.footprint.parts import Footprint, Keeping, WeightBytes, weigh
+from ivl.footprint.placement import Placement, Program
+from ivl.footprint.tensors import (
+    AWQ,
+    TypedTensor,
+    decoder_plan,
+    planned_tensors,
+    vision_plan,
+)
+from ivl.footprint.workload import Workload
 from ivl.planner.machine import Machine
-from ivl.planner.placement import Placement, place
-from ivl.planner.speed import Speed, estimate_speed
-from ivl.planner.tensors import AWQ, PlannedTensor, decoder_plan, vision_plan
-from ivl.planner.workload import Workload
+from ivl.planner.speed import PlannedSpeed, estimate_speed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,7 +27,7 @@ class Subject:
 
     name: str
     config: ModelConfig
-    tensors: tuple[PlannedTensor, ...] | None = None
+    tensors: tuple[TypedTensor, ...] | None = None
     text_file: str | None = None
     projector_file: str | None = None
 
@@ -40,14 +44,10 @@ class Setting:
     type: str
     vision: str
     work: Workload
-    backend: Backend
+    backend: Program
     vision_follows: bool = False
     """Whether `vision` was not asked for, and is what goes with the type, whichever that is."""
     tower_on_processor: bool = False
-    gpu_layers: int | None = None
-    """At most so many layers on GPUs; None: as many as find room."""
-    gpu_itemsize: int = 2
-    """Bytes of a number that is not quantized, on GPUs: 4 for float32."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,22 +59,20 @@ class Plan:
     machine: Machine
     parts: Footprint
     placement: Placement
-    speed: Speed
+    speed: PlannedSpeed
 
     @property
     def fits(self) -> bool:
         return self.placement.fits
 
     @property
-    def needs_float16(self) -> bool:
-        """Whether vLLM has to be told so: by itself it computes in the bfloat16 of the files."""
-        devices = [share.device for share in self.placement.shares]
-        is_old = any(is_below(device, VLLM_BFLOAT16) for device in devices)
-        return self.setting.backend.name == "vllm" and is_old
+    def total_bytes(self) -> int:
+        """On all devices."""
+        return self.placement.total_bytes
 
     @property
-    def tensors(self) -> tuple[PlannedTensor, ...]:
-        return tensors_of(self.subject, self.setting.type, self.setting.vision)
+    def tensors(self) -> tuple[TypedTensor, ...]:
+        return _tensors(self.subject, self.setting)
 
     @property
     def prompt_tokens(self) -> int:
@@ -85,40 +83,40 @@ def make_plan(subject: Subject, setting: Setting, machine: Machine) -> Plan:
     """Adds everything up. UnsupportedError for a type that the back end does not load."""
     setting.backend.require_type(setting.type)
     config, work, backend = subject.config, setting.work, setting.backend
-    on_gpu = any(not backend.lacks(slot.device) for slot in machine.gpus)
-    keeping = _keeping(subject, setting, machine, on_gpu=on_gpu)
-    moves_tower = setting.tower_on_processor and not machine.has_one_memory
-    weights = _weights(subject, setting, keeping, moves_tower=moves_tower)
-    parts = footprint(
+
+    def weights(keeping: Keeping, tower: Keeping, itemsize: int | None) -> WeightBytes:
+        if subject.tensors is not None:
+            layers = config.decoder.num_layers
+            return weigh(subject.tensors, layers, keeping, tower, itemsize)
+        # The decoder and what sees apart: they change apart.
+        decoder = _decoder_weights(config.decoder, setting.type, keeping, itemsize)
+        seeing = _seeing_weights(config, setting.vision, keeping, tower, itemsize)
+        return replace(decoder, vision=seeing.vision, projector=seeing.projector)
+
+    parts, placement = backend.fit(
         config,
+        subject.tensors or vision_plan(config, setting.vision),
         weights,
         work,
-        backend,
-        keeping=keeping,
-        on_gpu=on_gpu,
-        gpu_itemsize=setting.gpu_itemsize,
+        machine,
+        itemsize=2 if machine.gpus else None if _is_gguf(subject, setting) else machine.itemsize,
+        tower_on_processor=setting.tower_on_processor,
     )
-    problem = _problem(subject, setting, machine)
-    placement = (
-        Placement(shares=(), problem=problem)
-        if problem
-        else place(
-            parts,
-            backend,
-            machine,
-            heads=(config.decoder.num_heads, config.decoder.num_kv_heads),
-            tower_on_processor=moves_tower,
-            gpu_layers=setting.gpu_layers,
-        )
-    )
+    if problem := _problem(subject, setting, machine):
+        placement = Placement(shares=(), problem=problem)
     return Plan(
         subject=subject,
         setting=setting,
         machine=machine,
         parts=parts,
         placement=placement,
-        speed=estimate_speed(config, placement, work, backend, machine),
+        speed=estimate_speed(config, placement, work, machine),
     )
+
+
+def default_vision(type_name: str) -> str:
+    """The type of a tower that is planned with a decoder of this one, when none is asked for."""
+    return type_name if type_name in ("BF16", "F32") else "F16"
 
 
 def change(plan: Plan, **changed: object) -> Plan:
@@ -135,16 +133,24 @@ def change(plan: Plan, **changed: object) -> Plan:
     return make_plan(plan.subject, setting, plan.machine)
 
 
-def tensors_of(subject: Subject, type_name: str, vision: str) -> tuple[PlannedTensor, ...]:
+def _tensors(subject: Subject, setting: Setting) -> tuple[TypedTensor, ...]:
     """Those of the files, or what a conversion to these types would write."""
     if subject.tensors is not None:
         return subject.tensors
-    return _planned(subject.config, type_name, vision)
+    return planned_tensors(subject.config, setting.type, setting.vision)
+
+
+def _is_gguf(subject: Subject, setting: Setting) -> bool:
+    """Whether the model is loaded from GGUF files, whose matrices stay as they are there."""
+    if subject.is_on_disk:
+        return subject.text_file is not None
+    as_published = setting.type == "BF16" and setting.vision == "BF16"
+    return not (as_published or setting.type == AWQ)
 
 
 def _problem(subject: Subject, setting: Setting, machine: Machine) -> str:
     """Why the back end does not run these types on the GPUs that it does run on."""
-    is_awq = any(t.format == AWQ for t in tensors_of(subject, setting.type, setting.vision))
+    is_awq = any(t.format == AWQ for t in _tensors(subject, setting))
     gpus = [slot.device for slot in machine.gpus if not setting.backend.lacks(slot.device)]
     reasons = (
         setting.backend.lacks_choice(device, is_awq=is_awq, kv=setting.work.kv) for device in gpus
@@ -152,55 +158,15 @@ def _problem(subject: Subject, setting: Setting, machine: Machine) -> str:
     return next(filter(None, reasons), "")
 
 
-def _keeping(subject: Subject, setting: Setting, machine: Machine, *, on_gpu: bool) -> Keeping:
-    return keeping_of(
-        setting.backend,
-        subject.tensors or _seeing(subject.config, setting.vision),
-        on_gpu=on_gpu,
-        unpacks=any(unpacks_on_gpu(setting.backend, slot.device) for slot in machine.gpus),
-        float16_tower=machine.float16_tower,
-    )
-
-
-def _weights(subject: Subject, setting: Setting, keeping: Keeping, *, moves_tower: bool) -> Weights:
-    """Of files as they are; of a size, the decoder and what sees apart: they change apart."""
-    num_layers = subject.config.decoder.num_layers
-    # A tower that is streamed to a GPU lies in main memory with 16 bits, whatever the files have.
-    streamed = setting.backend.name == "ivl" and moves_tower and keeping == "gpu"
-    of_tower = "dense" if streamed else keeping
-    if subject.tensors is not None:
-        weights, tower = (
-            weigh(subject.tensors, num_layers, kept, setting.gpu_itemsize)
-            for kept in (keeping, of_tower)
-        )
-        return replace(weights, vision=tower.vision)
-    size = setting.gpu_itemsize
-    decoder = _decoder_weights(subject.config.decoder, setting.type, keeping, size)
-    seeing = _seeing_weights(subject.config, setting.vision, of_tower, size)
-    return replace(decoder, vision=seeing.vision, projector=seeing.projector)
-
-
-def _planned(config: ModelConfig, type_name: str, vision: str) -> tuple[PlannedTensor, ...]:
-    return (*_decoder(config.decoder, type_name), *_seeing(config, vision))
-
-
-@functools.lru_cache(maxsize=64)
-def _decoder(config: DecoderConfig, type_name: str) -> tuple[PlannedTensor, ...]:
-    return tuple(decoder_plan(config, type_name))
-
-
-@functools.lru_cache(maxsize=64)
-def _seeing(config: ModelConfig, vision: str) -> tuple[PlannedTensor, ...]:
-    return tuple(vision_plan(config, vision))
-
-
 @functools.lru_cache(maxsize=256)
 def _decoder_weights(
-    config: DecoderConfig, type_name: str, keeping: Keeping, itemsize: int
-) -> Weights:
-    return weigh(_decoder(config, type_name), config.num_layers, keeping, itemsize)
+    config: DecoderConfig, type_name: str, keeping: Keeping, itemsize: int | None
+) -> WeightBytes:
+    return weigh(decoder_plan(config, type_name), config.num_layers, keeping, keeping, itemsize)
 
 
 @functools.lru_cache(maxsize=256)
-def _seeing_weights(config: ModelConfig, vision: str, keeping: Keeping, itemsize: int) -> Weights:
-    return weigh(_seeing(config, vision), 0, keeping, itemsize)
+def _seeing_weights(
+    config: ModelConfig, vision: str, keeping: Keeping, tower: Keeping, itemsize: int | None
+) -> WeightBytes:
+    return weigh(vision_plan(config, vision), 0, keeping, tower, itemsize)

@@ -7,16 +7,17 @@ from dataclasses import asdict
 from typing import Any
 
 from ivl.family import num_parameters
+from ivl.footprint.placement import VISION
+from ivl.footprint.tensors import bytes_by_type
 from ivl.planner.machine import Machine
 from ivl.planner.plan import Plan
 from ivl.planner.speed import Estimate
-from ivl.planner.tensors import bytes_by_type
-from ivl.planner.verdict import Verdict
+from ivl.planner.verdict import Judgement
 
 SCHEMA = 1
 
 
-def plan_record(plan: Plan, verdict: Verdict) -> dict[str, Any]:
+def plan_record(plan: Plan, verdict: Judgement) -> dict[str, Any]:
     """Everything that is known, bytes and seconds unrounded."""
     subject, setting, work = plan.subject, plan.setting, plan.setting.work
     decoder = [t for t in plan.tensors if t.part == "decoder"]
@@ -55,12 +56,12 @@ def plan_record(plan: Plan, verdict: Verdict) -> dict[str, Any]:
             "kv_bytes_per_token": plan.parts.kv // (work.context * work.parallel),
             "vision_activation_bytes": plan.parts.vision_activations,
             "prefill_activation_bytes": plan.parts.prefill_activations,
-            "total_bytes": sum(share.total_bytes for share in plan.placement.shares),
+            "total_bytes": plan.total_bytes,
         },
         "asked": asked_record(machine),
         "devices": _devices(plan),
         "speed": {
-            name: _estimate(estimate)
+            name: estimate_record(estimate)
             for name, estimate in (
                 ("tokens_per_s", plan.speed.tokens_per_s),
                 ("encode_s", plan.speed.encode_s),
@@ -100,7 +101,7 @@ def _devices(plan: Plan) -> list[dict[str, Any]]:
             "left_bytes": share.left_bytes,
             "first_layer": share.first_layer if share.num_layers else None,
             "layers": share.num_layers,
-            "has_tower": "vision tower" in share.items,
+            "has_tower": VISION in share.items,
             "bandwidth_bytes_per_s": share.device.bandwidth,
             "source": share.device.source,
             "note": share.note,
@@ -109,7 +110,7 @@ def _devices(plan: Plan) -> list[dict[str, Any]]:
     ]
 
 
-def _estimate(estimate: Estimate) -> dict[str, Any]:
+def estimate_record(estimate: Estimate) -> dict[str, Any]:
     value = estimate.value
     return {
         "low": value.low if value else None,
@@ -131,11 +132,11 @@ def overview_record(rows: Sequence[Plan]) -> dict[str, Any]:
                 "type": plan.setting.type,
                 "vision": plan.setting.vision,
                 "backend": plan.setting.backend.name,
-                "total_bytes": sum(share.total_bytes for share in plan.placement.shares),
+                "total_bytes": plan.total_bytes,
                 "fits": plan.fits,
                 "layers_on_processor": plan.placement.num_offloaded,
-                "tokens_per_s": _estimate(plan.speed.tokens_per_s),
-                "first_token_s": _estimate(plan.speed.first_token_s),
+                "tokens_per_s": estimate_record(plan.speed.tokens_per_s),
+                "first_token_s": estimate_record(plan.speed.first_token_s),
             }
             for plan in rows
         ],

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ivl.planner.command import describe_layers
+from ivl.footprint.device import GIB
+from ivl.footprint.placement import ACTIVATIONS, KV, PROJECTOR, RUNTIME, VISION, WEIGHTS, Share
+from ivl.footprint.tensors import bytes_by_type
 from ivl.planner.pages import PageCost
-from ivl.planner.placement import ACTIVATIONS, KV, PROJECTOR, RUNTIME, VISION, WEIGHTS, Share
 from ivl.planner.plan import Plan
 from ivl.planner.speed import Estimate
-from ivl.planner.tensors import bytes_by_type
-from ivl.planner.verdict import Verdict
+from ivl.planner.verdict import Judgement
 
-GIB = 1024**3
 BAR_WIDTH = 44
 SIGNS = {WEIGHTS: "#", VISION: "V", PROJECTOR: "p", KV: "K", ACTIVATIONS: "a", RUNTIME: "r"}
 
 
-def render_plan(plan: Plan, verdict: Verdict, pages: Sequence[PageCost] = ()) -> str:
+def render_plan(plan: Plan, verdict: Judgement, pages: Sequence[PageCost] = ()) -> str:
     """The whole plan as lines of plain text."""
     setting, work = plan.setting, plan.setting.work
     types = "" if plan.subject.is_on_disk else f" {setting.type}, vision {setting.vision}"
@@ -49,7 +48,6 @@ def render_overview(rows: Sequence[Plan]) -> str:
     first = rows[0]
     table = [("model", "type", "vision", "memory", "fits", "tokens/s", "first token, s")]
     for plan in rows:
-        total = sum(share.total_bytes for share in plan.placement.shares)
         fits = "no"
         if plan.fits:
             offloaded = plan.placement.num_offloaded
@@ -60,7 +58,7 @@ def render_overview(rows: Sequence[Plan]) -> str:
                 plan.subject.name,
                 plan.setting.type,
                 plan.setting.vision,
-                f"{total / GIB:.1f} GiB",
+                f"{plan.total_bytes / GIB:.1f} GiB",
                 fits,
                 _interval(speed.tokens_per_s) if plan.fits else "",
                 _interval(speed.first_token_s) if plan.fits else "",
@@ -105,7 +103,7 @@ def _share(share: Share) -> list[str]:
         bar = bar[:edge] + "|" + bar[edge:]
     left = share.left_bytes / GIB
     spare = f"{left:.1f} GiB left" if left >= 0 else f"{-left:.1f} GiB MISSING"
-    layers = describe_layers(share)
+    layers = share.layers_text
     title = f"{share.device.name}, {memory / GIB:.1f} GiB" + (f": {layers}" if layers else "")
     lines = [title, f"  [{bar}] {share.total_bytes / GIB:.1f} GiB, {spare}"]
     for name, num_bytes in share.items.items():
@@ -149,7 +147,7 @@ def _speed(plan: Plan) -> list[str]:
     return lines
 
 
-def _verdict(verdict: Verdict) -> list[str]:
+def _verdict(verdict: Judgement) -> list[str]:
     lines = []
     if verdict.best_type:
         lines.append(f"best type     {verdict.best_type}, all else being the same")

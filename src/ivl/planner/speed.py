@@ -15,11 +15,11 @@ from typing import Literal, get_args
 
 from ivl.config import ModelConfig
 from ivl.family import decoder_matrix_parameters, projector_parameters
-from ivl.planner.backends import Backend
-from ivl.planner.device_sheets import Device
+from ivl.footprint.device import Device
+from ivl.footprint.placement import VISION, Placement, Share
+from ivl.footprint.workload import Workload
+from ivl.kv import kv_bytes_per_layer_token
 from ivl.planner.machine import Machine
-from ivl.planner.placement import Placement, Share
-from ivl.planner.workload import Workload, kv_bytes_per_layer_token
 
 Confidence = Literal["measured here", "measured elsewhere", "data sheet", "unknown"]
 
@@ -84,7 +84,7 @@ class Estimate:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Speed:
+class PlannedSpeed:
     """Seconds, and tokens a second for one sequence."""
 
     tokens_per_s: Estimate
@@ -95,19 +95,15 @@ class Speed:
 
 
 def estimate_speed(
-    config: ModelConfig,
-    placement: Placement,
-    work: Workload,
-    backend: Backend,
-    machine: Machine,
-) -> Speed:
+    config: ModelConfig, placement: Placement, work: Workload, machine: Machine
+) -> PlannedSpeed:
     """The speed of a placed model at the asked context."""
     if placement.problem or not placement.shares:
         unknown = Estimate(value=None, confidence="unknown", source=placement.problem)
-        return Speed(tokens_per_s=unknown, encode_s=unknown, first_token_s=unknown)
+        return PlannedSpeed(tokens_per_s=unknown, encode_s=unknown, first_token_s=unknown)
     shares = [share for share in placement.shares if share.num_layers]
-    tokens = _tokens_per_s(config, shares, work, backend, machine)
-    tower = next((s for s in placement.shares if "vision tower" in s.items), shares[0])
+    tokens = _tokens_per_s(config, placement, work, machine)
+    tower = next((s for s in placement.shares if VISION in s.items), shares[0])
     encode = _seconds(_tower_ops(config, work), [(tower, 1.0)], machine, is_tower=True)
     if not work.num_tiles:
         encode = Estimate(
@@ -117,22 +113,19 @@ def estimate_speed(
         )
     total = sum(share.num_layers for share in shares)
     parts = [(share, share.num_layers / total) for share in shares]
-    if backend.splitting == "tensor":
+    if placement.is_parallel:
         parts = [(shares[0], 1 / len(shares))]
     prefill = _seconds(_prompt_ops(config, work), parts, machine, is_tower=False)
-    return Speed(tokens_per_s=tokens, encode_s=encode, first_token_s=_sum(encode, prefill))
+    return PlannedSpeed(tokens_per_s=tokens, encode_s=encode, first_token_s=_sum(encode, prefill))
 
 
 def _tokens_per_s(
-    config: ModelConfig,
-    shares: Sequence[Share],
-    work: Workload,
-    backend: Backend,
-    machine: Machine,
+    config: ModelConfig, placement: Placement, work: Workload, machine: Machine
 ) -> Estimate:
     """Devices work one after another, but for tensor parallelism, where they work at once."""
+    shares = [share for share in placement.shares if share.num_layers]
     filled = min(work.context, work.prompt_tokens(config))
-    kv_read = filled * kv_bytes_per_layer_token(config, work.kv)
+    kv_read = filled * kv_bytes_per_layer_token(config.decoder, work.kv)
     seconds, sources, worst = 0.0, [], "measured here"
     spread = SPREAD
     for share in shares:
@@ -142,10 +135,10 @@ def _tokens_per_s(
         reach, confidence = _reach(device, machine)
         if confidence == "data sheet":
             spread = WIDE_SPREAD
-        cut = len(shares) if backend.splitting == "tensor" else 1
+        cut = len(shares) if placement.is_parallel else 1
         read = share.weights_read + share.num_layers * kv_read // cut
         spent = read / (device.bandwidth * reach.bandwidth) + share.num_layers * reach.layer_s
-        seconds = max(seconds, spent) if backend.splitting == "tensor" else seconds + spent
+        seconds = max(seconds, spent) if placement.is_parallel else seconds + spent
         worst = _weaker(worst, confidence)
         sources.append(f"{device.name}: {device.source}; {reach.source}")
     return Estimate(
@@ -212,12 +205,9 @@ def _prompt_ops(config: ModelConfig, work: Workload) -> float:
 
 
 def _sum(first: Estimate, second: Estimate) -> Estimate:
-    for estimate in (first, second):
-        if estimate.value is None:
-            return estimate
     a, b = first.value, second.value
-    assert a is not None
-    assert b is not None
+    if a is None or b is None:
+        return first if a is None else second
     return Estimate(
         value=Interval(low=a.low + b.low, likely=a.likely + b.likely, high=a.high + b.high),
         confidence=_weaker(first.confidence, second.confidence),

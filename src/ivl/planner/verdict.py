@@ -7,23 +7,14 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from ivl.planner.backends import BACKENDS, unpacks_on_gpu
-from ivl.planner.capabilities import (
-    NEWEST_TORCH,
-    NEWEST_VLLM,
-    TRITON,
-    VLLM_BFLOAT16,
-    VLLM_PLAIN_8BIT_KV,
-    is_below,
-    said,
-    shortfall,
-)
-from ivl.planner.command import command_of
+from ivl.footprint.device import GIB
+from ivl.footprint.tensors import AWQ
+from ivl.footprint.workload import Workload, replace_context
+from ivl.planner.backends import BACKENDS, command_of
+from ivl.planner.capabilities import NEWEST_TORCH, TRITON, is_below, shortfall
 from ivl.planner.plan import Plan, change
-from ivl.planner.tensors import AWQ
-from ivl.planner.workload import Workload, replace_context
+from ivl.planner.rivals.rival import Rival
 
-GIB = 1024**3
 TYPES = (
     "BF16", "Q8_0", "Q6_K", "Q5_K_M", "Q5_K_S", "Q4_K_M", "Q4_K_S", "Q3_K_L", "Q3_K_M", "Q3_K_S",
     "Q2_K",
@@ -48,7 +39,7 @@ class Change:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Verdict:
+class Judgement:
     """`answer`: fits, fits if, or does not fit. `changes`: what to change, all of it together, the
     cheapest first; `savings`: what each thing alone would save, whether it is needed or not."""
 
@@ -61,13 +52,13 @@ class Verdict:
     warnings: tuple[str, ...]
 
 
-def judge(plan: Plan) -> Verdict:
+def judge(plan: Plan) -> Judgement:
     """The verdict on a plan."""
     savings = tuple(_savings(plan))
     is_whole = plan.fits and not plan.placement.num_offloaded
     changes, final = ((), plan) if is_whole else _cheapest(plan)
     answer = "fits" if plan.fits else "fits if" if final.fits else "does not fit"
-    return Verdict(
+    return Judgement(
         answer=answer,
         text=_text(plan, answer, changes, final),
         changes=changes if final.fits else (),
@@ -90,7 +81,7 @@ def best_type(plan: Plan) -> str | None:
 
 
 def _types(plan: Plan) -> Sequence[str]:
-    return ("BF16", "AWQ") if plan.setting.backend.name == "vllm" else TYPES
+    return plan.setting.backend.types or TYPES
 
 
 def _smaller_types(plan: Plan) -> Sequence[str]:
@@ -104,12 +95,12 @@ def _smaller_types(plan: Plan) -> Sequence[str]:
 def _steps(plan: Plan) -> Iterator[tuple[str, str, dict[str, object]]]:
     """Text, option and fields of every change that is open, the least harmful first."""
     setting, work = plan.setting, plan.setting.work
-    name = setting.backend.name
-    if work.vision_batch > 1 and work.num_tiles > 1 and name == "ivl":
+    backend = setting.backend
+    if work.vision_batch > 1 and work.num_tiles > 1 and backend.is_own:
         yield "one tile at a time", "--vision-batch 1", {"vision_batch": 1}
     if work.kv != "8bit":
         yield "8-bit cache", "--kv 8bit", {"kv": "8bit"}
-    if not plan.subject.is_on_disk and name != "vllm" and plan.subject.config.vision is not None:
+    if not plan.subject.is_on_disk and not backend.types and plan.subject.config.vision is not None:
         if setting.vision in ("BF16", "F16", "F32") and setting.type != AWQ:
             yield "vision at Q8_0", "--vision Q8_0", {"vision": "Q8_0"}
     fewer = work.max_tiles // 2
@@ -121,10 +112,10 @@ def _steps(plan: Plan) -> Iterator[tuple[str, str, dict[str, object]]]:
             fields = {"max_tiles": fewer, "tiles": smaller.tiles, "context": smaller.context}
             yield text, option, dict(fields)
     machine = plan.machine
-    if name != "vllm" and plan.placement.tower_on and machine.host is not None:
+    if backend.on_processor and plan.placement.tower_on and machine.host is not None:
         if machine.gpus and not machine.has_one_memory and not setting.tower_on_processor:
             fields = {"tower_on_processor": True}
-            if name == "ivl":
+            if backend.is_own:
                 yield "the vision tower streamed", "--vision-offload", dict(fields)
             else:
                 yield "the vision tower on the processor", "--tower-on-cpu", dict(fields)
@@ -189,13 +180,9 @@ def _cheapest(plan: Plan) -> tuple[tuple[Change, ...], Plan]:
 def _saved(plan: Plan, other: Plan) -> int:
     """Bytes over all devices; of a tower that goes to main memory, what GPUs are rid of."""
     if other.setting.tower_on_processor and not plan.setting.tower_on_processor:
-        streamed = plan.setting.backend.name == "ivl"
+        streamed = plan.setting.backend.is_own
         return plan.parts.vision - (plan.parts.vision_streamed if streamed else 0)
-    return _total(plan) - _total(other)
-
-
-def _total(plan: Plan) -> int:
-    return sum(share.total_bytes for share in plan.placement.shares)
+    return plan.total_bytes - other.total_bytes
 
 
 def _text(plan: Plan, answer: str, changes: Sequence[Change], final: Plan) -> str:
@@ -241,8 +228,8 @@ def _where(plan: Plan) -> str:
 def _other_backends(plan: Plan) -> str:
     """Whether another program would manage, with the same type; ivl comes last for old cards."""
     is_old = any(is_below(slot.device, TRITON) for slot in plan.machine.gpus)
-    for backend in sorted(BACKENDS.values(), key=lambda b: is_old and b.name == "ivl"):
-        if backend.name == plan.setting.backend.name or backend.name == "vllm":
+    for backend in sorted(BACKENDS.values(), key=lambda b: is_old and b.is_own):
+        if backend.name == plan.setting.backend.name or backend.types:
             continue
         if any(tensor.format == AWQ for tensor in plan.tensors) and backend.name == "llama.cpp":
             continue
@@ -287,21 +274,10 @@ def _warnings(plan: Plan) -> Iterator[str]:
     if plan.setting.tower_on_processor and plan.machine.has_one_memory:
         yield "A tower on the processor frees nothing: the GPU's memory is main memory."
     backend = plan.setting.backend
-    if work.tiles and work.max_tiles != config.max_tiles and backend.name != "vllm":
-        if backend.name == "llama.cpp":
-            yield (
-                f"llama.cpp takes the number of tiles from the model's file ({config.max_tiles}); "
-                f"{work.max_tiles} cannot be asked for."
-            )
-        elif work.parallel > 1:
-            yield (
-                f"ivl serve takes the number of tiles with each request (max_tiles), not as an "
-                f"option: ask for {work.max_tiles} there."
-            )
-    yield from _of_cards(plan)
-    unpacks = any(unpacks_on_gpu(backend, slot.device) for slot in plan.machine.gpus)
+    yield from backend.notes(plan) if isinstance(backend, Rival) else _of_ivl(plan)
+    unpacks = any(backend.unpacks(slot.device) for slot in plan.machine.gpus)
     if unpacks and not plan.placement.problem:
-        if any(t.format not in ("BF16", "F16", "F32") for t in plan.tensors):
+        if not all(t.is_plain for t in plan.tensors):
             yield (
                 "On Apple's GPUs ivl unpacks quantized weights to 16 bits: they take the memory of "
                 "BF16. On processors and on CUDA they stay as small as their files."
@@ -310,33 +286,22 @@ def _warnings(plan: Plan) -> Iterator[str]:
         yield "Layers on the processor run at the speed of main memory, for every token."
 
 
-def _of_cards(plan: Plan) -> Iterator[str]:
-    """What programs ask of a card beside its memory."""
-    name = plan.setting.backend.name
-    devices = {s.device.name: s.device for s in plan.placement.shares if s.device.is_gpu}
-    if name == "vllm" and plan.needs_float16:
+def _of_ivl(plan: Plan) -> Iterator[str]:
+    """What ivl's server does otherwise, and what its foundations ask of a card."""
+    work = plan.setting.work
+    if work.tiles and work.max_tiles != plan.subject.config.max_tiles and work.parallel > 1:
         yield (
-            f"vLLM has bfloat16 from compute capability {said(VLLM_BFLOAT16)} on: "
-            "here it computes in float16 (--dtype half)."
+            f"ivl serve takes the number of tiles with each request (max_tiles), not as an "
+            f"option: ask for {work.max_tiles} there."
         )
-    if name == "vllm" and plan.setting.type == AWQ:
-        if any(device.vendor == "amd" for device in devices.values()):
-            yield "vLLM's table of hardware has no AWQ on AMD's GPUs, though it has kernels for it."
+    devices = {s.device.name: s.device for s in plan.placement.shares if s.device.is_gpu}
     for device in devices.values():
-        if name == "vllm" and (reason := shortfall(device, NEWEST_VLLM)):
-            yield f"vLLM's newest releases do not run on {device.name} ({reason}); 0.14 does."
-        if name == "vllm" and plan.setting.work.kv == "8bit":
-            if is_below(device, VLLM_PLAIN_8BIT_KV):
-                yield (
-                    f"On {device.name} only FlashInfer's attention has a cache of 8 bits in vLLM: "
-                    "--attention-backend FLASHINFER."
-                )
-        if name == "ivl" and (reason := shortfall(device, NEWEST_TORCH)):
+        if reason := shortfall(device, NEWEST_TORCH):
             yield (
                 f"PyTorch's newest wheels do not run on {device.name} ({reason}): take those for "
                 "CUDA 12.6 (download.pytorch.org/whl/cu126)."
             )
-        if name == "ivl" and (reason := shortfall(device, TRITON)):
+        if reason := shortfall(device, TRITON):
             yield (
                 f"Triton, which compiles ivl's kernels, may not run on {device.name} ({reason}): "
                 "--backend llama.cpp is the surer way there."

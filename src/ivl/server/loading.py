@@ -18,10 +18,9 @@ from ivl.engine.prepared import EngineRequest
 from ivl.engine.service import Service
 from ivl.errors import CapacityError, ConfigError, IvlError
 from ivl.family import num_parameters
-from ivl.model.cache import BLOCK_TOKENS
+from ivl.footprint.device import GIB
+from ivl.kv import BLOCK_TOKENS, kv_bytes_per_layer_token
 from ivl.model.source import open_source
-from ivl.planner.kv_cache import kv_bytes_per_token
-from ivl.planner.memory import GIB
 from ivl.prompt.template import user_message
 from ivl.quant.mixes import mix_of_file_type
 from ivl.server.hub import StoredFacts
@@ -40,12 +39,14 @@ def start_engine(model: Model, limits: EngineLimits) -> Service:
     """
     engine = model.engine
     devices = engine.model.decoder.layer_devices
-    token_bytes = kv_bytes_per_token(engine.config.decoder, engine.model.kv)
+    layer_bytes: float = kv_bytes_per_layer_token(engine.config.decoder, engine.model.kv)
     if engine.speculation is not None and (draft := engine.speculation.draft) is not None:
-        token_bytes += kv_bytes_per_token(draft.config.decoder, draft.model.kv)
+        kept = kv_bytes_per_layer_token(draft.config.decoder, draft.model.kv)
+        layer_bytes += kept * draft.config.decoder.num_layers / len(devices)
+    token_bytes = layer_bytes * len(devices)
     wanted = limits.kv_tokens or limits.max_sequences * engine.context
     least = limits.kv_tokens or engine.context
-    held = _tokens_held(devices, token_bytes / len(devices), limits.vision_cache_bytes)
+    held = _tokens_held(devices, layer_bytes, limits.vision_cache_bytes)
     if held is not None:
         if held < least:
             raise CapacityError(

@@ -17,7 +17,7 @@ from ivl.kernels.triton import attention as attention_module
 from ivl.kernels.triton import pointwise, products
 from ivl.kernels.triton.layout import LAYOUTS, TILES
 from ivl.kernels.triton.matrix import matmul_tiles, matvec_tiles
-from ivl.planner.kv_cache import BLOCK_TOKENS
+from ivl.kv import BLOCK_TOKENS
 
 STRIPS = 64
 """8192 columns."""

@@ -11,10 +11,10 @@ import torch
 from ivl.cli.main import run
 from ivl.kernels import dispatch
 from ivl.kernels.linear import QuantizedEmbedding, QuantizedLinear
+from ivl.kv import KV_TYPES, KVType
 from ivl.model.build import random_model
 from ivl.model.cache import KVCache, Segment
 from ivl.model.source import open_source
-from ivl.planner.kv_cache import KV_TYPES, KVType
 from tests.model.test_cache import CONFIG
 
 pytest.importorskip("triton", reason="Triton is there on Linux only")

@@ -10,32 +10,25 @@ import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ivl.config import ModelConfig
 from ivl.errors import CheckpointError, ConfigError, UnsupportedError
 from ivl.family import FAMILY, find
+from ivl.footprint.placement import Program
+from ivl.footprint.tensors import AWQ
+from ivl.footprint.workload import DEFAULT_VISION_BATCH, PageSize, plan_workload
+from ivl.kv import find_kv
 from ivl.paths import local_path
-from ivl.planner.backends import (
-    Backend,
-    default_type,
-    default_vision,
-    find_backend,
-    find_type,
-)
+from ivl.planner.backends import find_backend, find_type
 from ivl.planner.machine import Machine, described, this_machine, with_memory
-from ivl.planner.memory import DEFAULT_VISION_BATCH
 from ivl.planner.pages import PageCost, page_costs, tiles_of
-from ivl.planner.plan import Plan, Setting, Subject, make_plan
+from ivl.planner.plan import Plan, Setting, Subject, default_vision, make_plan
 from ivl.planner.record import plan_record
 from ivl.planner.render import render_plan
-from ivl.planner.tensors import AWQ
-from ivl.planner.verdict import Verdict, judge
-from ivl.planner.workload import plan_workload
+from ivl.planner.rivals.rival import Rival
+from ivl.planner.verdict import Judgement, judge
 from ivl.quant.vision_mix import find_vision_type
-
-if TYPE_CHECKING:
-    from ivl.planner.pages import PageSize
 
 OVERVIEW_TYPES = ("BF16", "Q8_0", "Q4_K_M")
 
@@ -45,7 +38,7 @@ class Report:
     """A plan with its verdict. `pages`: what each page of the files costs, if files were given."""
 
     plan: Plan
-    verdict: Verdict
+    verdict: Judgement
     pages: tuple[PageCost, ...] = ()
 
     @property
@@ -98,6 +91,7 @@ def plan(
             f"The types of {subject.name} are those of its files.",
             "Leave --type and --vision out, or plan the size that it is.",
         )
+    vision = None if vision is None else find_vision_type(vision)
     _require_loadable(subject, chosen, type, vision, kv)
     pages = _pages(files)
     if pages and images is not None:
@@ -114,10 +108,10 @@ def plan(
         vision_batch=vision_batch,
         tiles=_most_tiles(subject.config, pages, max_tiles),
     )
-    chosen_type = default_type(chosen) if type is None else find_type(type)
+    chosen_type = chosen.default_type if type is None else find_type(type)
     setting = Setting(
         type=chosen_type,
-        vision=default_vision(chosen_type) if vision is None else _vision_type(vision, chosen),
+        vision=vision or default_vision(chosen_type),
         vision_follows=vision is None,
         work=work,
         backend=chosen,
@@ -138,7 +132,7 @@ def overview(
 ) -> list[Plan]:
     """Every size in the types that are asked about most, on one machine."""
     chosen, machine = find_backend(backend), find_machine(device, host, memory)
-    types = ("BF16", AWQ) if chosen.name == "vllm" else OVERVIEW_TYPES
+    types = chosen.types or OVERVIEW_TYPES
     plans = []
     for size in FAMILY:
         subject = Subject(name=size.name, config=size.config)
@@ -195,33 +189,17 @@ def find_subject(name: str, mmproj: Path | None = None) -> Subject:
 
 
 def _require_loadable(
-    subject: Subject, backend: Backend, type_name: str | None, vision: str | None, kv: str
+    subject: Subject, backend: Program, type_name: str | None, vision: str | None, kv: str
 ) -> None:
     """UnsupportedError for files, or for choices, that the program cannot be given."""
-    formats = {t.format for t in subject.tensors or ()} - {"F32", "F16", "BF16"}
-    if subject.is_on_disk and formats == {AWQ}:
+    if {t.format for t in subject.tensors or () if not t.is_plain} == {AWQ}:
         backend.require_type(AWQ)
-    elif backend.name == "vllm" and (formats or subject.text_file is not None):
+    if isinstance(backend, Rival):
+        backend.require(subject, vision, find_kv(kv))
+    if type_name is not None and type_name.upper() == AWQ and vision not in (None, "BF16", "F16"):
         raise UnsupportedError(
-            "vLLM does not load InternVL from GGUF files.",
-            "Plan the size, or the directory that the files were made from.",
+            "AWQ leaves the vision tower in 16 bits.", "Leave --vision out, or choose Q4_K_M."
         )
-    if backend.name == "vllm" and kv.removesuffix("bit") == "32":
-        raise UnsupportedError("vLLM has no cache of 32 bits.", "It has 16bit and 8bit.")
-    if type_name is not None and type_name.upper() == AWQ and vision is not None:
-        if find_vision_type(vision) not in ("BF16", "F16"):
-            raise UnsupportedError(
-                "AWQ leaves the vision tower in 16 bits.", "Leave --vision out, or choose Q4_K_M."
-            )
-
-
-def _vision_type(vision: str, backend: Backend) -> str:
-    found = find_vision_type(vision)
-    if backend.name == "vllm" and found not in ("BF16", "F16"):
-        raise UnsupportedError(
-            f"vLLM does not run the tower as {found}.", "It keeps it in 16 bits: leave it out."
-        )
-    return found
 
 
 def _most_tiles(

@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
+from ivl import host
 from ivl.errors import ConfigError
-from ivl.planner.threads import Cores, choose_threads, cpu_quota, physical_cores
+from ivl.host import Cores, choose_threads, cpu_quota, physical_cores
 
 
 def write(path: Path, text: str) -> None:
@@ -85,3 +87,31 @@ def test_a_number_that_is_asked_for_wins(monkeypatch: pytest.MonkeyPatch) -> Non
     for wrong in (10**12, 10_000, True, 1.5, "2"):
         with pytest.raises(ConfigError, match="threads is"):
             choose_threads(wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "has_bfloat16", "has_float16"),
+    [
+        ("flags\t\t: fpu avx2 fma\n", False, False),
+        ("flags\t\t: avx2 avx512vl avx512bw avx512dq\n", True, False),
+        ("flags\t\t: avx512vl avx512bw avx512dq avx512_fp16\n", True, True),
+        ("Features\t: fp asimd bf16\n", True, False),
+        ("Features\t: fp asimd\n", False, False),
+        ("", True, False),
+    ],
+)
+def test_what_the_processor_multiplies(
+    cpuinfo: str,
+    has_bfloat16: bool,
+    has_float16: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    write(tmp_path / "cpuinfo", cpuinfo)
+    monkeypatch.setattr(host, "CPUINFO", tmp_path / "cpuinfo")
+    assert host.has_bfloat16_products() == has_bfloat16
+    assert host.has_float16_products() == has_float16
+
+
+def test_torch_says_the_same_of_this_processor() -> None:
+    assert host.has_bfloat16_products() == torch.ops.mkldnn._is_mkldnn_bf16_supported()

@@ -6,7 +6,7 @@ import pytest
 
 from ivl.checkpoint.gguf_names import GGUF_VISION, GGUF_VISION_Q_K_V
 from ivl.family import FAMILY, Size, find, num_parameters
-from ivl.planner.tensors import decoder_plan, vision_plan
+from ivl.footprint.tensors import decoder_plan, vision_plan
 from ivl.quant.mixes import MIXES, MixContext, decoder_tensors, tensor_type
 
 

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from ivl.config import ModelConfig
-from ivl.errors import ConfigError, RequestError, UnsupportedError
-from ivl.planner.kv_cache import KV_TYPES, KVType, kv_bytes_per_token
-from ivl.planner.memory import DEFAULT_CONTEXT, DEFAULT_VISION_BATCH
+from ivl.errors import ConfigError, RequestError
+from ivl.kv import KVType, find_kv
 from ivl.prompt.tiles import check_max_tiles, share_budget
 
+DEFAULT_CONTEXT = 8192
+DEFAULT_VISION_BATCH = 4
 TEXT_TOKENS = 96
 """A system message of the family and a short question."""
 ANSWER_TOKENS = 256
@@ -44,6 +45,15 @@ class Workload:
         return self.image_tokens(config) + TEXT_TOKENS
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PageSize:
+    """A page of a file, in pixels as it will be read."""
+
+    title: str
+    width: int
+    height: int
+
+
 def plan_workload(
     config: ModelConfig,
     *,
@@ -67,11 +77,8 @@ def plan_workload(
             raise ConfigError(f"{name} must be at least 1, not {value}.", "1 is a good start.")
     limit = config.max_tiles if max_tiles is None else max_tiles
     check_max_tiles(limit)
-    if config.vision is None:
-        images, tiles = 0, ()
-    if tiles is None:
-        shares = share_budget(images, limit)
-        tiles = [n + (1 if config.use_thumbnail and n > 1 else 0) for n in shares]
+    if config.vision is None or tiles is None:
+        tiles = _largest_tiles(config, images, limit)
     work = Workload(
         context=DEFAULT_CONTEXT,
         kv=find_kv(kv),
@@ -83,11 +90,52 @@ def plan_workload(
     return replace_context(work, config, context)
 
 
+def loaded_workload(
+    config: ModelConfig,
+    *,
+    context: int,
+    kv: KVType = "16bit",
+    vision_batch: int = DEFAULT_VISION_BATCH,
+) -> Workload:
+    """What memory is held for when a model is loaded: one page, as large as the model takes and
+    the context holds."""
+    tiles = _largest_tiles(config, 1, config.max_tiles)
+    room = (context - TEXT_TOKENS - MARKERS - 1) // config.tokens_per_tile if tiles else 0
+    return Workload(
+        context=context,
+        kv=kv,
+        tiles=tuple(min(n, room) for n in tiles if room > 0),
+        max_tiles=config.max_tiles,
+        vision_batch=vision_batch,
+    )
+
+
+def _largest_tiles(config: ModelConfig, images: int, limit: int) -> tuple[int, ...]:
+    """The most tiles that each of some images may have, thumbnails counted."""
+    if config.vision is None:
+        return ()
+    shares = share_budget(images, limit)
+    return tuple(n + (1 if config.use_thumbnail and n > 1 else 0) for n in shares)
+
+
+def resolve_context(context: int | None, config: ModelConfig) -> int:
+    """The context in tokens; ConfigError for a length that the model cannot have."""
+    usual = min(DEFAULT_CONTEXT, config.decoder.max_positions)
+    if context is None:
+        return usual
+    most = config.decoder.longest_context
+    if not 1 <= context <= most:
+        raise ConfigError(
+            f"The context must be between 1 and {most} tokens, not {context}.",
+            f"Leave it out for {usual}.",
+        )
+    return context
+
+
 def replace_context(work: Workload, config: ModelConfig, context: int | None) -> Workload:
     """With another context; ConfigError for one that the model cannot have or that its images
     overflow."""
-    decoder = config.decoder
-    most = decoder.longest_context
+    most = config.decoder.longest_context
     needed = work.prompt_tokens(config) + ANSWER_TOKENS
     if context is None:
         if work.tiles and work.prompt_tokens(config) >= most:
@@ -97,12 +145,8 @@ def replace_context(work: Workload, config: ModelConfig, context: int | None) ->
                 "Give fewer tiles (--max-tiles) or images.",
             )
         rounded = -(-needed // 1024) * 1024
-        return replace(work, context=min(most, max(min(DEFAULT_CONTEXT, most), rounded)))
-    if not 1 <= context <= most:
-        raise ConfigError(
-            f"The context must be between 1 and {most} tokens, not {context}.",
-            "8192 holds two pages and a long answer.",
-        )
+        return replace(work, context=min(most, max(resolve_context(None, config), rounded)))
+    resolve_context(context, config)
     if work.tiles and work.prompt_tokens(config) >= context:
         raise ConfigError(
             f"A context of {context} tokens has no room for {work.num_tiles} tiles, which are "
@@ -110,16 +154,3 @@ def replace_context(work: Workload, config: ModelConfig, context: int | None) ->
             f"Give --context {-(-needed // 256) * 256}, or fewer tiles (--max-tiles) or images.",
         )
     return replace(work, context=context)
-
-
-def find_kv(name: str) -> KVType:
-    """The type of the key/value cache; UnsupportedError for an unknown one."""
-    for kv in KV_TYPES:
-        if name in (kv, kv.removesuffix("bit")):
-            return kv
-    raise UnsupportedError(f"There is no cache type {name!r}.", f"Known: {', '.join(KV_TYPES)}.")
-
-
-def kv_bytes_per_layer_token(config: ModelConfig, kv: KVType) -> int:
-    """Keys and values of one layer for one token."""
-    return kv_bytes_per_token(config.decoder, kv) // config.decoder.num_layers

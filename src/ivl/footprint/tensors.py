@@ -24,7 +24,7 @@ VARYING = ("attn_v", "attn_output", "ffn_down")
 """Tensors whose type may differ from layer to layer (`ivl.quant.mixes`)."""
 
 
-class PlannedTensor(NamedTuple):
+class TypedTensor(NamedTuple):
     """`shape` is (..., rows, columns), the columns lying next to each other in memory."""
 
     name: str
@@ -49,6 +49,11 @@ class PlannedTensor(NamedTuple):
         return len(self.shape) == 2 and self.name != "v.position_embd.weight"
 
     @property
+    def is_plain(self) -> bool:
+        """Whether it is not quantized."""
+        return not BLOCK_SIZES[self.format].bits
+
+    @property
     def num_weights(self) -> int:
         return math.prod(self.shape)
 
@@ -65,12 +70,9 @@ class PlannedTensor(NamedTuple):
 
     def gpu_bytes(self, itemsize: int) -> int:
         """As the kernels for GPUs keep it; what is not quantized has `itemsize` bytes a number."""
-        if not self.is_matrix or not BLOCK_SIZES[self.format].bits:
+        if not self.is_matrix or self.is_plain:
             return itemsize * self.num_weights
         return _gpu_bytes(self.format, *self.shape)
-
-    def dense_bytes(self, itemsize: int) -> int:
-        return self.num_weights * itemsize
 
 
 # A plan asks these tens of thousands of times, about few names and shapes.
@@ -92,14 +94,15 @@ def _layer_of(name: str) -> int | None:
     return int(found[1]) if found else None
 
 
-def decoder_plan(config: DecoderConfig, type_name: str) -> list[PlannedTensor]:
+@functools.lru_cache(maxsize=64)
+def decoder_plan(config: DecoderConfig, type_name: str) -> tuple[TypedTensor, ...]:
     """The decoder's tensors in a type: a mix (`Q4_K_M`, `BF16` ...) or `AWQ`.
 
     UnsupportedError for an unknown type.
     """
     shapes = decoder_tensors(config)
     if type_name == AWQ:
-        return [PlannedTensor(n, shape, _awq_type(n, shape)) for n, shape in shapes.items()]
+        return tuple(TypedTensor(n, shape, _awq_type(n, shape)) for n, shape in shapes.items())
     mix = type_name if type_name in READ_MIXES else find_mix(type_name).name
     context = MixContext.of(config)
     alike: dict[str, str] = {}
@@ -114,19 +117,20 @@ def decoder_plan(config: DecoderConfig, type_name: str) -> list[PlannedTensor]:
             )
         else:
             kind = tensor_type(mix, name, shape, context)
-        found.append(PlannedTensor(name, shape, kind))
-    return found
+        found.append(TypedTensor(name, shape, kind))
+    return tuple(found)
 
 
-def vision_plan(config: ModelConfig, vision_type: str) -> list[PlannedTensor]:
+@functools.lru_cache(maxsize=64)
+def vision_plan(config: ModelConfig, vision_type: str) -> tuple[TypedTensor, ...]:
     """The tensors of tower and projector, one type for all matrices; none for a text-only model."""
     if config.vision is None:
-        return []
+        return ()
     shapes = tower_tensors(config.vision) | projector_tensors(config)
-    return [
-        PlannedTensor(name, shape, vision_tensor_type(vision_type, name, shape))
+    return tuple(
+        TypedTensor(name, shape, vision_tensor_type(vision_type, name, shape))
         for name, shape in shapes.items()
-    ]
+    )
 
 
 def tower_tensors(config: VisionConfig) -> dict[str, tuple[int, ...]]:
@@ -177,7 +181,14 @@ def projector_tensors(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     }
 
 
-def bytes_by_type(tensors: Iterable[PlannedTensor]) -> dict[str, int]:
+def planned_tensors(
+    config: ModelConfig, type_name: str, vision_type: str
+) -> tuple[TypedTensor, ...]:
+    """What a conversion to these types would write."""
+    return (*decoder_plan(config.decoder, type_name), *vision_plan(config, vision_type))
+
+
+def bytes_by_type(tensors: Iterable[TypedTensor]) -> dict[str, int]:
     """Bytes in files by format, the largest first."""
     counted: Counter[str] = Counter()
     for tensor in tensors:

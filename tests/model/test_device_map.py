@@ -17,13 +17,13 @@ import torch
 import ivl
 from ivl.config import ModelConfig, read_config
 from ivl.kernels import cpu
+from ivl.kv import KV_TYPES, KVType
 from ivl.model.build import build_model, empty_model, placed, random_model
 from ivl.model.cache import KVCache, Segment, SplitKVStore, TorchKVStore
 from ivl.model.cpu_decoder import CpuKVStore, FusedLayers
-from ivl.model.devices import DeviceMap
+from ivl.model.device_map import DeviceMap
 from ivl.model.internvl import InternVL
 from ivl.model.source import open_source
-from ivl.planner.kv_cache import KV_TYPES, KVType
 from tests.model.test_cpu_decoder import WIDE
 
 CONFIG = read_config(Path(ivl.__file__).parent / "assets" / "demo")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ivl.planner.placement import PROJECTOR, Placement
+from ivl.footprint.placement import PROJECTOR, Placement
 
 CPU = torch.device("cpu")
 
