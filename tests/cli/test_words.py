@@ -22,7 +22,7 @@ FOREIGN = {
 }
 """Options of other programs that hints tell people to use."""
 
-OF_OTHERS = ("planner/command.py", "planner/placement.py", "planner/page.py")
+OF_OTHERS = ("planner/rivals/llama_cpp.py", "planner/rivals/vllm.py", "planner/page.py")
 """Files that write command lines of llama.cpp and vLLM, and style sheets."""
 
 
