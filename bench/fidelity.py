@@ -30,11 +30,11 @@ import ivl
 from ivl.checkpoint.locate import DEMO
 from ivl.cli.main import run
 from ivl.documents.reading import READ_QUESTION
-from ivl.engine.forced import tokenize_samples
-from ivl.evaluate.data import Sample, TokenizedSample
-from ivl.evaluate.fidelity import Reader, compare, keep, longest_answer, summarise
-from ivl.evaluate.metrics import edit_distance
-from ivl.evaluate.verdict import judge
+from ivl.measure.data import Sample
+from ivl.measure.fidelity import Reader, compare, keep, longest_answer, summarise
+from ivl.measure.metrics import edit_distance
+from ivl.measure.sequences import TokenizedSample, tokenize_samples
+from ivl.measure.verdict import judge
 from ivl.model.cache import KVCache, Segment, num_blocks_for
 from training.evaluate import evaluation_page
 
@@ -226,7 +226,7 @@ def draw_pages(work: Path, num_pages: int) -> Iterator[Sample]:
     for number, page in enumerate(itertools.islice(printed, num_pages)):
         file = work / f"page_{number}.png"
         page.image.save(file)
-        yield Sample(name=file.name, image=file, question=READ_QUESTION, answer=page.text)
+        yield Sample.asking(file.name, READ_QUESTION, file, answer=page.text)
 
 
 def convert(work: Path, part: str, kind: str) -> Files:

@@ -10,7 +10,7 @@ from PIL import Image
 
 import ivl
 from ivl.engine.request import prepare_images
-from ivl.evaluate.metrics import character_error_rate
+from ivl.measure.metrics import character_error_rate
 
 SAMPLES = Path(__file__).parent.parent / "samples"
 KINDS = ("receipt", "label", "tag")

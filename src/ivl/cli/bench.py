@@ -17,7 +17,7 @@ from ivl.prompt.pixels import load_image
 
 if TYPE_CHECKING:
     from ivl.api import Model
-    from ivl.evaluate.speed import Speed
+    from ivl.measure.speed import MeasuredSpeed
 
 QUESTION = "What is this?"
 
@@ -55,7 +55,7 @@ def command(
     status.show("measuring")
     import torch
 
-    from ivl.evaluate.speed import measure_speed
+    from ivl.measure.speed import measure_speed
 
     speed = measure_speed(
         model.engine.model, num_prompt_tokens=prompt, num_tokens=tokens, rounds=rounds
@@ -81,7 +81,7 @@ def first_token_s(model: Model, image: str) -> float:
 
 
 def record(
-    name: str, facts: dict[str, Any], speed: Speed, load_s: float, page_s: list[float]
+    name: str, facts: dict[str, Any], speed: MeasuredSpeed, load_s: float, page_s: list[float]
 ) -> dict[str, Any]:
     """All figures for a program; seconds by round, and what follows from their medians."""
     return {
@@ -102,7 +102,7 @@ def record(
     }
 
 
-def rows(speed: Speed, load_s: float, page_s: list[float]) -> list[tuple[str, str]]:
+def rows(speed: MeasuredSpeed, load_s: float, page_s: list[float]) -> list[tuple[str, str]]:
     """Names and values for people."""
     bandwidth = speed.bandwidth_bytes_per_s
     most = bandwidth / speed.decoder_bytes

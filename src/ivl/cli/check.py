@@ -190,7 +190,7 @@ def _compare_models(asked: Against, findings: Findings) -> None:
 
 
 def _check_weights(source: ModelSource, findings: Findings) -> None:
-    from ivl.evaluate.integrity import scan_weights
+    from ivl.measure.integrity import scan_weights
 
     status = findings.status
     report = scan_weights(
@@ -223,7 +223,7 @@ def _check_alone(
     """Tokenizer, one image through the model, and pages and texts as people show them to it."""
     from ivl.api import choose_dtype, load_network
     from ivl.devices import choose_device
-    from ivl.evaluate.integrity import run_once
+    from ivl.measure.integrity import run_once
 
     where = choose_device(device)
     kind = choose_dtype(dtype, where, is_quantized=source.is_quantized)

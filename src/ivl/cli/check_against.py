@@ -16,9 +16,10 @@ from ivl.errors import CheckpointError
 if TYPE_CHECKING:
     from ivl.api import Model
     from ivl.config import ModelConfig
-    from ivl.evaluate.data import Sample, TokenizedSample
-    from ivl.evaluate.fidelity import Comparison, Fidelity, Reader
-    from ivl.evaluate.verdict import Verdict
+    from ivl.measure.data import Sample
+    from ivl.measure.fidelity import Comparison, Fidelity, Reader
+    from ivl.measure.sequences import TokenizedSample
+    from ivl.measure.verdict import FidelityVerdict
     from ivl.prompt.tokenizer import Tokenizer
 
 SHOWN_CHARACTERS = 48
@@ -46,13 +47,12 @@ def check_against(asked: Against, findings: Findings) -> None:
 
     Only one of them is in memory at a time. CheckpointError when the model is damaged.
     """
-    from ivl.documents.reading import READ_QUESTION
-    from ivl.evaluate.data import read_data
-    from ivl.evaluate.fidelity import summarise
-    from ivl.evaluate.verdict import judge
+    from ivl.measure.data import read_data
+    from ivl.measure.fidelity import summarise
+    from ivl.measure.verdict import judge
 
     # What is wrong with the data is told before anything is loaded.
-    samples = read_data(asked.data, read_question=READ_QUESTION)
+    samples = read_data(asked.data)
     with tempfile.TemporaryDirectory(prefix="ivl-check-") as folder:
         original = _keep_original(asked, samples, Path(folder), findings)
         gc.collect()  # the second model may need all the memory that the first had
@@ -79,7 +79,7 @@ class Original:
 
     def tokenized(self) -> Iterator[TokenizedSample]:
         """The samples, cut as the original cuts them."""
-        from ivl.engine.forced import tokenize_samples
+        from ivl.measure.sequences import tokenize_samples
 
         return tokenize_samples(
             self.samples,
@@ -93,15 +93,14 @@ class Original:
 def _keep_original(
     asked: Against, samples: Sequence[Sample], folder: Path, findings: Findings
 ) -> Original:
-    from ivl.documents.reading import READ_QUESTION
-    from ivl.evaluate.data import bundled_samples
-    from ivl.evaluate.fidelity import keep
+    from ivl.measure.data import bundled_samples
+    from ivl.measure.fidelity import keep
 
     model, reader = _load(asked, findings, is_model=False)
     findings.record["original_dtype"] = dtype_name(reader.model.dtype)
     if not samples:
         has_vision = model.config.vision is not None
-        samples = bundled_samples(has_vision=has_vision, read_question=READ_QUESTION)
+        samples = bundled_samples(has_vision=has_vision)
     original = Original(
         config=model.config,
         tokenizer=reader.tokenizer,
@@ -118,7 +117,7 @@ def _keep_original(
 def _compare_with(
     asked: Against, original: Original, folder: Path, findings: Findings
 ) -> list[Comparison]:
-    from ivl.evaluate.fidelity import compare, require_same_kind, require_same_tokens
+    from ivl.measure.fidelity import compare, require_same_kind, require_same_tokens
 
     model, reader = _load(asked, findings, is_model=True)
     require_same_kind(model.config, reader.tokenizer, original.config, original.tokenizer)
@@ -137,7 +136,7 @@ def _file(folder: Path, number: int) -> Path:
 
 def _load(asked: Against, findings: Findings, *, is_model: bool) -> tuple[Model, Reader]:
     from ivl import api
-    from ivl.evaluate.fidelity import Reader
+    from ivl.measure.fidelity import Reader
 
     status = findings.status
     status.clear()  # a download draws its own bar
@@ -162,7 +161,7 @@ def _load(asked: Against, findings: Findings, *, is_model: bool) -> tuple[Model,
 def _report(
     asked: Against,
     fidelity: Fidelity,
-    verdict: Verdict,
+    verdict: FidelityVerdict,
     compared: Sequence[Comparison],
     findings: Findings,
 ) -> None:

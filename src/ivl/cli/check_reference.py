@@ -10,7 +10,7 @@ from ivl.cli.terminal import Status
 from ivl.errors import CheckpointError, RequestError, UnsupportedError
 
 if TYPE_CHECKING:
-    from ivl.evaluate.reference import Comparison
+    from ivl.measure.reference import Deviation
     from ivl.model.source import ModelSource
 
 
@@ -24,7 +24,7 @@ def check_reference(
 ) -> None:
     from ivl.api import choose_dtype, load_network
     from ivl.devices import choose_device
-    from ivl.evaluate.reference import TOLERANCE, compare, read_reference
+    from ivl.measure.reference import TOLERANCE, compare, read_reference
 
     where = choose_device(device)
     kind = choose_dtype(dtype, where)
@@ -58,7 +58,7 @@ def check_reference(
     findings.add("agrees", f"in {dtype_name(kind)} on {where.type}, tolerance {tolerance:g}")
 
 
-def _require_agreement(comparisons: list[Comparison], tolerance: float, file: Path) -> None:
+def _require_agreement(comparisons: list[Deviation], tolerance: float, file: Path) -> None:
     for c in comparisons:
         if not c.agrees:
             measure = c.detail or (
@@ -80,8 +80,8 @@ def record_reference(
     import torch
 
     from ivl.engine.request import prepare_images, tokenize
-    from ivl.evaluate.integrity import sample_tile
-    from ivl.evaluate.record import record, require_transformers, write_reference
+    from ivl.measure.integrity import sample_tile
+    from ivl.measure.record import record, require_transformers, write_reference
     from ivl.planner.devices import available_memory_bytes
     from ivl.planner.memory import check_fits
     from ivl.prompt.template import IMG_CONTEXT, get_template, render, user_message

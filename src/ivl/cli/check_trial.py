@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ivl.config import ModelConfig
-    from ivl.evaluate.data import TokenizedSample
+    from ivl.measure.sequences import TokenizedSample
     from ivl.model.internvl import InternVL
     from ivl.prompt.tokenizer import Tokenizer
 
@@ -27,7 +27,7 @@ def try_out(network: InternVL, tokenizer: Tokenizer, context: int) -> tuple[int,
 
     CheckpointError when they are not.
     """
-    from ivl.evaluate.integrity import run_samples
+    from ivl.measure.integrity import run_samples
 
     samples = list(_samples(network.config, tokenizer, context))
     return run_samples(network, samples), _write(network, tokenizer, context, samples)
@@ -35,13 +35,12 @@ def try_out(network: InternVL, tokenizer: Tokenizer, context: int) -> tuple[int,
 
 def _samples(config: ModelConfig, tokenizer: Tokenizer, context: int) -> Iterator[TokenizedSample]:
     """Bundled pages and a text, as far as the context holds them."""
-    from ivl.documents.reading import READ_QUESTION
-    from ivl.engine.forced import tokenize_samples
     from ivl.errors import CapacityError
-    from ivl.evaluate.data import bundled_samples
+    from ivl.measure.data import bundled_samples
+    from ivl.measure.sequences import tokenize_samples
 
-    texts = bundled_samples(has_vision=False, read_question=READ_QUESTION)[:1]
-    pages = bundled_samples(has_vision=True, read_question=READ_QUESTION)
+    texts = bundled_samples(has_vision=False)[:1]
+    pages = bundled_samples(has_vision=True)
     for sample in [*texts, *(pages[:NUM_PAGES] if config.vision else [])]:
         try:
             found = tokenize_samples([sample], config, tokenizer, context=context, max_tiles=1)
@@ -57,14 +56,15 @@ def _write(
     from ivl.engine.engine import Engine
     from ivl.engine.options import GenerationOptions
     from ivl.errors import CheckpointError, NonFiniteError
-    from ivl.evaluate.integrity import not_finite_hint
+    from ivl.measure.integrity import not_finite_hint
+    from ivl.prompt.template import user_message
 
     sample = samples[-1].sample if samples else None
-    images = [sample.image] if sample and sample.image else []
-    question = (sample.question if sample else None) or QUESTION
+    images = sample.images if sample else ()
+    messages = (sample.messages if sample else ()) or (user_message(QUESTION),)
     engine = Engine(network, tokenizer, context=context, vision_batch=1)
     options = GenerationOptions(max_tokens=NUM_WRITTEN)
-    generation = engine.conversation().ask(question, images, max_tiles=1, options=options)
+    generation = engine.conversation().resume(messages, images, max_tiles=1, options=options)
     try:
         return len(generation.result().tokens)
     except NonFiniteError as error:

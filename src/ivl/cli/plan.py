@@ -77,7 +77,7 @@ def command(
 
 
 def _verify(report: Report, receipt: Path | None, as_json: bool) -> None:
-    from ivl.evaluate.verification import verify_plan
+    from ivl.measure.verification import verify_plan
 
     found = verify_plan(report.plan)
     if receipt is not None:
@@ -87,7 +87,7 @@ def _verify(report: Report, receipt: Path | None, as_json: bool) -> None:
 
 
 def _probe() -> None:
-    from ivl.evaluate.probe import measure_probe
+    from ivl.measure.probe import measure_probe
     from ivl.planner.probe import write_probe
 
     write_probe(measure_probe())

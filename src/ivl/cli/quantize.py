@@ -100,9 +100,9 @@ def _only_for_gguf(**options: object) -> None:
 def _quantize_awq(
     source: str, out: Path, calibration: list[Path] | None, force: bool, status: Status
 ) -> list[dict[str, Any]]:
-    from ivl.calibrate.awq import quantize_awq
-    from ivl.calibrate.samples import DEFAULT_DATA
     from ivl.cli.conversion import require_directory
+    from ivl.measure.awq import quantize_awq
+    from ivl.measure.data import CALIBRATION
 
     if force and out.exists():
         raise ConfigError(
@@ -112,8 +112,8 @@ def _quantize_awq(
         result = quantize_awq(
             require_directory(source, status),
             out,
-            calibration or [DEFAULT_DATA],
-            report=lambda doing, done, total: status.show(f"{doing}: {done} of {total}"),
+            calibration or [CALIBRATION],
+            doing=status.show_step,
         )
     finally:
         status.clear()

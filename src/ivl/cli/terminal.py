@@ -50,6 +50,10 @@ class Status:
             print(f"\r\033[K{text[:width]}", end="", file=sys.stderr, flush=True)
             self._shown = True
 
+    def show_step(self, doing: str, done: int, total: int) -> None:
+        """For what is done in steps, such as `ivl.imatrix(doing=...)`."""
+        self.show(f"{doing}: {done} of {total}")
+
     def show_loading(self, done_bytes: int, total_bytes: int) -> None:
         """A bar for `ivl.load(progress=...)`, with the speed since the first of its calls."""
         now = time.monotonic()

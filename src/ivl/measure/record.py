@@ -22,7 +22,7 @@ from torch import Tensor
 from ivl.checkpoint.safetensors import SafetensorsDirectory
 from ivl.config import DecoderConfig, ModelConfig
 from ivl.errors import CheckpointError, UnsupportedError
-from ivl.evaluate.reference import IMAGE_TOKEN_KEY
+from ivl.measure.reference import IMAGE_TOKEN_KEY
 from ivl.prompt.pixels import IMAGENET_MEAN, IMAGENET_STD
 
 NUM_POSITIONS = 10
@@ -69,7 +69,7 @@ def record(
     input_ids: list[int],
     image_token_id: int,
 ) -> dict[str, Tensor]:
-    """The tensors of a reference file (see `ivl.evaluate.reference`), computed in float32 on the
+    """The tensors of a reference file (see `ivl.measure.reference`), computed in float32 on the
     CPU by transformers.
 
     Raises UnsupportedError when transformers is not installed or has no such model.

@@ -25,7 +25,7 @@ WARMUP_TOKENS = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Speed:
+class MeasuredSpeed:
     """Seconds by round. `tile_s` is empty for a model without a vision tower."""
 
     num_prompt_tokens: int
@@ -56,7 +56,7 @@ class Speed:
 @torch.inference_mode()
 def measure_speed(
     model: InternVL, *, num_prompt_tokens: int = 512, num_tokens: int = 32, rounds: int = 3
-) -> Speed:
+) -> MeasuredSpeed:
     """Measures all phases in turn, `rounds` times, after a short warm-up."""
     bandwidth = read_bandwidth(model.device)
     measure_decode(model, WARMUP_TOKENS)
@@ -66,7 +66,7 @@ def measure_speed(
         prefill.append(measure_prefill(model, num_prompt_tokens))
         if model.vision is not None:
             tile.append(measure_tile(model))
-    return Speed(
+    return MeasuredSpeed(
         num_prompt_tokens=num_prompt_tokens,
         num_tokens=num_tokens,
         prefill_s=tuple(prefill),

@@ -12,7 +12,7 @@ import torch
 import ivl
 from ivl.api import choose_dtype
 from ivl.errors import CapacityError, ConfigError, UnsupportedError
-from ivl.evaluate.verification import measure_built, shortened, usual_dtype, verify_plan
+from ivl.measure.verification import measure_built, shortened, usual_dtype, verify_plan
 from ivl.model.build_random import random_planned_model
 from ivl.model.decoder import Decoder
 from ivl.planner.machine import with_memory

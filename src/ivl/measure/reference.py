@@ -1,6 +1,6 @@
 """Compares what a model computes with a file of reference outputs.
 
-The file is a safetensors file that another implementation wrote (see `ivl.evaluate.record`):
+The file is a safetensors file that another implementation wrote (see `ivl.measure.record`):
 
     tiles_u8        uint8 (n, tile_px, tile_px, 3)
     input_ids       integer (tokens,), with one id in the places of image tokens
@@ -55,7 +55,7 @@ class Reference:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Comparison:
+class Deviation:
     """One quantity. `relative_error` is norm(ours - reference) / norm(reference).
 
     For the greedy tokens it is the share of tokens that differ, and `agrees` also when each of
@@ -129,7 +129,7 @@ def _check_shapes(reference: Reference, config: ModelConfig, file: Path) -> None
 @torch.inference_mode()
 def compare(
     model: InternVL, reference: Reference, *, tolerance: float | None = None, vision_batch: int = 4
-) -> list[Comparison]:
+) -> list[Deviation]:
     """Image features, logits and greedy tokens of a model beside those of a reference.
 
     `tolerance` by default is that of the model's type, see `TOLERANCE`. The logits follow from
@@ -158,15 +158,15 @@ def relative_error(ours: Tensor, theirs: Tensor) -> float:
     return difference / norm
 
 
-def _compare(quantity: str, ours: Tensor, theirs: Tensor, tolerance: float) -> Comparison:
+def _compare(quantity: str, ours: Tensor, theirs: Tensor, tolerance: float) -> Deviation:
     error = relative_error(ours, theirs)
     # Written so that NaN, which compares false, does not agree.
-    return Comparison(quantity=quantity, relative_error=error, agrees=error <= tolerance)
+    return Deviation(quantity=quantity, relative_error=error, agrees=error <= tolerance)
 
 
 def _compare_greedy(
     model: InternVL, cache: KVCache, logits: Tensor, greedy: Tensor, largest_error: float
-) -> Comparison:
+) -> Deviation:
     """Another token than the reference's is a near tie if the errors seen in the logits explain it.
 
     If we prefer one token by `gap` and the reference prefers the other, then one of the two logits
@@ -191,4 +191,4 @@ def _compare_greedy(
     detail = f"{len(greedy) - len(different)} of {len(greedy)} equal"
     if different:
         detail += f"; {different[0]}"
-    return Comparison(quantity="greedy tokens", relative_error=share, agrees=agrees, detail=detail)
+    return Deviation(quantity="greedy tokens", relative_error=share, agrees=agrees, detail=detail)

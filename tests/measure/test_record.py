@@ -15,8 +15,8 @@ from torch import Tensor
 
 from ivl.config import read_config
 from ivl.errors import CheckpointError, UnsupportedError
-from ivl.evaluate.record import record, write_reference
-from ivl.evaluate.reference import compare, read_reference, relative_error
+from ivl.measure.record import record, write_reference
+from ivl.measure.reference import compare, read_reference, relative_error
 from ivl.model.build import build_model
 
 GOLDEN = Path(__file__).parents[1] / "golden"

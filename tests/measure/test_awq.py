@@ -15,16 +15,14 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import ivl
-from ivl.calibrate import awq, awq_layer
-from ivl.calibrate.activations import Activations, gathering
-from ivl.calibrate.awq import quantize_awq
-from ivl.calibrate.awq_layer import fold_scales
-from ivl.calibrate.samples import DEFAULT_DATA
 from ivl.checkpoint import awq_files
 from ivl.config import DecoderConfig, read_config
 from ivl.documents.reading import READ_QUESTION
 from ivl.engine.request import prepare_images, tokenize
 from ivl.errors import IvlError, RequestError, UnsupportedError
+from ivl.measure import awq
+from ivl.measure.awq import Activations, fold_scales, gathering, quantize_awq
+from ivl.measure.data import CALIBRATION
 from ivl.model.build import build_model
 from ivl.model.decoder import DecoderLayer
 from ivl.model.rotary import Rotary
@@ -41,7 +39,7 @@ SAMPLES = Path(__file__).parents[2] / "samples"
 def demo_awq(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("awq") / "demo-AWQ"
     result = quantize_awq(DEMO, out)
-    images = [Image.open(path) for path in DEFAULT_DATA.glob("*.png")]
+    images = [Image.open(path) for path in CALIBRATION.glob("*.png")]
     assert len(images) == 4
     tiles = sum(tile_grid(*image.size, max_tiles=2, tile_px=336).num_tiles for image in images)
     assert result.num_image_tokens == 144 * tiles
@@ -146,7 +144,7 @@ def test_folded_scales_leave_the_layer_as_it_was(monkeypatch: pytest.MonkeyPatch
     def any_scales(_: list[Tensor], of: Activations, tie: Callable[..., Tensor] = Tensor.clone):
         return tie(torch.rand(len(of.mean)) * 3 + 0.3)
 
-    monkeypatch.setattr(awq_layer, "search_scales", any_scales)
+    monkeypatch.setattr(awq, "search_scales", any_scales)
     fold_scales(layer, inputs, config, torch.bfloat16)
     with torch.inference_mode():
         after = layer(x, cos, sin, None, 0)
@@ -166,7 +164,7 @@ def test_an_interrupted_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPa
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        quantize_awq(source, resumed, [page], report=stop)
+        quantize_awq(source, resumed, [page], doing=stop)
     assert not resumed.exists()
     first = next((tmp_path / "resumed.partial").glob("model-00002*"))
     written = first.stat().st_mtime_ns

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ivl.config import read_config
 from ivl.errors import CheckpointError, UnsupportedError
-from ivl.evaluate.reference import Comparison, Reference, compare, read_reference, relative_error
+from ivl.measure.reference import Deviation, Reference, compare, read_reference, relative_error
 from ivl.model.build import build_model
 from ivl.model.internvl import InternVL
 
@@ -32,7 +32,7 @@ def model() -> InternVL:
     return build_model(read_config(DIRECTORY), DIRECTORY, dtype=torch.float32)
 
 
-def agreement(compared: list[Comparison]) -> dict[str, bool]:
+def agreement(compared: list[Deviation]) -> dict[str, bool]:
     return {c.quantity: c.agrees for c in compared}
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ivl.errors import CheckpointError
-from ivl.evaluate.data import TokenizedSample
+from ivl.measure.sequences import TokenizedSample
 from ivl.model.internvl import InternVL
 from ivl.model.source import ModelSource
 from ivl.prompt.tokenizer import Tokenizer, require_image_tokens
@@ -133,9 +133,8 @@ def run_samples(model: InternVL, samples: Iterable[TokenizedSample]) -> int:
     """
     num_positions = 0
     for sample in samples:
-        ids = torch.tensor([*sample.prompt_ids, *(sample.answer_ids or [])], device=model.device)
-        places = torch.zeros_like(ids, dtype=torch.bool)
-        places[: len(sample.is_image)] = torch.tensor(sample.is_image, device=model.device)
+        ids = torch.tensor(sample.whole.ids, device=model.device)
+        places = torch.tensor(sample.whole.is_image, device=model.device)
         features = None
         if sample.tiles_u8 is not None:
             features = model.encode_tiles(torch.from_numpy(sample.tiles_u8))

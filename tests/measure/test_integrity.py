@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ivl.config import read_config
 from ivl.errors import CheckpointError, ConfigError, UnsupportedError
-from ivl.evaluate.integrity import run_once, scan_weights
+from ivl.measure.integrity import run_once, scan_weights
 from ivl.model.build import build_model
 from ivl.model.source import open_source
 
@@ -49,7 +49,7 @@ def test_every_value_that_is_no_number_is_counted(
     dtype: torch.dtype, directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also across the pieces in which a large tensor is looked at."""
-    monkeypatch.setattr("ivl.evaluate.integrity.CHUNK_VALUES", 50)
+    monkeypatch.setattr("ivl.measure.integrity.CHUNK_VALUES", 50)
 
     def damage(tensors: dict[str, Tensor]) -> None:
         for name in tensors:

@@ -17,7 +17,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from ivl.evaluate.fidelity import Fidelity
+from ivl.measure.fidelity import Fidelity
 
 NO_LIMIT = math.inf
 
@@ -94,7 +94,7 @@ DAMAGED = "damaged"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Verdict:
+class FidelityVerdict:
     """`reason` names the quantities that kept the model from the next better grade, if any did."""
 
     name: str
@@ -106,15 +106,15 @@ class Verdict:
         return self.name == DAMAGED
 
 
-def judge(fidelity: Fidelity) -> Verdict:
+def judge(fidelity: Fidelity) -> FidelityVerdict:
     """The best grade whose limits are all kept. NaN keeps none."""
     reason = ""
     for grade in GRADES:
         broken = list(_broken_limits(fidelity, grade))
         if not broken:
-            return Verdict(name=grade.name, meaning=grade.meaning, reason=reason)
+            return FidelityVerdict(name=grade.name, meaning=grade.meaning, reason=reason)
         reason = "; ".join(broken)
-    return Verdict(name=DAMAGED, meaning="this is another model by now", reason=reason)
+    return FidelityVerdict(name=DAMAGED, meaning="this is another model by now", reason=reason)
 
 
 def _broken_limits(f: Fidelity, grade: Grade) -> Iterator[str]:

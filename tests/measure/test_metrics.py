@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ivl.evaluate.metrics import (
+from ivl.measure.metrics import (
     character_error_rate,
     cosines,
     edit_distance,

@@ -25,8 +25,8 @@ from torch import Tensor
 
 from ivl.config import ModelConfig
 from ivl.errors import CheckpointError, RequestError
-from ivl.evaluate.data import Sample, TokenizedSample, texts
-from ivl.evaluate.metrics import (
+from ivl.measure.data import Sample
+from ivl.measure.metrics import (
     Distribution,
     cosines,
     edit_distance,
@@ -35,6 +35,7 @@ from ivl.evaluate.metrics import (
     log_probabilities,
     perplexity,
 )
+from ivl.measure.sequences import TokenizedSample
 from ivl.model.cache import KVCache
 from ivl.model.internvl import InternVL
 from ivl.prompt.template import IMG_CONTEXT, get_template
@@ -102,7 +103,7 @@ def keep(
     cache = _new_cache(reader, sample)
     logits = reader.model.prefill(prompt, cache)
     written = None
-    if sample.answer_ids is None or (write_answers and sample.sample.question is not None):
+    if sample.answer_ids is None or (write_answers and not sample.sample.is_text):
         written = _write(reader, cache, logits, sample)
     forced = sample.answer_ids or written
     assert forced
@@ -169,7 +170,7 @@ def compare(reader: Reader, sample: TokenizedSample, file: Path) -> Comparison:
         log_probs_theirs=kept["targets"],
         is_truth=sample.answer_ids is not None,
         cosines=tile_cosines,
-        truth=None if sample.sample.question is None else sample.sample.answer,
+        truth=None if sample.sample.is_text else sample.sample.answer,
         answer_ours=None if written is None else _text(reader, written),
         answer_theirs=_text(reader, kept["written"].tolist()) if "written" in kept else None,
     )
@@ -203,7 +204,7 @@ def require_same_kind(
 
 def require_same_tokens(samples: Sequence[Sample], ours: Tokenizer, theirs: Tokenizer) -> None:
     """RequestError when the two tokenizers cut any text of the data in different ways."""
-    for text in texts(samples):
+    for text in (text for sample in samples for text in sample.texts()):
         _require_same(ours.encode_text(text), theirs.encode_text(text), text)
 
 
