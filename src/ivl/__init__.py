@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from ivl.engine.engine import Conversation, Generation
     from ivl.engine.options import GenerationKeywords, GenerationOptions
     from ivl.engine.request import Images, MaxTiles
+    from ivl.measure.check import Check, FidelityCheck, check, check_against
+    from ivl.measure.importance import WrittenImatrix, imatrix
+    from ivl.measure.record import WrittenReference, record_reference
     from ivl.planning import Report, plan
     from ivl.prompt.pixels import ImageSource, load_image, load_pages
     from ivl.prompt.template import IMAGE, ImageSlot, Message
@@ -31,7 +34,9 @@ __version__ = "0.1.0"
 __all__ = [
     "IMAGE",
     "Answer",
+    "Check",
     "Conversation",
+    "FidelityCheck",
     "Generation",
     "GenerationKeywords",
     "GenerationOptions",
@@ -45,12 +50,18 @@ __all__ = [
     "Model",
     "Report",
     "Timings",
+    "WrittenImatrix",
+    "WrittenReference",
     "__version__",
+    "check",
+    "check_against",
     "errors",
+    "imatrix",
     "load",
     "load_image",
     "load_pages",
     "plan",
+    "record_reference",
     "tile_grid",
 ]
 
@@ -65,6 +76,14 @@ _HOMES = {
     "GenerationOptions": "ivl.engine.options",
     "Images": "ivl.engine.request",
     "MaxTiles": "ivl.engine.request",
+    "Check": "ivl.measure.check",
+    "FidelityCheck": "ivl.measure.check",
+    "check": "ivl.measure.check",
+    "check_against": "ivl.measure.check",
+    "WrittenImatrix": "ivl.measure.importance",
+    "imatrix": "ivl.measure.importance",
+    "WrittenReference": "ivl.measure.record",
+    "record_reference": "ivl.measure.record",
     "plan": "ivl.planning",
     "Report": "ivl.planning",
     "ImageSource": "ivl.prompt.pixels",

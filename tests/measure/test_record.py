@@ -16,7 +16,7 @@ from torch import Tensor
 from ivl.config import read_config
 from ivl.errors import CheckpointError, UnsupportedError
 from ivl.measure.record import record, write_reference
-from ivl.measure.reference import compare, read_reference, relative_error
+from ivl.measure.reference import deviations, read_reference, relative_error
 from ivl.model.build import build_model
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -58,7 +58,7 @@ def test_ivl_agrees_with_what_was_recorded(
     tensors = record(tmp_path, config, tiles_u8=tiles, input_ids=PROMPT, image_token_id=99)
     write_reference(file, tensors, 99)
     model = build_model(config, tmp_path, dtype=torch.float32)
-    compared = compare(model, read_reference(file, config), tolerance=1e-5)
+    compared = deviations(model, read_reference(file, config), tolerance=1e-5)
     assert all(c.agrees for c in compared), compared
 
 
@@ -75,7 +75,7 @@ def test_the_image_token_is_the_recorded_one(
         file, record(tmp_path, config, tiles_u8=tiles, input_ids=ids, image_token_id=40), 40
     )
     model = build_model(config, tmp_path, dtype=torch.float32)
-    assert all(c.agrees for c in compare(model, read_reference(file, config)))
+    assert all(c.agrees for c in deviations(model, read_reference(file, config)))
     with pytest.raises(CheckpointError, match="40 is the image token, and the tokenizer says 99"):
         record(tmp_path, config, tiles_u8=tiles, input_ids=PROMPT, image_token_id=99)
 

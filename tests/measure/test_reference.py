@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ivl.config import read_config
 from ivl.errors import CheckpointError, UnsupportedError
-from ivl.measure.reference import Deviation, Reference, compare, read_reference, relative_error
+from ivl.measure.reference import Deviation, Reference, deviations, read_reference, relative_error
 from ivl.model.build import build_model
 from ivl.model.internvl import InternVL
 
@@ -40,7 +40,7 @@ EVERYTHING = {"image features": True, "logits": True, "greedy tokens": True}
 
 
 def test_the_official_outputs_agree(model: InternVL, reference: Reference) -> None:
-    compared = compare(model, reference)
+    compared = deviations(model, reference)
     assert agreement(compared) == EVERYTHING
     assert max(c.relative_error for c in compared) < 1e-5
     assert compared[2].detail == "16 of 16 equal"
@@ -51,9 +51,9 @@ def test_they_agree_in_16_bits_by_its_own_tolerance(
     dtype: torch.dtype, reference: Reference
 ) -> None:
     model = build_model(read_config(DIRECTORY), DIRECTORY, dtype=dtype)
-    compared = compare(model, reference)
+    compared = deviations(model, reference)
     assert agreement(compared) == EVERYTHING
-    strict = compare(model, reference, tolerance=1e-4)
+    strict = deviations(model, reference, tolerance=1e-4)
     assert agreement(strict)["image features"] is False
     assert [c.relative_error for c in strict] == [c.relative_error for c in compared]
 
@@ -99,14 +99,14 @@ def test_damage_is_found_where_it_is(
 ) -> None:
     with torch.no_grad():
         damage(model)
-    found = agreement(compare(model, reference))
+    found = agreement(deviations(model, reference))
     assert next(quantity for quantity, agrees in found.items() if not agrees) == where
 
 
 def test_the_wrong_rotary_base_is_found(reference: Reference) -> None:
     config = read_config(DIRECTORY)
     wrong = replace(config, decoder=replace(config.decoder, rope_theta=1e4))
-    found = agreement(compare(build_model(wrong, DIRECTORY, dtype=torch.float32), reference))
+    found = agreement(deviations(build_model(wrong, DIRECTORY, dtype=torch.float32), reference))
     assert found["image features"] is True
     assert found["logits"] is False
 
@@ -114,7 +114,7 @@ def test_the_wrong_rotary_base_is_found(reference: Reference) -> None:
 def test_a_token_that_differs_is_told_with_its_logit(model: InternVL, reference: Reference) -> None:
     greedy = reference.greedy.clone()
     greedy[4] = (greedy[4] + 1) % 500
-    last = compare(model, replace(reference, greedy=greedy))[2]
+    last = deviations(model, replace(reference, greedy=greedy))[2]
     assert not last.agrees
     assert f"token 5 is {int(reference.greedy[4])} and not {int(greedy[4])}" in last.detail
     assert "near tie" not in last.detail
@@ -131,7 +131,7 @@ def test_a_near_tie_is_no_difference(model: InternVL, reference: Reference) -> N
     logits = reference.last_logits.clone()
     logits[:, other] = logits[:, first] * (1 - 1e-5)
     tied = replace(reference, last_logits=logits, greedy=reference.greedy[:1])
-    last = compare(model, tied)[2]
+    last = deviations(model, tied)[2]
     assert last.agrees
     assert last.detail.startswith(f"0 of 1 equal; token 1 is {other} and not {first}")
     assert last.detail.endswith("(a near tie)")

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from ivl.cli.check_against import _lines
+from ivl.cli.check_against import measured_lines
 from ivl.measure.fidelity import Fidelity
 from ivl.measure.verdict import GRADES, judge
 
@@ -59,7 +59,7 @@ def figures() -> list[Fidelity]:
     return [replace(ALIKE, **dict(chosen)) for chosen in itertools.product(*values)]
 
 
-def test_no_word_is_better_than_the_worst_of_its_lines() -> None:
+def test_no_word_is_better_than_the_worst_of_itsmeasured_lines() -> None:
     for fidelity in figures():
         alone = [rank(replace(ALIKE, **{name: getattr(fidelity, name)})) for name in WORSE]
         assert rank(fidelity) == max(alone)
@@ -70,7 +70,7 @@ def test_the_best_word_stands_only_below_lines_that_look_alike() -> None:
     seen = 0
     for fidelity in figures():
         verdict = judge(fidelity)
-        lines = dict(_lines(fidelity))
+        lines = dict(measured_lines(fidelity))
         errors = [float(number) for number in re.findall(r"([\d.]+) %", lines["reading errors"])]
         perplexities = [float(n) for n in re.findall(r"\d\.\d{4}", lines["perplexity"])]
         differ = float(lines["answers differ"].partition(" %")[0])

@@ -18,6 +18,7 @@ A data set is named by paths, each of which is one of
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,7 +44,8 @@ CALIBRATION = ASSETS / "calibration"
 """Four other pages with their text, and some prose: enough for `demo`, a beginning for others."""
 
 Doing = Callable[[str, int, int], None]
-"""Called with what is being done, how many of its steps are done, and how many there are."""
+"""Called with what is being done, how many of its steps are done, and how many there are: 0 where
+nobody counts them. An empty text: what follows tells its progress in another way."""
 
 LINE_KEYS = ("image", "question", "answer", "text", "conversations")
 _ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
@@ -81,7 +83,7 @@ class Sample:
             yield self.answer
 
 
-def read_data(paths: Iterable[str | Path]) -> list[Sample]:
+def read_data(paths: Iterable[str | os.PathLike[str]]) -> list[Sample]:
     """The samples that the paths name, in their order.
 
     Headers of images are read, so that a damaged one is told before anything long begins.

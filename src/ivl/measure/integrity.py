@@ -1,25 +1,46 @@
-"""Whether the files of a model are whole: every weight a number, the tokenizer the model's own.
+"""Whether a model is whole: every weight a number, and every number that it computes.
 
 Names, shapes and lengths are checked whenever a model is loaded; a download can pass those and
-still hold garbage, or zeros where its pieces never arrived. Here every value is read.
+still hold garbage, or zeros where its pieces never arrived. Here every value is read, and the model
+is tried out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ivl.errors import CheckpointError
-from ivl.measure.sequences import TokenizedSample
+from ivl.config import ModelConfig
+from ivl.engine.engine import Engine
+from ivl.engine.options import GenerationOptions
+from ivl.errors import CapacityError, CheckpointError, NonFiniteError
+from ivl.measure.data import Sample, bundled_samples
+from ivl.measure.sequences import TokenizedSample, tokenize_samples
 from ivl.model.internvl import InternVL
 from ivl.model.source import ModelSource
+from ivl.prompt.template import user_message
 from ivl.prompt.tokenizer import Tokenizer, require_image_tokens
 
 CHUNK_VALUES = 1 << 24
 """Values looked at together, so that a large matrix needs no second one beside it."""
+
+
+TRIAL_TOKENS = 1024
+"""The longest page and its text, beside one tile."""
+TRIAL_PAGES = 2
+TRIAL_WRITTEN = 16
+TRIAL_QUESTION = "What is this?"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trial:
+    """How many tokens were read and written, with finite logits at all of them."""
+
+    num_read: int
+    num_written: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,6 +143,44 @@ def run_once(model: InternVL, tokenizer: Tokenizer) -> None:
     cache = model.new_cache(len(ids))
     logits = model.prefill(model.embed(input_ids, places, features), cache)
     _require_finite("logits", logits, model.dtype)
+
+
+def try_out(model: InternVL, tokenizer: Tokenizer, context: int) -> Trial:
+    """Pages and texts as people show them to a model, as far as the context holds them.
+
+    A model whose numbers are too large for float16 has weights that are finite, and answers an easy
+    prompt: it takes real tokens, read and written, to meet those at which it fails.
+    CheckpointError when a logit is not finite.
+    """
+    samples = list(_trial_samples(model.config, tokenizer, context))
+    num_read = run_samples(model, samples)
+    shown = samples[-1].sample if samples else Sample(name="nothing")
+    engine = Engine(model, tokenizer, context=context, vision_batch=1)
+    generation = engine.conversation().resume(
+        shown.messages or [user_message(TRIAL_QUESTION)],
+        shown.images,
+        max_tiles=1,
+        options=GenerationOptions(max_tokens=TRIAL_WRITTEN),
+    )
+    try:
+        num_written = len(generation.result().tokens)
+    except NonFiniteError as error:
+        raise CheckpointError(error.message, not_finite_hint(model.dtype)) from None
+    return Trial(num_read=num_read, num_written=num_written)
+
+
+def _trial_samples(
+    config: ModelConfig, tokenizer: Tokenizer, context: int
+) -> Iterator[TokenizedSample]:
+    """The beginning of a text, and bundled pages."""
+    texts = bundled_samples(has_vision=False)[:1]
+    pages = bundled_samples(has_vision=True)[:TRIAL_PAGES] if config.vision else []
+    for sample in [*texts, *pages]:
+        try:
+            found = tokenize_samples([sample], config, tokenizer, context=context, max_tiles=1)
+            yield from list(found)[:1]
+        except CapacityError:
+            pass  # a page of more tokens than this model can have
 
 
 @torch.inference_mode()

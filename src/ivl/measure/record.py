@@ -9,8 +9,10 @@ mistake in either shows.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +21,21 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ivl.checkpoint.locate import locate_pair
 from ivl.checkpoint.safetensors import SafetensorsDirectory
 from ivl.config import DecoderConfig, ModelConfig
-from ivl.errors import CheckpointError, UnsupportedError
+from ivl.engine.request import prepare_images
+from ivl.errors import CheckpointError, RequestError, UnsupportedError
+from ivl.kernels.threads import use_threads
+from ivl.measure.data import Doing
+from ivl.measure.integrity import sample_tile
 from ivl.measure.reference import IMAGE_TOKEN_KEY
-from ivl.prompt.pixels import IMAGENET_MEAN, IMAGENET_STD
+from ivl.measure.sequences import tokenize_prompt
+from ivl.model.source import open_source
+from ivl.planner.devices import available_memory_bytes
+from ivl.planner.memory import check_fits
+from ivl.prompt.pixels import IMAGENET_MEAN, IMAGENET_STD, ImageSource
+from ivl.prompt.template import IMG_CONTEXT, user_message
 
 NUM_POSITIONS = 10
 NUM_GREEDY = 16
@@ -59,6 +71,75 @@ RENAMES = (
     (r"\.feed_forward\.w3\.", ".mlp.up_proj."),
     (r"\.feed_forward\.w2\.", ".mlp.down_proj."),
 )
+
+
+QUESTION = "Describe the image."
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WrittenReference:
+    """A reference file, and how long the prompt in it is."""
+
+    file: Path
+    num_tokens: int
+    num_tiles: int
+
+
+def record_reference(
+    model: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    mmproj: str | os.PathLike[str] | None = None,
+    image: ImageSource | None = None,
+    question: str = QUESTION,
+    threads: int | None = None,
+    revision: str | None = None,
+    offline: bool = False,
+    show_progress: bool = False,
+    doing: Doing = lambda *_: None,
+) -> WrittenReference:
+    """Writes what transformers computes, in float32 on the CPU, of a question about an image; by
+    default a drawn one. `show_progress`: of a download.
+
+    RequestError for a file that is there, UnsupportedError without transformers and for models that
+    it does not run, CapacityError when the memory is too small.
+    """
+    require_transformers()
+    use_threads(threads)
+    out = Path(out)
+    if out.exists():
+        raise RequestError(f"{out} is there already.", "Remove it, or choose another name.")
+    if not out.parent.is_dir():
+        raise RequestError(f"There is no directory {out.parent}.", "Make it first.")
+    files = locate_pair(
+        model, mmproj, revision=revision, offline=offline, show_progress=show_progress
+    )
+    source = open_source(files.path, files.mmproj)
+    if source.pair is not None:
+        raise UnsupportedError(
+            "transformers does not run the GGUF files of a model that sees.",
+            "Record from the safetensors of the same model.",
+        )
+    config, tokenizer = source.config, source.tokenizer()
+    if image is None:
+        tiles = sample_tile(config.tile_px)
+    else:
+        cut, _ = prepare_images([image], config)
+        assert cut is not None
+        tiles = torch.from_numpy(cut)
+    ids = tokenize_prompt([user_message(question, 1)], config, tokenizer, [len(tiles)]).ids
+    check_fits(
+        config,
+        available_memory_bytes(),
+        itemsize=torch.float32.itemsize,
+        context=len(ids),
+        vision_batch=len(tiles),
+    )
+    doing("computing with transformers", 0, 0)
+    context_id = tokenizer.control(IMG_CONTEXT)
+    tensors = record(source.path, config, tiles_u8=tiles, input_ids=ids, image_token_id=context_id)
+    write_reference(out, tensors, context_id)
+    return WrittenReference(file=out, num_tokens=len(ids), num_tiles=len(tiles))
 
 
 def record(

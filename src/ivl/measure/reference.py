@@ -127,7 +127,7 @@ def _check_shapes(reference: Reference, config: ModelConfig, file: Path) -> None
 
 
 @torch.inference_mode()
-def compare(
+def deviations(
     model: InternVL, reference: Reference, *, tolerance: float | None = None, vision_batch: int = 4
 ) -> list[Deviation]:
     """Image features, logits and greedy tokens of a model beside those of a reference.
