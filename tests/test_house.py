@@ -28,6 +28,7 @@ FLOORS = {
     "api": 7,
     "devices": 7,
     "planning": 7,
+    "conversion": 7,
     "engine": 6,
     "model": 5,
     "kernels": 4,

@@ -1,6 +1,6 @@
 """AWQ: a checkpoint whose decoder has 4-bit weights, chosen by what goes through the model.
 
-    quantize_awq(Path("InternVL2_5-4B"), Path("InternVL2_5-4B-AWQ"), [Path("pages")])
+    quantize_awq("InternVL2_5-4B", "InternVL2_5-4B-AWQ", ["pages"])
 
 One decoder layer at a time: its inputs are gathered while it reads the calibration's sequences,
 scales and clipped ranges are searched for, the scales are folded into what comes before, and the
@@ -28,6 +28,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -42,6 +43,7 @@ from ivl import __version__
 from ivl.checkpoint.awq import can_hold
 from ivl.checkpoint.awq_files import AwqFiles
 from ivl.config import DecoderConfig, read_config
+from ivl.conversion import require_directory
 from ivl.errors import RequestError, UnsupportedError
 from ivl.family import vision_parameters
 from ivl.measure.activations import listening
@@ -61,7 +63,7 @@ SAMPLE_TOKENS = 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AwqResult:
+class WrittenAwq:
     """What was written: bytes of weights, and what was calibrated on."""
 
     directory: Path
@@ -73,27 +75,31 @@ class AwqResult:
 
 @torch.inference_mode()
 def quantize_awq(
-    directory: Path,
-    out: Path,
-    data: Sequence[str | Path] = (CALIBRATION,),
+    model: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    data: Sequence[str | os.PathLike[str]] = (),
     *,
     max_tokens: int = CALIBRATION_TOKENS,
+    show_progress: bool = False,
     doing: Doing = lambda *_: None,
-) -> AwqResult:
-    """Writes an AWQ version of the checkpoint `directory` (safetensors, either layout) to `out`.
+) -> WrittenAwq:
+    """Writes an AWQ version of a model (safetensors, either layout) to the directory `out`.
 
-    data: see `ivl.measure.data`. max_tokens: of one sample.
-    Raises RequestError when `out` exists or the data is unfit, UnsupportedError when the model is
-    quantized already or its sizes are no multiple of 128, and whatever loading it can raise.
+    model: a directory, `demo`, a size, or a hub id. data: files and folders, see
+    `ivl.measure.data`; without any, four bundled pages. max_tokens: of one sample. show_progress:
+    of a download. Raises RequestError when `out` exists or the data is unfit, UnsupportedError when
+    the model is quantized already or its sizes are no multiple of 128, and what loading can raise.
     """
+    out = Path(out)
     if out.exists():
         raise RequestError(f"{out} exists.", "Name a directory that is not there yet.")
+    directory = require_directory(model, show_progress=show_progress)
     config = read_config(directory)
     if config.quantization:
         raise UnsupportedError("The model is AWQ already.", "Take the 16-bit model.")
     weights = open_weights(config, directory)
     _check_sizes(config.decoder)
-    samples = read_data(data)
+    samples = read_data(data or [CALIBRATION])
     sequences = calibration_samples(
         samples, config, check_tokenizer(config, directory), max_tokens=max_tokens
     )
@@ -114,7 +120,7 @@ def quantize_awq(
     files.copy_rest(directory, partial)
     (partial / _PROGRESS_NAME).unlink()
     partial.rename(out)
-    return AwqResult(
+    return WrittenAwq(
         directory=out,
         size_bytes=sum(file.stat().st_size for file in out.glob("*.safetensors")),
         num_sequences=len(sequences),

@@ -7,6 +7,7 @@ round: machines are noisy, and medians say more than means.
 
 from __future__ import annotations
 
+import os
 import statistics
 import time
 from collections.abc import Callable
@@ -15,19 +16,27 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ivl.api import Model, load
+from ivl.errors import ConfigError, RequestError
 from ivl.kernels import limits
 from ivl.kernels.linear import QuantizedEmbedding, QuantizedLinear
+from ivl.measure.data import Doing
 from ivl.model.internvl import InternVL
+from ivl.prompt.pixels import ImageSource, load_image
 
 BANDWIDTH_BYTES = 1 << 30
 BANDWIDTH_ROUNDS = 6
 WARMUP_TOKENS = 2
+QUESTION = "What is this?"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MeasuredSpeed:
-    """Seconds by round. `tile_s` is empty for a model without a vision tower."""
+    """Seconds by round. `tile_s` is empty for a model without a vision tower; `page_s`, from the
+    file of an image to the first token of an answer about it, where none was given."""
 
+    device: str
+    load_s: float
     num_prompt_tokens: int
     num_tokens: int
     prefill_s: tuple[float, ...]
@@ -35,6 +44,7 @@ class MeasuredSpeed:
     decode_s: tuple[float, ...]
     """For all tokens of the answer together, one after another."""
     tile_s: tuple[float, ...]
+    page_s: tuple[float, ...]
     decoder_bytes: int
     bandwidth_bytes_per_s: float
     """The best of several readings, before and after the rounds."""
@@ -53,27 +63,61 @@ class MeasuredSpeed:
         return self.decode_tokens_per_s * self.decoder_bytes / self.bandwidth_bytes_per_s
 
 
-@torch.inference_mode()
-def measure_speed(
-    model: InternVL, *, num_prompt_tokens: int = 512, num_tokens: int = 32, rounds: int = 3
+def bench(
+    model: str | os.PathLike[str] | Callable[[], Model] = "demo",
+    *,
+    prompt: int = 512,
+    tokens: int = 32,
+    rounds: int = 3,
+    image: ImageSource | None = None,
+    doing: Doing = lambda *_: None,
 ) -> MeasuredSpeed:
-    """Measures all phases in turn, `rounds` times, after a short warm-up."""
-    bandwidth = read_bandwidth(model.device)
-    measure_decode(model, WARMUP_TOKENS)
-    prefill, decode, tile = [], [], []
-    for _ in range(rounds):
-        decode.append(measure_decode(model, num_tokens))
-        prefill.append(measure_prefill(model, num_prompt_tokens))
-        if model.vision is not None:
-            tile.append(measure_tile(model))
+    """Loads a model, and measures all phases in turn, `rounds` times, after a short warm-up.
+
+    model: what `ivl.load` takes, or what loads one. prompt, tokens: how many are read, and written.
+    image: is asked about too. ConfigError for numbers below 1, RequestError for an image that
+    cannot be opened or seen, and for more tokens than the context has.
+    """
+    for name, value in (("prompt", prompt), ("tokens", tokens), ("rounds", rounds)):
+        if value < 1:
+            raise ConfigError(f"`{name}` must be at least 1, not {value}.", "The default is good.")
+    if image is not None:
+        load_image(image)  # what is wrong with it is told before minutes of loading
+    began = time.perf_counter()
+    loaded = model() if callable(model) else load(model)
+    load_s = time.perf_counter() - began
+    most = loaded.config.decoder.max_positions
+    if max(prompt, tokens) > most:
+        raise RequestError(
+            f"The model's context has {most} tokens.", "Give a smaller `prompt` or `tokens`."
+        )
+    if image is not None and loaded.config.vision is None:
+        raise RequestError("This is a text-only model.", "Leave `image` out.")
+    network = loaded.engine.model
+    doing("measuring", 0, 0)
+    prefill, decode, tile, page = [], [], [], []
+    with torch.inference_mode():
+        bandwidth = read_bandwidth(network.device)
+        measure_decode(network, WARMUP_TOKENS)
+        for _ in range(rounds):
+            decode.append(measure_decode(network, tokens))
+            prefill.append(measure_prefill(network, prompt))
+            if network.vision is not None:
+                tile.append(measure_tile(network))
+        bandwidth = max(bandwidth, read_bandwidth(network.device))
+    for _ in range(rounds if image is not None else 0):
+        page.append(_seconds(network, lambda: loaded.ask(image, QUESTION, max_tokens=1)))
     return MeasuredSpeed(
-        num_prompt_tokens=num_prompt_tokens,
-        num_tokens=num_tokens,
+        device=network.device.type,
+        load_s=load_s,
+        num_prompt_tokens=prompt,
+        num_tokens=tokens,
         prefill_s=tuple(prefill),
         decode_s=tuple(decode),
         tile_s=tuple(tile),
-        decoder_bytes=decoder_bytes(model),
-        bandwidth_bytes_per_s=max(bandwidth, read_bandwidth(model.device)),
+        page_s=tuple(page),
+        decoder_bytes=decoder_bytes(network),
+        bandwidth_bytes_per_s=bandwidth,
     )
 
 
