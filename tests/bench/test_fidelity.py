@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from bench.fidelity import fill, read_together, reader_of, table
+from bench.fidelity import fill, read_together, table
 from ivl import api
 from ivl.measure.data import Sample
 from ivl.measure.fidelity import longest_answer
@@ -25,7 +25,7 @@ def test_pages_that_are_read_together_are_read_as_each_alone(
         samples.append(Sample.asking(str(seed), "Read.", tmp_path / f"{seed}.png", answer="abc"))
     engine = model.engine
     pages = list(tokenize_samples(samples, engine.config, engine.tokenizer, context=engine.context))
-    together = read_together(reader_of(engine), pages)
+    together = read_together(engine, pages)
     alone = [model.ask(list(s.images), "Read.", max_tokens=longest_answer(4)).text for s in samples]
     assert together == alone
     assert len(set(together)) == 3

@@ -12,7 +12,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ivl.measure.metrics import (
-    character_error_rate,
     cosines,
     edit_distance,
     kl_divergence,
@@ -38,12 +37,6 @@ def by_definition(a: str, b: str) -> int:
 @given(st.text("abc\N{SNOWMAN}", max_size=9), st.text("abc\N{SNOWMAN}", max_size=9))
 def test_edit_distance_is_the_defined_one(a: str, b: str) -> None:
     assert edit_distance(a, b) == by_definition(a, b)
-
-
-def test_error_rate_of_a_page() -> None:
-    assert character_error_rate("TOTAL 12.50", "TOTAL 12.60") == 1 / 11
-    assert character_error_rate("", "") == 0
-    assert character_error_rate("", "invented") == 1
 
 
 def random_logits(seed: int, vocab: int = 300) -> torch.Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import torch
 import ivl
 from ivl.api import choose_dtype
 from ivl.errors import CapacityError, ConfigError, UnsupportedError
-from ivl.measure.verification import measure_built, shortened, usual_dtype, verify_plan
+from ivl.measure.verification import measure_built, shortened, verify_plan
 from ivl.model.build_random import random_planned_model
 from ivl.model.decoder import Decoder
 from ivl.planner.machine import with_memory
@@ -97,17 +96,6 @@ def test_what_is_measured_is_what_ask_runs(type_name: str, monkeypatch: pytest.M
     assert model.kv == "8bit"
     quantized = type_name != "BF16"
     assert model.dtype == choose_dtype(None, torch.device("cpu"), is_quantized=quantized)
-
-
-@pytest.mark.parametrize("has_bfloat16", [True, False])
-def test_the_usual_type_is_that_of_the_api(
-    has_bfloat16: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: has_bfloat16)
-    for device, is_quantized in itertools.product(("cpu", "cuda"), (True, False)):
-        place = torch.device(device)
-        expected = choose_dtype(None, place, is_quantized=is_quantized)
-        assert usual_dtype(place, is_quantized=is_quantized) == expected
 
 
 @pytest.mark.parametrize("type_name", ["IQ4_XS", "IQ4_NL"])

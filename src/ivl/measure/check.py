@@ -16,17 +16,17 @@ from pathlib import Path
 
 import torch
 
-from ivl.api import Model, choose_dtype, load, load_network
+from ivl.api import choose_dtype, load, load_network
 from ivl.checkpoint.locate import locate_pair
 from ivl.config import ModelConfig
 from ivl.devices import choose_device
+from ivl.engine.engine import Engine
 from ivl.errors import CheckpointError, IvlError
 from ivl.kernels.threads import use_threads
 from ivl.measure.data import Doing, Sample, bundled_samples, read_data
 from ivl.measure.fidelity import (
     Comparison,
     Fidelity,
-    Reader,
     compare,
     keep,
     require_same_kind,
@@ -277,55 +277,47 @@ def check_against(
 
     def open_model(
         name: Named, *, mmproj: Named | None = None, vision: str = "auto", kv: str = "auto"
-    ) -> tuple[Model, Reader]:
+    ) -> Engine:
         doing("", 0, 0)
-        found = load(
+        return load(
             name, mmproj=mmproj, vision=vision, kv=kv, device=device, dtype=dtype, threads=threads,
             revision=revision, offline=offline, progress=progress,
-        )  # fmt: skip
-        engine = found.engine
-        return found, Reader(
-            model=engine.model,
-            tokenizer=engine.tokenizer,
-            stop_ids=engine.stop_ids,
-            context=engine.context,
-            vision_batch=engine.vision_batch,
-        )
+        ).engine  # fmt: skip
 
     def keep_original(folder: Path) -> Original:
-        loaded, reader = open_model(original)
+        engine = open_model(original)
         found = Original(
-            config=loaded.config,
-            tokenizer=reader.tokenizer,
-            dtype=reader.model.dtype,
-            samples=samples or bundled_samples(has_vision=loaded.config.vision is not None),
-            context=reader.context,
+            config=engine.config,
+            tokenizer=engine.tokenizer,
+            dtype=engine.model.dtype,
+            samples=samples or bundled_samples(has_vision=engine.config.vision is not None),
+            context=engine.context,
             max_tiles=max_tiles,
         )
         for number, sample in enumerate(found.tokenized()):
             doing(f"the original reads {sample.sample.name}", 0, 0)
-            keep(reader, sample, _file(folder, number), write_answers=write_answers)
+            keep(engine, sample, _file(folder, number), write_answers=write_answers)
         return found
 
     with tempfile.TemporaryDirectory(prefix="ivl-check-") as name:
         folder = Path(name)
         first = keep_original(folder)
         gc.collect()  # the second model may need all the memory that the first had
-        loaded, reader = open_model(model, mmproj=mmproj, vision=vision, kv=kv)
-        require_same_kind(loaded.config, reader.tokenizer, first.config, first.tokenizer)
-        require_same_tokens(first.samples, reader.tokenizer, first.tokenizer)
+        engine = open_model(model, mmproj=mmproj, vision=vision, kv=kv)
+        require_same_kind(engine.config, engine.tokenizer, first.config, first.tokenizer)
+        require_same_tokens(first.samples, engine.tokenizer, first.tokenizer)
         compared = []
         for number, sample in enumerate(first.tokenized()):
             doing(f"{model} reads {sample.sample.name}", 0, 0)
-            compared.append(compare(reader, sample, _file(folder, number)))
+            compared.append(compare(engine, sample, _file(folder, number)))
     fidelity = summarise(compared)
     return FidelityCheck(
         model=str(model),
         fidelity=fidelity,
         verdict=judge(fidelity),
         comparisons=tuple(compared),
-        device=reader.model.device.type,
-        dtype=dtype_name(reader.model.dtype),
+        device=engine.model.device.type,
+        dtype=dtype_name(engine.model.dtype),
         original_dtype=dtype_name(first.dtype),
     )
 

@@ -24,6 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ivl.config import ModelConfig
+from ivl.engine.engine import Engine
 from ivl.errors import CheckpointError, RequestError
 from ivl.measure.data import Sample
 from ivl.measure.metrics import (
@@ -37,7 +38,6 @@ from ivl.measure.metrics import (
 )
 from ivl.measure.sequences import TokenizedSample
 from ivl.model.cache import KVCache
-from ivl.model.internvl import InternVL
 from ivl.prompt.template import IMG_CONTEXT, get_template
 from ivl.prompt.tokenizer import Tokenizer
 
@@ -47,17 +47,6 @@ CHUNK_TOKENS = 64
 """Positions whose logits are held at once; in float64 and 151,674 tokens these are 78 MB."""
 MAX_ANSWER_TOKENS = 512
 """The most tokens of an answer that is written where the truth is not known."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Reader:
-    """A loaded model with what is needed to let it read and answer; `context` in tokens."""
-
-    model: InternVL
-    tokenizer: Tokenizer
-    stop_ids: frozenset[int]
-    context: int
-    vision_batch: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,7 +80,7 @@ class Comparison:
 
 @torch.inference_mode()
 def keep(
-    reader: Reader, sample: TokenizedSample, file: Path, *, write_answers: bool = True
+    engine: Engine, sample: TokenizedSample, file: Path, *, write_answers: bool = True
 ) -> None:
     """Runs the original on a sample and keeps in `file` what another model is compared with.
 
@@ -99,17 +88,17 @@ def keep(
     a pass for each token, reading one for 64. CheckpointError when the file cannot be written or
     the model makes NaN.
     """
-    features, prompt = _see(reader, sample)
-    cache = _new_cache(reader, sample)
-    logits = reader.model.prefill(prompt, cache)
+    features, prompt = _see(engine, sample)
+    cache = _new_cache(engine, sample)
+    logits = engine.model.prefill(prompt, cache)
     written = None
     if sample.answer_ids is None or (write_answers and not sample.sample.is_text):
-        written = _write(reader, cache, logits, sample)
+        written = _write(engine, cache, logits, sample)
     forced = sample.answer_ids or written
     assert forced
     parts: list[Distribution] = []
     targets: list[Tensor] = []
-    for log_probs, ids in _read_answer(reader, cache, logits, forced):
+    for log_probs, ids in _read_answer(engine, cache, logits, forced):
         parts.append(likeliest(log_probs, KEPT_TOKENS))
         targets.append(log_probs.gather(-1, ids[:, None])[:, 0])
     tensors = {
@@ -139,17 +128,17 @@ def keep(
 
 
 @torch.inference_mode()
-def compare(reader: Reader, sample: TokenizedSample, file: Path) -> Comparison:
+def compare(engine: Engine, sample: TokenizedSample, file: Path) -> Comparison:
     """Runs another model on the same sample and holds it to what `keep` wrote."""
     kept = load_file(file)
-    features, prompt = _see(reader, sample)
-    cache = _new_cache(reader, sample, len(kept["forced"]))
-    logits = reader.model.prefill(prompt, cache)
+    features, prompt = _see(engine, sample)
+    cache = _new_cache(engine, sample, len(kept["forced"]))
+    logits = engine.model.prefill(prompt, cache)
     written = None
     if "written" in kept:
-        written = _write(reader, cache, logits, sample, most=longest_answer(len(kept["forced"])))
+        written = _write(engine, cache, logits, sample, most=longest_answer(len(kept["forced"])))
     kls, agreements, targets, at = [], [], [], 0
-    for log_q, ids in _read_answer(reader, cache, logits, kept["forced"].tolist()):
+    for log_q, ids in _read_answer(engine, cache, logits, kept["forced"].tolist()):
         rows = slice(at, at + len(ids))
         at += len(ids)
         names = ("ids", "log_probs", "log_rest")
@@ -171,8 +160,8 @@ def compare(reader: Reader, sample: TokenizedSample, file: Path) -> Comparison:
         is_truth=sample.answer_ids is not None,
         cosines=tile_cosines,
         truth=None if sample.sample.is_text else sample.sample.answer,
-        answer_ours=None if written is None else _text(reader, written),
-        answer_theirs=_text(reader, kept["written"].tolist()) if "written" in kept else None,
+        answer_ours=None if written is None else _text(engine, written),
+        answer_theirs=_text(engine, kept["written"].tolist()) if "written" in kept else None,
     )
 
 
@@ -224,21 +213,21 @@ def _tile(config: ModelConfig) -> str:
     return f"{config.tile_px} px in {config.tokens_per_tile} tokens"
 
 
-def _see(reader: Reader, sample: TokenizedSample) -> tuple[Tensor | None, Tensor]:
+def _see(engine: Engine, sample: TokenizedSample) -> tuple[Tensor | None, Tensor]:
     """The features of the tiles (t, tokens_per_tile, hidden), and the prompt's embeddings."""
-    model, features = reader.model, None
+    model, features = engine.model, None
     if sample.tiles_u8 is not None:
-        features = model.encode_tiles(torch.from_numpy(sample.tiles_u8), reader.vision_batch)
+        features = model.encode_tiles(torch.from_numpy(sample.tiles_u8), engine.vision_batch)
     ids = torch.tensor(sample.prompt_ids, device=model.device)
     is_image = torch.tensor(sample.is_image, device=model.device)
     return features, model.embed(ids, is_image, features)
 
 
-def _new_cache(reader: Reader, sample: TokenizedSample, num_forced: int | None = None) -> KVCache:
-    model = reader.model
+def _new_cache(engine: Engine, sample: TokenizedSample, num_forced: int | None = None) -> KVCache:
+    model = engine.model
     forced = len(sample.answer_ids or ()) if num_forced is None else num_forced
     wanted = len(sample.prompt_ids) + max(longest_answer(forced), MAX_ANSWER_TOKENS)
-    capacity = min(wanted, reader.context)
+    capacity = min(wanted, engine.context)
     return model.new_cache(capacity)
 
 
@@ -248,7 +237,7 @@ def longest_answer(num_known: int) -> int:
 
 
 def _write(
-    reader: Reader,
+    engine: Engine,
     cache: KVCache,
     logits: Tensor,
     sample: TokenizedSample,
@@ -262,21 +251,21 @@ def _write(
     while len(written) < min(most, cache.capacity - before):
         token = int(logits.argmax())
         written.append(token)
-        if token in reader.stop_ids:
+        if token in engine.stop_ids:
             break
-        logits = reader.model.step(token, cache)
+        logits = engine.model.step(token, cache)
     cache.truncate(before)
     return written
 
 
 def _read_answer(
-    reader: Reader, cache: KVCache, first: Tensor, answer: Sequence[int]
+    engine: Engine, cache: KVCache, first: Tensor, answer: Sequence[int]
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Log-probabilities float64 (m, vocab) before each token of the answer, and the tokens (m,).
 
     `first` are the logits after the prompt, (vocab,). The last token of the answer is not read.
     """
-    model = reader.model
+    model = engine.model
     ids = torch.tensor(answer)
     yield log_probabilities(first[None]), ids[:1]
     for start in range(0, len(ids) - 1, CHUNK_TOKENS):
@@ -286,8 +275,8 @@ def _read_answer(
         yield log_probabilities(logits), ids[start + 1 : start + 1 + len(read)]
 
 
-def _text(reader: Reader, written: list[int]) -> str:
-    return reader.tokenizer.decode([i for i in written if i not in reader.stop_ids]).strip()
+def _text(engine: Engine, written: list[int]) -> str:
+    return engine.tokenizer.decode([i for i in written if i not in engine.stop_ids]).strip()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -25,11 +25,6 @@ def edit_distance(a: str, b: str) -> int:
     return int(row[-1])
 
 
-def character_error_rate(truth: str, read: str) -> float:
-    """Edit distance over the length of the truth; of an empty truth, 0 or 1."""
-    return edit_distance(truth, read) / len(truth) if truth else float(bool(read))
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Distribution:
     """The next token at n positions, in short: the k likeliest tokens, and all others as one.

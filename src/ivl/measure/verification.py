@@ -26,8 +26,6 @@ from ivl.planner.speed import Estimate
 from ivl.planner.tensors import PlannedTensor
 
 if TYPE_CHECKING:  # torch is imported in the process that measures
-    import torch
-
     from ivl.model.devices import DeviceMap
 
 TOKENS = 12
@@ -128,6 +126,7 @@ def measure_built(plan: Plan) -> dict[str, float]:
     os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # as NVML counts cards
     import torch
 
+    from ivl.api import choose_dtype
     from ivl.kernels.threads import use_threads
     from ivl.model.build_random import PLAIN, random_planned_model
     from ivl.model.cpu_vision import use_arithmetic
@@ -138,7 +137,7 @@ def measure_built(plan: Plan) -> dict[str, float]:
     device = torch.device("cuda" if on_gpu else "cpu")
     config, work = plan.subject.config, plan.setting.work
     is_quantized = any(tensor.format not in PLAIN for tensor in plan.tensors)
-    dtype = usual_dtype(device, is_quantized=is_quantized)
+    dtype = choose_dtype(None, device, is_quantized=is_quantized)
     model = random_planned_model(config, plan.tensors, device=where, dtype=dtype)
     model.kv = work.kv
     # From here on as `ivl.api.load` does it, so that what is measured is what `ivl ask` runs.
@@ -169,17 +168,6 @@ def measure_built(plan: Plan) -> dict[str, float]:
         "step_s": statistics.median(steps) if steps else float("nan"),
         "is_gpu": device.type == "cuda",
     }
-
-
-def usual_dtype(device: torch.device, *, is_quantized: bool) -> torch.dtype:
-    """What a model is computed in when nobody asks for another type: `ivl.api.choose_dtype`."""
-    import torch
-
-    if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
-    if is_quantized or not torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        return torch.float32
-    return torch.bfloat16
 
 
 def _where(plan: Plan) -> DeviceMap:
