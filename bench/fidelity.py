@@ -30,11 +30,12 @@ import ivl
 from ivl.checkpoint.locate import DEMO
 from ivl.cli.main import run
 from ivl.documents.reading import READ_QUESTION
-from ivl.engine.forced import tokenize_samples
-from ivl.evaluate.data import Sample, TokenizedSample
-from ivl.evaluate.fidelity import Reader, compare, keep, longest_answer, summarise
-from ivl.evaluate.metrics import edit_distance
-from ivl.evaluate.verdict import judge
+from ivl.engine.engine import Engine
+from ivl.measure.data import Sample
+from ivl.measure.fidelity import compare, keep, longest_answer, summarise
+from ivl.measure.metrics import edit_distance
+from ivl.measure.sequences import TokenizedSample, tokenize_samples
+from ivl.measure.verdict import judge
 from ivl.model.cache import KVCache, Segment, num_blocks_for
 from training.evaluate import evaluation_page
 
@@ -108,13 +109,12 @@ class Bench:
                 context=engine.context,
             )
         )
-        reader = reader_of(engine)
         self.features: dict[str, list[Tensor]] = {}
-        with self.seen(reader, "original"):
+        with self.seen(engine, "original"):
             if "original" not in self.rows:
                 for number, page in enumerate(self.pages):
-                    keep(reader, page, self.kept(number), write_answers=False)
-                self.rows["original"] = {"error_rate": self.error_rate(reader)}
+                    keep(engine, page, self.kept(number), write_answers=False)
+                self.rows["original"] = {"error_rate": self.error_rate(engine)}
                 self.save()
         self.num_weights = {"decoder": 0, "vision": 0}
         for name, p in engine.model.named_parameters():
@@ -161,11 +161,10 @@ class Bench:
             ).engine
             weights = self.num_weights[part]
             size = {"mb": files.num_bytes / 1e6, "bits": 8 * files.num_bytes / weights}
-        reader = reader_of(engine)
         sees = "original" if part == "decoder" and kind != IN_BFLOAT16 else key_of(part, kind)
-        with self.seen(reader, sees):
-            compared = [compare(reader, p, self.kept(i)) for i, p in enumerate(self.pages)]
-            error_rate = self.error_rate(reader)
+        with self.seen(engine, sees):
+            compared = [compare(engine, p, self.kept(i)) for i, p in enumerate(self.pages)]
+            error_rate = self.error_rate(engine)
         fidelity = summarise(compared)
         verdict = judge(fidelity).name
         return {
@@ -173,10 +172,10 @@ class Bench:
         }  # fmt: skip
 
     @contextmanager
-    def seen(self, reader: Reader, key: str) -> Iterator[None]:
-        """Lets the reader's model encode every page once; a tower that is the same, never again."""
+    def seen(self, engine: Engine, key: str) -> Iterator[None]:
+        """Lets the engine's model encode every page once; a tower that is the same, never again."""
         if key not in self.features:
-            self.features[key] = list(self.encode(reader, key))
+            self.features[key] = list(self.encode(engine, key))
         by_tiles = {
             page.tiles_u8.tobytes(): features
             for page, features in zip(self.pages, self.features[key], strict=True)
@@ -186,21 +185,21 @@ class Bench:
         def encode_tiles(tiles_u8: Tensor, vision_batch: int = 4) -> Tensor:
             return by_tiles[tiles_u8.numpy().tobytes()]
 
-        reader.model.encode_tiles = encode_tiles  # type: ignore[method-assign]
+        engine.model.encode_tiles = encode_tiles  # type: ignore[method-assign]
         yield
 
     @torch.inference_mode()
-    def encode(self, reader: Reader, key: str) -> Iterator[Tensor]:
+    def encode(self, engine: Engine, key: str) -> Iterator[Tensor]:
         """The features of every page; those of the original are in what an earlier run kept."""
         for number, page in enumerate(self.pages):
             if key == "original" and key in self.rows:
                 yield load_file(self.kept(number))["features"]
             else:
-                yield reader.model.encode_tiles(torch.from_numpy(page.tiles_u8), 4)
+                yield engine.model.encode_tiles(torch.from_numpy(page.tiles_u8), 4)
 
-    def error_rate(self, reader: Reader) -> float:
+    def error_rate(self, engine: Engine) -> float:
         """Edits over characters, when the model reads all pages, each step for all of them."""
-        answers = read_together(reader, self.pages)
+        answers = read_together(engine, self.pages)
         truths = [page.sample.answer or "" for page in self.pages]
         edits = sum(edit_distance(t, a) for t, a in zip(truths, answers, strict=True))
         return edits / sum(map(len, truths))
@@ -210,15 +209,6 @@ def key_of(part: str, kind: str) -> str:
     return f"{part} {kind}"
 
 
-def reader_of(engine: Any) -> Reader:
-    return Reader(
-        model=engine.model,
-        tokenizer=engine.tokenizer,
-        stop_ids=engine.stop_ids,
-        context=engine.context,
-    )
-
-
 def draw_pages(work: Path, num_pages: int) -> Iterator[Sample]:
     """The first pages of the evaluation that are not blank, all of them clean."""
     pages = (evaluation_page(i, max_lines=MAX_LINES, scan=0.0) for i in itertools.count())
@@ -226,7 +216,7 @@ def draw_pages(work: Path, num_pages: int) -> Iterator[Sample]:
     for number, page in enumerate(itertools.islice(printed, num_pages)):
         file = work / f"page_{number}.png"
         page.image.save(file)
-        yield Sample(name=file.name, image=file, question=READ_QUESTION, answer=page.text)
+        yield Sample.asking(file.name, READ_QUESTION, file, answer=page.text)
 
 
 def convert(work: Path, part: str, kind: str) -> Files:
@@ -254,9 +244,9 @@ def _run(*command: str) -> None:
 
 
 @torch.inference_mode()
-def read_together(reader: Reader, pages: list[TokenizedSample]) -> list[str]:
+def read_together(engine: Engine, pages: list[TokenizedSample]) -> list[str]:
     """Greedy answers to several prompts, in one batch."""
-    model = reader.model
+    model = engine.model
     prompts = []
     for page in pages:
         assert page.tiles_u8 is not None
@@ -281,13 +271,13 @@ def read_together(reader: Reader, pages: list[TokenizedSample]) -> list[str]:
         tokens = dict(zip(open_answers, logits.argmax(-1).tolist(), strict=True))
         caches = dict(zip(open_answers, (segment.cache for segment in segments), strict=True))
         for i, token in tokens.items():
-            if token not in reader.stop_ids and len(answers[i]) < limits[i]:
+            if token not in engine.stop_ids and len(answers[i]) < limits[i]:
                 answers[i].append(token)
             else:
                 open_answers.remove(i)
         segments = [Segment(caches[i], 1) for i in open_answers]
         x = model.decoder.embed(torch.tensor([tokens[i] for i in open_answers], dtype=torch.long))
-    return [reader.tokenizer.decode(ids).strip() for ids in answers]
+    return [engine.tokenizer.decode(ids).strip() for ids in answers]
 
 
 def decoder_table(rows: list[Row], original: Row) -> str:

@@ -25,12 +25,12 @@ FLOORS = {
     "planner": 8,
     "server": 7,
     "documents": 7,
-    "calibrate": 7,
+    "measure": 7,
     "api": 7,
     "devices": 7,
+    "conversion": 7,
     "engine": 6,
     "model": 5,
-    "evaluate": 5,
     "kernels": 4,
     "checkpoint": 3,
     "quant": 2,
@@ -66,7 +66,7 @@ IMPORTED_AS = {"pillow": "PIL", "prometheus-client": "prometheus_client"}
 """Dependencies whose module has another name."""
 
 ORACLES = {
-    ("transformers", "evaluate/record.py"),
+    ("transformers", "measure/record.py"),
     ("triton", "kernels/triton/attention.py"),
     ("triton", "kernels/triton/matrix.py"),
     ("triton", "kernels/triton/pointwise.py"),

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 import ivl
-from ivl.evaluate.metrics import edit_distance
+from ivl.measure.metrics import edit_distance
 from training.curriculum import DEMO_MAX_LINES
 from training.pages import Page, make_page
 from training.questions import READ, draw_extraction, draw_question, kind_question

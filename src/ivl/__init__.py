@@ -17,10 +17,16 @@ from ivl.errors import IvlError
 
 if TYPE_CHECKING:
     from ivl.api import Model, load
+    from ivl.conversion import Conversion, WrittenFile, convert, quantize
     from ivl.engine.answer import Answer, Timings
     from ivl.engine.conversation import Conversation, Generation
     from ivl.engine.options import GenerationKeywords, GenerationOptions
     from ivl.engine.request import Images, MaxTiles
+    from ivl.measure.awq import WrittenAwq, quantize_awq
+    from ivl.measure.check import Check, FidelityCheck, check, check_against
+    from ivl.measure.importance import WrittenImatrix, imatrix
+    from ivl.measure.record import WrittenReference, record_reference
+    from ivl.measure.speed import MeasuredSpeed, bench
     from ivl.planner.planning import Report, plan
     from ivl.prompt.pixels import ImageSource, load_image, load_pages
     from ivl.prompt.template import IMAGE, ImageSlot, Message
@@ -31,7 +37,10 @@ __version__ = "0.1.0"
 __all__ = [
     "IMAGE",
     "Answer",
+    "Check",
     "Conversation",
+    "Conversion",
+    "FidelityCheck",
     "Generation",
     "GenerationKeywords",
     "GenerationOptions",
@@ -41,16 +50,29 @@ __all__ = [
     "Images",
     "IvlError",
     "MaxTiles",
+    "MeasuredSpeed",
     "Message",
     "Model",
     "Report",
     "Timings",
+    "WrittenAwq",
+    "WrittenFile",
+    "WrittenImatrix",
+    "WrittenReference",
     "__version__",
+    "bench",
+    "check",
+    "check_against",
+    "convert",
     "errors",
+    "imatrix",
     "load",
     "load_image",
     "load_pages",
     "plan",
+    "quantize",
+    "quantize_awq",
+    "record_reference",
     "tile_grid",
 ]
 
@@ -67,6 +89,22 @@ _HOMES = {
     "MaxTiles": "ivl.engine.request",
     "plan": "ivl.planner.planning",
     "Report": "ivl.planner.planning",
+    "Conversion": "ivl.conversion",
+    "WrittenFile": "ivl.conversion",
+    "convert": "ivl.conversion",
+    "quantize": "ivl.conversion",
+    "WrittenAwq": "ivl.measure.awq",
+    "quantize_awq": "ivl.measure.awq",
+    "Check": "ivl.measure.check",
+    "FidelityCheck": "ivl.measure.check",
+    "check": "ivl.measure.check",
+    "check_against": "ivl.measure.check",
+    "WrittenImatrix": "ivl.measure.importance",
+    "imatrix": "ivl.measure.importance",
+    "WrittenReference": "ivl.measure.record",
+    "record_reference": "ivl.measure.record",
+    "MeasuredSpeed": "ivl.measure.speed",
+    "bench": "ivl.measure.speed",
     "ImageSource": "ivl.prompt.pixels",
     "load_image": "ivl.prompt.pixels",
     "load_pages": "ivl.prompt.pixels",

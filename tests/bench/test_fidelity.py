@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from bench.fidelity import fill, read_together, reader_of, table
+from bench.fidelity import fill, read_together, table
 from ivl import api
-from ivl.engine.forced import tokenize_samples
-from ivl.evaluate.data import Sample
-from ivl.evaluate.fidelity import longest_answer
+from ivl.measure.data import Sample
+from ivl.measure.fidelity import longest_answer
+from ivl.measure.sequences import tokenize_samples
 
 
 def test_pages_that_are_read_together_are_read_as_each_alone(
@@ -22,13 +22,11 @@ def test_pages_that_are_read_together_are_read_as_each_alone(
     for seed in range(3):
         image = Image.effect_noise((56, 56), 30 * (seed + 1))
         image.save(tmp_path / f"{seed}.png")
-        samples.append(
-            Sample(name=str(seed), image=tmp_path / f"{seed}.png", question="Read.", answer="abc")
-        )
+        samples.append(Sample.asking(str(seed), "Read.", tmp_path / f"{seed}.png", answer="abc"))
     engine = model.engine
     pages = list(tokenize_samples(samples, engine.config, engine.tokenizer, context=engine.context))
-    together = read_together(reader_of(engine), pages)
-    alone = [model.ask(s.image, "Read.", max_tokens=longest_answer(4)).text for s in samples]
+    together = read_together(engine, pages)
+    alone = [model.ask(list(s.images), "Read.", max_tokens=longest_answer(4)).text for s in samples]
     assert together == alone
     assert len(set(together)) == 3
 

@@ -153,27 +153,21 @@ def test_weights_that_make_nan_are_damaged(
 def test_other_pictures_are_seen(tiny_model_dir: Path, data: Path) -> None:
     """The features that are compared are those of the sample: exchanged pictures are far apart."""
     from ivl import api
-    from ivl.engine.forced import tokenize_samples
-    from ivl.evaluate.data import read_data
-    from ivl.evaluate.fidelity import Reader, compare, keep, summarise
+    from ivl.measure.data import read_data
+    from ivl.measure.fidelity import compare, keep, summarise
+    from ivl.measure.sequences import tokenize_samples
 
     engine = api.load(tiny_model_dir, device="cpu", dtype="float32").engine
-    reader = Reader(
-        model=engine.model,
-        tokenizer=engine.tokenizer,
-        stop_ids=engine.stop_ids,
-        context=engine.context,
-    )
     noise, ramp = tokenize_samples(
-        read_data([data], read_question="Read."),
+        read_data([data]),
         engine.config,
         engine.tokenizer,
         context=engine.context,
         max_tiles=1,
     )
-    keep(reader, noise, data / "kept", write_answers=False)
-    same = summarise([compare(reader, noise, data / "kept")])
-    other = summarise([compare(reader, ramp, data / "kept")])
+    keep(engine, noise, data / "kept", write_answers=False)
+    same = summarise([compare(engine, noise, data / "kept")])
+    other = summarise([compare(engine, ramp, data / "kept")])
     assert same.cosine_worst == pytest.approx(1)
     assert other.cosine_worst is not None
     assert other.cosine_worst < 0.99
@@ -183,7 +177,7 @@ def test_other_pictures_are_seen(tiny_model_dir: Path, data: Path) -> None:
 def test_answers_that_nobody_knows_are_the_originals(
     tiny_model_dir: Path, data: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ivl.evaluate.fidelity.MAX_ANSWER_TOKENS", 40)
+    monkeypatch.setattr("ivl.measure.fidelity.MAX_ANSWER_TOKENS", 40)
     for truth in data.glob("*.txt"):
         truth.unlink()
     (data / "prose.txt").write_text("It rained all day. " * 30, "utf-8")

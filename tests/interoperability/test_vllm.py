@@ -15,11 +15,11 @@ import torch
 from safetensors.torch import save_file
 
 import ivl
-from ivl.calibrate.awq import quantize_awq
 from ivl.checkpoint.names import sources
 from ivl.config import parse_config
 from ivl.documents.reading import READ_QUESTION
 from ivl.engine.request import prepare_images, tokenize
+from ivl.measure.awq import quantize_awq
 from ivl.model.build import random_model
 from ivl.prompt.template import Prompt, prompt_string, render, user_message
 

@@ -25,7 +25,7 @@ def files(directory: Path) -> tuple[Path, Path]:
 def test_the_demo_reads_from_a_pair(demo_pair: Path) -> None:
     """Matrices stay quantized, and the answer stays near the original's."""
     import ivl
-    from ivl.evaluate.metrics import edit_distance
+    from ivl.measure.metrics import edit_distance
 
     model = ivl.load(demo_pair)
     network = model.engine.model

@@ -9,7 +9,7 @@ import pytest
 
 import ivl
 from ivl.errors import ConfigError
-from ivl.evaluate.metrics import edit_distance
+from ivl.measure.metrics import edit_distance
 
 fonts = pytest.importorskip("training.fonts", reason="training/ is not in the installed package")
 try:

@@ -48,7 +48,7 @@ class AwqFiles:
         config: ModelConfig,
         max_shard_bytes: int | None = None,
     ) -> None:
-        """files, table, available: as in `ivl.model.build.Weights`, of the original."""
+        """files, table, available: as in `ivl.model.build.OpenWeights`, of the original."""
         self._files, self._table, self._available = files, table, available
         self._config, self._max_shard_bytes = config, max_shard_bytes or MAX_SHARD_BYTES
         # What is before the layers, each layer, and what is behind them: names in the files.

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, Option
 
-from ivl.cli.check_against import Against, check_against
-from ivl.cli.check_reference import check_reference, record_reference
-from ivl.cli.check_trial import TRIAL_TOKENS, try_out
-from ivl.cli.findings import Findings, dtype_name
+from ivl.cli.check_against import Line, fidelity_lines, fidelity_record, finite
 from ivl.cli.options import KV, Json, MaxTiles, Mmproj, Quiet, Threads, Vision
-from ivl.cli.terminal import Status
-from ivl.errors import RequestError
+from ivl.cli.terminal import Status, print_json
+from ivl.errors import IvlError, RequestError
 from ivl.host import choose_threads
 
 if TYPE_CHECKING:
-    from ivl.model.source import ModelSource
+    from ivl.measure.check import Check
 
 QUESTION = "Describe the image."
 
@@ -113,54 +112,52 @@ def command(
     --vision and --kv are MODEL's then, not the original's: MODEL may be the original itself.
     """
     _require_one_check(reference, tolerance, record, (image, question), against)
-    how = {"vision": vision, "kv": kv}
     if against is None:
-        _refuse_without_original(data, no_answers, max_tiles, *(x != "auto" for x in how.values()))
+        _refuse_without_original(data, no_answers, max_tiles, vision != "auto", kv != "auto")
     choose_threads(threads, "--threads")
-
-    from ivl.kernels.threads import use_threads
-
-    use_threads(threads)
     status = Status(quiet=quiet, json=json)
     status.note_missing_kernels()
-    if against is not None:
-        loading = {"device": device, "dtype": dtype, "revision": revision, "offline": offline}
-        asked = Against(model, against, data or (), max_tiles, not no_answers, loading, mmproj, how)
-        _compare_models(asked, Findings(model=model, in_json=json, status=status))
-        return
-    source = _open(model, mmproj, revision, offline, status)
+    where: dict[str, Any] = {
+        "mmproj": mmproj, "threads": threads, "revision": revision, "offline": offline,
+        "doing": status.show_step,
+    }  # fmt: skip
     if record is not None:
-        record_reference(source, record, image, question or QUESTION, status)
+        from ivl.measure.record import record_reference
+
+        written = record_reference(
+            model, record, image=image, question=question or QUESTION,
+            show_progress=status.is_seen, **where,
+        )  # fmt: skip
+        tokens, tiles = f"{written.num_tokens} tokens", f"{written.num_tiles} tiles"
+        status.note(f"{written.file}: {tokens}, {tiles}, by transformers in float32")
         return
+    from ivl.measure.check import check, check_against
+
+    progress = status.show_loading if status.is_seen else None
+    where |= {"device": device, "dtype": dtype, "progress": progress}
     findings = Findings(model=model, in_json=json, status=status)
-    findings.record["directory"] = str(source.path)
+    if against is None:
+        done = check(
+            model, reference=reference, tolerance=tolerance, found=findings.add_check, **where
+        )
+        findings.finish(check_record(done), problem=done.problem)
+        return
     try:
-        _check_weights(source, findings)
-        if reference is None:
-            _check_alone(source, device, dtype, findings)
-        else:
-            check_reference(source, reference, tolerance, device, dtype or "float32", findings)
-        findings.ok = True
-    finally:
-        findings.finish()
+        compared = check_against(
+            model, against, data or (), max_tiles=max_tiles, write_answers=not no_answers,
+            vision=vision, kv=kv, **where,
+        )  # fmt: skip
+    except IvlError as error:
+        findings.finish({}, problem=error)
+        return
+    findings.add(fidelity_lines(compared))
+    findings.finish(fidelity_record(against, compared), problem=compared.problem)
 
 
 def _refuse_without_original(*given: object) -> None:
     if any(option not in (None, False) and option != [] for option in given):
         message = "--data, --max-tiles, --no-answers, --vision and --kv are for --against."
         raise RequestError(message, "Name the original with it.")
-
-
-def _open(
-    model: str, mmproj: Path | None, revision: str | None, offline: bool, status: Status
-) -> ModelSource:
-    from ivl.checkpoint.locate import locate_pair
-    from ivl.model.source import open_source
-
-    found = locate_pair(
-        model, mmproj, revision=revision, offline=offline, show_progress=status.is_seen
-    )
-    return open_source(found.path, found.mmproj)
 
 
 def _require_one_check(
@@ -181,75 +178,86 @@ def _require_one_check(
         raise RequestError("--tolerance is a number above 0, for --reference.", "Try 0.001.")
 
 
-def _compare_models(asked: Against, findings: Findings) -> None:
-    try:
-        check_against(asked, findings)
-        findings.ok = True
-    finally:
-        findings.finish()
+class Findings:
+    """Lines as they become known, for people, or everything at the end as JSON."""
+
+    def __init__(self, *, model: str, in_json: bool, status: Status) -> None:
+        self.model, self.in_json, self.status = model, in_json, status
+        self._num_printed = 0
+
+    def add(self, lines: Sequence[Line]) -> None:
+        """All lines of a report so far; those that were printed already are not printed again."""
+        self.status.clear()
+        if not self.in_json:
+            for name, text in lines[self._num_printed :]:
+                print(f"{name:<15} {text}", flush=True)
+        self._num_printed = len(lines)
+
+    def add_check(self, check: Check) -> None:
+        self.add(check_lines(check))
+
+    def finish(self, record: Mapping[str, Any], *, problem: IvlError | None) -> None:
+        """Ends with the problem, if there is one."""
+        self.status.clear()
+        if self.in_json:
+            print_json({"model": self.model, **record, "ok": problem is None})
+        if problem is not None:
+            raise problem
 
 
-def _check_weights(source: ModelSource, findings: Findings) -> None:
-    from ivl.evaluate.integrity import scan_weights
+def check_lines(check: Check) -> list[Line]:
+    """What was found, for people."""
+    lines: list[Line] = []
+    config, weights = check.config, check.weights
+    if weights is not None:
+        size = f"{weights.num_tensors} tensors, {weights.num_values:,} values in "
+        size += " and ".join(weights.dtypes)
+        bad = {name: f"{n} not finite" for name, n in weights.not_finite.items()}
+        bad |= dict.fromkeys(weights.only_zeros, "only zeros")
+        ending = f"{len(bad)} tensors damaged" if bad else "all finite"
+        lines.append(("weights", f"{size}, {ending}"))
+        lines += [("", f"{name}: {what}") for name, what in bad.items()]
+    if check.vocab_size is not None:
+        sees = "no image tokens: a text-only model" if config.vision is None else "image tokens"
+        ids = f"{check.vocab_size} of {config.decoder.vocab_size} ids"
+        lines.append(("tokenizer", f"{ids}, {sees}"))
+        if check.device is not None:
+            what = "logits" if config.vision is None else "features and logits"
+            lines.append(("one run", f"{what} finite, in {check.dtype} on {check.device}"))
+    if check.trial is not None:
+        read, written = check.trial.num_read, check.trial.num_written
+        lines.append(("prompts", f"logits of {read} tokens read and {written} written, all finite"))
+    for found in check.deviations:
+        text = found.detail or f"relative error {found.relative_error:.1e}"
+        lines.append((found.quantity, text if found.agrees else f"{text}  DIFFERS"))
+    if check.deviations and all(found.agrees for found in check.deviations):
+        where = f"in {check.dtype} on {check.device}"
+        lines.append(("agrees", f"{where}, tolerance {check.tolerance:g}"))
+    return lines
 
-    status = findings.status
-    report = scan_weights(
-        source, lambda done, total: status.show(f"reading tensor {done} of {total}")
-    )
-    findings.record["weights"] = {
-        "tensors": report.num_tensors,
-        "values": report.num_values,
-        "bytes": report.stored_bytes,
-        "dtypes": list(report.dtypes),
-        "not_finite": report.not_finite,
-        "only_zeros": list(report.only_zeros),
-    }
-    size = f"{report.num_tensors} tensors, {report.num_values:,} values in "
-    size += " and ".join(report.dtypes)
-    if report.not_finite or report.only_zeros:
-        bad = {name: f"{n} not finite" for name, n in report.not_finite.items()}
-        bad |= dict.fromkeys(report.only_zeros, "only zeros")
-        findings.add("weights", f"{size}, {len(bad)} tensors damaged")
-        for name, what in bad.items():
-            findings.add("", f"{name}: {what}")
-    else:
-        findings.add("weights", f"{size}, all finite")
-    report.require_sound()
 
-
-def _check_alone(
-    source: ModelSource, device: str | None, dtype: str | None, findings: Findings
-) -> None:
-    """Tokenizer, one image through the model, and pages and texts as people show them to it."""
-    from ivl.api import choose_dtype, load_network
-    from ivl.devices import choose_device
-    from ivl.evaluate.integrity import run_once
-
-    where = choose_device(device)
-    kind = choose_dtype(dtype, where, is_quantized=source.is_quantized)
-    config, tokenizer = source.config, source.tokenizer()
-    sees = "no image tokens: a text-only model" if config.vision is None else "image tokens"
-    findings.record["tokenizer"] = {"vocabulary": tokenizer.vocab_size}
-    findings.add("tokenizer", f"{tokenizer.vocab_size} of {config.decoder.vocab_size} ids, {sees}")
-    tokens_per_tile = config.tokens_per_tile if config.vision else 0
-    context = min(TRIAL_TOKENS + tokens_per_tile, config.decoder.max_positions)
-    network = load_network(
-        source,
-        device=where,
-        dtype=kind,
-        context=context,
-        vision_batch=1,
-        progress=findings.status.show_loading,
-    )
-    run_once(network, tokenizer)
-    findings.note_machine(where, kind)
-    what = "logits" if config.vision is None else "features and logits"
-    findings.add("one run", f"{what} finite, in {dtype_name(kind)} on {where.type}")
-    findings.status.show("reading pages and texts")
-    num_positions, num_written = try_out(network, tokenizer, context)
-    findings.status.clear()
-    findings.record["trial"] = {"positions": num_positions, "written": num_written}
-    findings.add(
-        "prompts",
-        f"logits of {num_positions} tokens read and {num_written} written, all finite",
-    )
+def check_record(check: Check) -> dict[str, Any]:
+    """The same for JSON."""
+    record: dict[str, Any] = {"directory": str(check.directory)}
+    if (weights := check.weights) is not None:
+        record["weights"] = {
+            "tensors": weights.num_tensors,
+            "values": weights.num_values,
+            "bytes": weights.stored_bytes,
+            "dtypes": list(weights.dtypes),
+            "not_finite": weights.not_finite,
+            "only_zeros": list(weights.only_zeros),
+        }
+    if check.vocab_size is not None:
+        record["tokenizer"] = {"vocabulary": check.vocab_size}
+    if check.device is not None:
+        record |= {"device": check.device, "dtype": check.dtype}
+    if check.trial is not None:
+        record["trial"] = {"positions": check.trial.num_read, "written": check.trial.num_written}
+    if check.deviations:
+        record["tolerance"] = check.tolerance
+        record["comparisons"] = [
+            {**asdict(found), "relative_error": finite(found.relative_error)}
+            for found in check.deviations
+        ]
+    return record

@@ -1,206 +1,64 @@
-"""`ivl check A --against B`: how near a quantized model is to its original."""
+"""What `ivl check A --against B` prints: how near a quantized model is to its original."""
 
 from __future__ import annotations
 
-import gc
 import math
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from ivl.cli.findings import Findings, dtype_name
-from ivl.errors import CheckpointError
-
 if TYPE_CHECKING:
-    from ivl.api import Model
-    from ivl.config import ModelConfig
-    from ivl.evaluate.data import Sample, TokenizedSample
-    from ivl.evaluate.fidelity import Comparison, Fidelity, Reader
-    from ivl.evaluate.verdict import Verdict
-    from ivl.prompt.tokenizer import Tokenizer
+    from ivl.measure.check import FidelityCheck
+    from ivl.measure.fidelity import Fidelity
+
+Line = tuple[str, str]
+"""What it is about, or nothing where that is as above; and a text."""
 
 SHOWN_CHARACTERS = 48
 """The piece of an answer that is shown around the first difference."""
 
 
-@dataclass(frozen=True, slots=True)
-class Against:
-    """What is compared, and on what. `loading` goes to `ivl.load`, for both models."""
-
-    model: str
-    original: str
-    data: Sequence[Path]
-    max_tiles: int | None
-    answers: bool
-    loading: dict[str, Any]
-    mmproj: Path | None = None
-    """Of the model, where it is a GGUF file."""
-    how: Mapping[str, Any] = field(default_factory=dict)
-    """`vision` and `kv` of the model."""
-
-
-def check_against(asked: Against, findings: Findings) -> None:
-    """Runs the original, then the model, and says how far they are apart.
-
-    Only one of them is in memory at a time. CheckpointError when the model is damaged.
-    """
-    from ivl.documents.reading import READ_QUESTION
-    from ivl.evaluate.data import read_data
-    from ivl.evaluate.fidelity import summarise
-    from ivl.evaluate.verdict import judge
-
-    # What is wrong with the data is told before anything is loaded.
-    samples = read_data(asked.data, read_question=READ_QUESTION)
-    with tempfile.TemporaryDirectory(prefix="ivl-check-") as folder:
-        original = _keep_original(asked, samples, Path(folder), findings)
-        gc.collect()  # the second model may need all the memory that the first had
-        compared = _compare_with(asked, original, Path(folder), findings)
-    fidelity = summarise(compared)
-    verdict = judge(fidelity)
-    _report(asked, fidelity, verdict, compared, findings)
-    if verdict.is_damaged:
-        raise CheckpointError(
-            f"{asked.model} is damaged: {verdict.reason}.",
-            "Take a type with more bits, or make the file again from the original.",
-        )
+def fidelity_record(original: str, check: FidelityCheck) -> dict[str, Any]:
+    """For JSON."""
+    return {
+        "original_dtype": check.original_dtype,
+        "device": check.device,
+        "dtype": check.dtype,
+        "against": original,
+        "fidelity": {name: finite(value) for name, value in asdict(check.fidelity).items()},
+        "verdict": asdict(check.verdict),
+        "answers": [
+            {
+                "sample": c.name,
+                "original": c.answer_theirs,
+                "model": c.answer_ours,
+                "truth": c.truth,
+                "characters_differ": c.characters_differ,
+            }
+            for c in check.comparisons
+            if c.answer_ours is not None
+        ],
+    }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Original:
-    """What is left of the original when its weights have gone."""
-
-    config: ModelConfig
-    tokenizer: Tokenizer
-    samples: Sequence[Sample]
-    context: int
-    max_tiles: int | None
-
-    def tokenized(self) -> Iterator[TokenizedSample]:
-        """The samples, cut as the original cuts them."""
-        from ivl.engine.forced import tokenize_samples
-
-        return tokenize_samples(
-            self.samples,
-            self.config,
-            self.tokenizer,
-            context=self.context,
-            max_tiles=self.max_tiles,
-        )
-
-
-def _keep_original(
-    asked: Against, samples: Sequence[Sample], folder: Path, findings: Findings
-) -> Original:
-    from ivl.documents.reading import READ_QUESTION
-    from ivl.evaluate.data import bundled_samples
-    from ivl.evaluate.fidelity import keep
-
-    model, reader = _load(asked, findings, is_model=False)
-    findings.record["original_dtype"] = dtype_name(reader.model.dtype)
-    if not samples:
-        has_vision = model.config.vision is not None
-        samples = bundled_samples(has_vision=has_vision, read_question=READ_QUESTION)
-    original = Original(
-        config=model.config,
-        tokenizer=reader.tokenizer,
-        samples=samples,
-        context=model.engine.context,
-        max_tiles=asked.max_tiles,
-    )
-    for number, sample in enumerate(original.tokenized()):
-        findings.status.show(f"the original reads {sample.sample.name}")
-        keep(reader, sample, _file(folder, number), write_answers=asked.answers)
-    return original
-
-
-def _compare_with(
-    asked: Against, original: Original, folder: Path, findings: Findings
-) -> list[Comparison]:
-    from ivl.evaluate.fidelity import compare, require_same_kind, require_same_tokens
-
-    model, reader = _load(asked, findings, is_model=True)
-    require_same_kind(model.config, reader.tokenizer, original.config, original.tokenizer)
-    require_same_tokens(original.samples, reader.tokenizer, original.tokenizer)
-    compared = []
-    for number, sample in enumerate(original.tokenized()):
-        findings.status.show(f"{asked.model} reads {sample.sample.name}")
-        compared.append(compare(reader, sample, _file(folder, number)))
-    findings.note_machine(reader.model.device, reader.model.dtype)
-    return compared
-
-
-def _file(folder: Path, number: int) -> Path:
-    return folder / f"{number:06}.safetensors"
-
-
-def _load(asked: Against, findings: Findings, *, is_model: bool) -> tuple[Model, Reader]:
-    from ivl import api
-    from ivl.evaluate.fidelity import Reader
-
-    status = findings.status
-    status.clear()  # a download draws its own bar
-    model = api.load(
-        asked.model if is_model else asked.original,
-        mmproj=asked.mmproj if is_model else None,
-        progress=status.show_loading if status.is_seen else None,
-        **asked.loading,
-        **(asked.how if is_model else {}),
-    )
-    status.clear()
-    engine = model.engine
-    return model, Reader(
-        model=engine.model,
-        tokenizer=engine.tokenizer,
-        stop_ids=engine.stop_ids,
-        context=engine.context,
-        vision_batch=engine.vision_batch,
-    )
-
-
-def _report(
-    asked: Against,
-    fidelity: Fidelity,
-    verdict: Verdict,
-    compared: Sequence[Comparison],
-    findings: Findings,
-) -> None:
-    record = findings.record
-    record["against"] = asked.original
-    record["fidelity"] = {name: _number(value) for name, value in asdict(fidelity).items()}
-    record["verdict"] = asdict(verdict)
-    record["answers"] = [
-        {
-            "sample": c.name,
-            "original": c.answer_theirs,
-            "model": c.answer_ours,
-            "truth": c.truth,
-            "characters_differ": c.characters_differ,
-        }
-        for c in compared
-        if c.answer_ours is not None
-    ]
-    kind, device = record["dtype"], record["device"]
-    if kind != record["original_dtype"]:
-        kind = f"{kind} (the original in {record['original_dtype']})"
+def fidelity_lines(check: FidelityCheck) -> list[Line]:
+    """For people."""
+    fidelity, verdict, kind = check.fidelity, check.verdict, check.dtype
+    if kind != check.original_dtype:
+        kind = f"{kind} (the original in {check.original_dtype})"
     samples = "1 sample" if fidelity.num_samples == 1 else f"{fidelity.num_samples} samples"
-    findings.add(
-        "compared", f"{samples}, {fidelity.num_positions} tokens of answers, in {kind} on {device}"
-    )
-    for name, text in _lines(fidelity):
-        findings.add(name, text)
-    for c in compared:
-        if c.characters_differ:
-            assert c.answer_ours is not None
-            assert c.answer_theirs is not None
+    answers = f"{fidelity.num_positions} tokens of answers"
+    lines = [("compared", f"{samples}, {answers}, in {kind} on {check.device}")]
+    lines += measured_lines(fidelity)
+    for c in check.comparisons:
+        if c.characters_differ and c.answer_theirs is not None and c.answer_ours is not None:
             theirs, ours = first_difference(c.answer_theirs, c.answer_ours)
-            findings.add("", f"{c.name}: {theirs!r} became {ours!r}")
+            lines.append(("", f"{c.name}: {theirs!r} became {ours!r}"))
     reason = f" (not better, because {verdict.reason})" if verdict.reason else ""
-    findings.add("verdict", f"{verdict.name}: {verdict.meaning}{reason}")
+    lines.append(("verdict", f"{verdict.name}: {verdict.meaning}{reason}"))
+    return lines
 
 
-def _lines(f: Fidelity) -> list[tuple[str, str]]:
+def measured_lines(f: Fidelity) -> list[Line]:
     """The numbers that were measured, for people."""
     lines = [
         (
@@ -249,6 +107,6 @@ def _percent(share: float | None) -> str:
     return "unknown" if share is None else f"{100 * share:.1f} %"
 
 
-def _number(value: Any) -> Any:
+def finite(value: Any) -> Any:
     """JSON has no NaN and no infinity."""
     return None if isinstance(value, float) and not math.isfinite(value) else value

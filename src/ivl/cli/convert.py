@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, Option
 
 from ivl.cli.options import Json, Out, Quiet
 from ivl.cli.terminal import Status, disk_size, print_json
+
+if TYPE_CHECKING:
+    from ivl.conversion import Conversion
 
 TypeOption = Annotated[
     str,
@@ -59,26 +63,51 @@ def command(
     """
     status = Status(quiet=quiet, json=json)
     status.note_missing_kernels()
-    from ivl.cli.conversion import Conversion, convert_directory, require_directory
+    from ivl.conversion import convert
 
     began = time.monotonic()
-    directory = require_directory(model, status)
-    written = convert_directory(
-        Conversion(
-            model=model,
-            directory=directory,
-            out=out,
-            mix=kind,
+    records = written(
+        lambda: convert(
+            model,
+            out,
+            type=kind,
             vision=vision,
             imatrix=imatrix,
             name=name,
             force=force,
+            progress=status.show_writing if status.is_seen else None,
         ),
         status,
     )
-    seconds = time.monotonic() - began
+    print_written(records, time.monotonic() - began, json=json)
+
+
+def written(convert: Callable[[], Conversion], status: Status) -> list[dict[str, Any]]:
+    """For JSON: what was written. Says what Ctrl-C leaves, and with what was gone on."""
+    try:
+        done = convert()
+    except KeyboardInterrupt:
+        status.note("interrupted; the same command goes on where this one stopped")
+        raise
+    finally:
+        status.clear()
+    if done.resumed_bytes:
+        status.note(f"went on after {disk_size(done.resumed_bytes)} of an interrupted run")
+    return [
+        {
+            "file": str(one.file),
+            "bytes": one.num_bytes,
+            "bits_per_weight": round(one.bits_per_weight, 3),
+            "tensors": dict(one.tensors),
+        }
+        for one in done.files
+    ]
+
+
+def print_written(records: list[dict[str, Any]], seconds: float, *, json: bool) -> None:
     if json:
-        print_json({"files": written.records, "seconds": round(seconds, 3)})
+        print_json({"files": records, "seconds": round(seconds, 3)})
         return
-    for record in written.records:
-        print(f"{record['file']}  {disk_size(record['bytes'])}  {record['bits_per_weight']} bpw")
+    for record in records:
+        bits = f"  {record['bits_per_weight']} bpw" if "bits_per_weight" in record else ""
+        print(f"{record['file']}  {disk_size(record['bytes'])}{bits}")

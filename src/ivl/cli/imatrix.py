@@ -8,9 +8,10 @@ from typing import Annotated
 from typer import Argument, Option
 
 from ivl.cli.convert import Force
+from ivl.cli.inputs import load_model
 from ivl.cli.options import Json, ModelChoice, Quiet
 from ivl.cli.terminal import Status, print_json
-from ivl.errors import ConfigError
+from ivl.interrupts import interrupted_at_once
 
 
 def command(
@@ -47,23 +48,35 @@ def command(
     it has the vision tower too.
     """
     status = Status(quiet=quiet, json=json)
-    if out.exists() and not force:
-        raise ConfigError(f"{out} exists.", "--force replaces it; or choose another name.")
-    if max_tokens < 16:
-        raise ConfigError(f"--max-tokens is {max_tokens}.", "Give 16 or more; 2048 is usual.")
-    from ivl.calibrate.samples import DEFAULT_DATA, read_samples
-
-    data = data or [DEFAULT_DATA]
-    samples = read_samples(data)
-    from ivl.cli.importance import measure_importance
+    status.show("starting")
+    with interrupted_at_once():
+        from ivl.measure.importance import imatrix
 
     # The tower's layers are listened to one by one, so they must be torch's.
     choice = ModelChoice(model=model, device=device, dtype=dtype, threads=threads, vision="torch")
-    record = measure_importance(choice, samples, data, out, max_tokens=max_tokens, status=status)
+    try:
+        written = imatrix(
+            lambda: load_model(choice, status),
+            data or (),
+            out,
+            max_tokens=max_tokens,
+            force=force,
+            doing=status.show_step,
+        )
+    finally:
+        status.clear()
     if json:
-        print_json(record)
+        print_json(
+            {
+                "file": str(written.file),
+                "matrices": written.num_matrices,
+                "sequences": written.num_sequences,
+                "tokens": written.num_tokens,
+                "tiles": written.num_tiles,
+            }
+        )
         return
     print(
-        f"{record['file']}  {record['matrices']} matrices from {record['sequences']} sequences, "
-        f"{record['tokens']} tokens and {record['tiles']} tiles"
+        f"{written.file}  {written.num_matrices} matrices from {written.num_sequences} sequences, "
+        f"{written.num_tokens} tokens and {written.num_tiles} tiles"
     )

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from pathlib import Path
 from typing import Annotated, Any
 
 from typer import Argument, Option
 
-from ivl.cli.convert import Force, ImatrixOption
+from ivl.cli.convert import Force, ImatrixOption, print_written, written
 from ivl.cli.options import Json, Out, Quiet
-from ivl.cli.terminal import Status, disk_size, print_json
-from ivl.errors import CheckpointError, ConfigError, RequestError
-from ivl.paths import local_path
+from ivl.cli.terminal import Status
+from ivl.errors import ConfigError, RequestError
 
 TypeOption = Annotated[
     str | None,
@@ -71,23 +69,23 @@ def command(
         records = _quantize_awq(source, out, calibration, force, status)
     elif calibration:
         raise ConfigError("--calibration is for awq.", "GGUF types take an --imatrix.")
-    elif local_path(source).is_file():
-        if vision is not None:
-            raise ConfigError(
-                "--vision is for directories; a GGUF file has one type.",
-                "Quantize the mmproj file by itself: ivl quantize MMPROJ OUT TYPE",
-            )
-        file = local_path(source)
-        records = _quantize_file(file, out, chosen, imatrix, allow_requantize, force, status)
     else:
-        records = _quantize_directory(source, out, chosen, vision, imatrix, force, status)
-    seconds = time.monotonic() - began
-    if json:
-        print_json({"files": records, "seconds": round(seconds, 3)})
-        return
-    for record in records:
-        bits = f"  {record['bits_per_weight']} bpw" if "bits_per_weight" in record else ""
-        print(f"{record['file']}  {disk_size(record['bytes'])}{bits}")
+        from ivl.conversion import quantize
+
+        records = written(
+            lambda: quantize(
+                source,
+                out,
+                chosen,
+                vision=vision,
+                imatrix=imatrix,
+                allow_requantize=allow_requantize,
+                force=force,
+                progress=status.show_writing if status.is_seen else None,
+            ),
+            status,
+        )
+    print_written(records, time.monotonic() - began, json=json)
 
 
 def _only_for_gguf(**options: object) -> None:
@@ -100,20 +98,19 @@ def _only_for_gguf(**options: object) -> None:
 def _quantize_awq(
     source: str, out: Path, calibration: list[Path] | None, force: bool, status: Status
 ) -> list[dict[str, Any]]:
-    from ivl.calibrate.awq import quantize_awq
-    from ivl.calibrate.samples import DEFAULT_DATA
-    from ivl.cli.conversion import require_directory
-
     if force and out.exists():
         raise ConfigError(
             f"{out} exists, and --force replaces files only.", "Name a directory that is not there."
         )
+    from ivl.measure.awq import quantize_awq
+
     try:
         result = quantize_awq(
-            require_directory(source, status),
+            source,
             out,
-            calibration or [DEFAULT_DATA],
-            report=lambda doing, done, total: status.show(f"{doing}: {done} of {total}"),
+            calibration or (),
+            show_progress=status.is_seen,
+            doing=status.show_step,
         )
     finally:
         status.clear()
@@ -137,65 +134,3 @@ def _one_type(kind: str | None, option: str | None) -> str:
             "The type is missing.", "It is the third argument: ivl quantize IN OUT Q4_K_M"
         )
     return chosen
-
-
-def _quantize_file(
-    source: Path,
-    out: Path,
-    kind: str,
-    imatrix: Path | None,
-    allow_requantize: bool,
-    force: bool,
-    status: Status,
-) -> list[dict[str, Any]]:
-    from ivl.checkpoint.gguf import GGUFFile
-    from ivl.checkpoint.imatrix import read_imatrix
-    from ivl.checkpoint.requantize import plan_requantized
-    from ivl.cli.conversion import check_mix, digest_of, make_directory, record_of, write
-
-    if out.is_dir():
-        raise CheckpointError(f"{out} is a directory.", "OUT is the name of a GGUF file.")
-    file = GGUFFile(source)
-    is_projector = file.metadata.get("general.architecture") == "clip"
-    matrix = None if imatrix is None else read_imatrix(imatrix)
-    planned = plan_requantized(
-        file,
-        out,
-        kind if is_projector else check_mix(kind),
-        imatrix=matrix,
-        allow_requantize=allow_requantize,
-    )
-    make_directory(out.parent)
-    parts = [(part.name, part.stat().st_size, part.stat().st_mtime_ns) for part in file.files]
-    fingerprint = hashlib.sha256(repr((parts, digest_of(matrix))).encode()).hexdigest()
-    write(planned, None, fingerprint, status, force=force)
-    return [record_of(planned)]
-
-
-def _quantize_directory(
-    source: str,
-    out: Path,
-    kind: str,
-    vision: str | None,
-    imatrix: Path | None,
-    force: bool,
-    status: Status,
-) -> list[dict[str, Any]]:
-    from ivl.cli.conversion import Conversion, convert_directory, require_directory
-
-    if out.suffix.lower() != ".gguf":
-        raise ConfigError(
-            f"{out} is no name of a GGUF file.",
-            "Let OUT end in .gguf; `ivl convert DIR OUT` writes a pair into a directory.",
-        )
-    asked = Conversion(
-        model=source,
-        directory=require_directory(source, status),
-        out=out,
-        mix=kind,
-        vision=vision,
-        imatrix=imatrix,
-        force=force,
-        with_mmproj=vision is not None,
-    )
-    return convert_directory(asked, status).records

@@ -61,7 +61,7 @@ def command(
     limit = pixel_limit(max_pixels)
     opened = [_open(name, limit) for name in files]
     num_pages = sum(len(pages) for pages in opened if not isinstance(pages, IvlError))
-    report = Report(status, titled=len(files) > 1 or num_pages > 1, json=json, times=times)
+    report = Printer(status, titled=len(files) > 1 or num_pages > 1, json=json, times=times)
     model = load_model(choice, status, drafting) if num_pages else None
     for name, pages in zip(files, opened, strict=True):
         if isinstance(pages, IvlError):
@@ -93,7 +93,7 @@ def _open(name: str, max_pixels: int) -> list[Page] | IvlError:
         return error
 
 
-class Report:
+class Printer:
     """Prints readings as they come, or gathers them for JSON."""
 
     def __init__(self, status: Status, *, titled: bool, json: bool, times: bool) -> None:

@@ -50,6 +50,13 @@ class Status:
             print(f"\r\033[K{text[:width]}", end="", file=sys.stderr, flush=True)
             self._shown = True
 
+    def show_step(self, doing: str, done: int, total: int) -> None:
+        """For what is done in steps: `ivl.imatrix(doing=...)`."""
+        if doing:
+            self.show(f"{doing}: {done} of {total}" if total else doing)
+        else:
+            self.clear()
+
     def show_loading(self, done_bytes: int, total_bytes: int) -> None:
         """A bar for `ivl.load(progress=...)`, with the speed since the first of its calls."""
         now = time.monotonic()

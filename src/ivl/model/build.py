@@ -34,7 +34,7 @@ Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Weights:
+class OpenWeights:
     """The tensors of a directory, whose headers fit the configuration. Nothing is loaded yet.
 
     `config` is the configuration as the tensors settle it (see `_with_own_head`), `table` has the
@@ -61,7 +61,7 @@ class Weights:
         return to_blocks(AwqTensors(*(part.numpy() for part in parts)))
 
 
-def open_weights(config: ModelConfig, directory: Path) -> Weights:
+def open_weights(config: ModelConfig, directory: Path) -> OpenWeights:
     """Compares names, types and shapes of the files' headers with the configuration.
 
     A missing, an unexpected or a wrongly shaped tensor raises CheckpointError. This takes no
@@ -77,7 +77,7 @@ def open_weights(config: ModelConfig, directory: Path) -> Weights:
     _check_types(table, available, files)
     parameters = dict(empty_model(config).named_parameters())
     _check_shapes(table, parameters, available, files, config)
-    return Weights(config=config, files=files, table=table, available=available)
+    return OpenWeights(config=config, files=files, table=table, available=available)
 
 
 def build_model(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from ivl.config import ModelConfig
 from ivl.errors import UnsupportedError
-from ivl.model.build import Weights, combine, empty_model, open_weights
+from ivl.model.build import OpenWeights, combine, empty_model, open_weights
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,7 +30,7 @@ class ModelTensors:
                 f"The weights of {directory} are quantized (AWQ).",
                 "What was rounded once is not rounded again; take the 16-bit model.",
             )
-        self._weights: Weights = open_weights(config, directory)
+        self._weights: OpenWeights = open_weights(config, directory)
         self.config: ModelConfig = self._weights.config
         # The files are opened one at a time; pieces are made on several threads.
         self._lock = threading.Lock()

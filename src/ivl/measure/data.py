@@ -1,0 +1,208 @@
+"""Data to measure or to calibrate with: images with what stands on them, talks, plain text.
+
+A data set is named by paths, each of which is one of
+
+    an image           the question is to read it; the truth is the .txt file of the same name
+                       beside it, if there is one
+    a .txt file        plain text, for the language model alone
+    a .jsonl file      one object a line, {"image": ..., "question": ..., "answer": ...}. Images are
+                       relative to the file; of several there is a list. Each of the three may be
+                       missing: the image of a question about none, the question of an image to be
+                       read, the answer that nobody knows. {"text": ...} is plain text, and
+                       {"image": ..., "conversations": [{"from": "human", "value": "<image>\\n..."},
+                       {"from": "gpt", "value": ...}, ...]} InternVL's own form
+    a directory        its images, its .jsonl files, and those of its .txt files that belong to no
+                       image, by name
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ivl.documents.reading import READ_QUESTION
+from ivl.errors import RequestError
+from ivl.lfs_pointer import refuse_lfs_pointer
+from ivl.paths import local_path
+from ivl.prompt.pixels import num_frames
+from ivl.prompt.template import Message, user_message
+from ivl.spelling import did_you_mean
+
+IMAGE_SUFFIXES = frozenset(
+    ".png .jpg .jpeg .webp .gif .tif .tiff .bmp .avif .heic .jp2 .ppm".split()
+)
+"""Files of a directory that are taken for images. A file named itself may be called anything."""
+
+ASSETS = Path(__file__).parents[1] / "assets"
+PAGES = ASSETS / "pages"
+"""Pages whose truth is known, drawn by `training/`, and a text: what is measured by default."""
+CALIBRATION = ASSETS / "calibration"
+"""Four other pages with their text, and some prose: enough for `demo`, a beginning for others."""
+
+Doing = Callable[[str, int, int], None]
+"""Called with what is being done, how many of its steps are done, and how many there are: 0 where
+nobody counts them. An empty text: what follows tells its progress in another way."""
+
+LINE_KEYS = ("image", "question", "answer", "text", "conversations")
+_ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
+_IMAGE_MARK = "<image>"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """What is shown to a model, and what is known to follow.
+
+    name: for people. messages: a conversation up to the answer, with slots for the `images`; none
+    for plain text, which is in `answer`. answer: the truth, or None when nobody knows it.
+    """
+
+    name: str
+    messages: tuple[Message, ...] = ()
+    images: tuple[Path, ...] = ()
+    answer: str | None = None
+
+    @classmethod
+    def asking(cls, name: str, question: str, *images: Path, answer: str | None = None) -> Sample:
+        """One question, about images or about none."""
+        messages = (user_message(question, len(images)),)
+        return cls(name=name, messages=messages, images=images, answer=answer)
+
+    @property
+    def is_text(self) -> bool:
+        return not self.messages
+
+    def texts(self) -> Iterator[str]:
+        """Everything that will be turned into tokens, to compare tokenizers with."""
+        for message in self.messages:
+            yield from (part for part in message.parts if isinstance(part, str))
+        if self.answer:
+            yield self.answer
+
+
+def read_data(paths: Iterable[str | os.PathLike[str]]) -> list[Sample]:
+    """The samples that the paths name, in their order.
+
+    Headers of images are read, so that a damaged one is told before anything long begins.
+    RequestError for what is not there, is no data, or is empty.
+    """
+    samples = [sample for path in paths for sample in _read_path(local_path(path))]
+    for image in {image for sample in samples for image in sample.images}:
+        num_frames(image)
+    return samples
+
+
+def bundled_samples(*, has_vision: bool) -> list[Sample]:
+    """The bundled pages, or for a text-only model the bundled text."""
+    return [sample for sample in read_data([PAGES]) if sample.is_text != has_vision]
+
+
+def _read_path(path: Path) -> Sequence[Sample]:
+    if path.is_dir():
+        found = list(_read_directory(path))
+        if not found:
+            raise RequestError(
+                f"{path} holds no images and no .txt or .jsonl files.", "Name a folder with some."
+            )
+        return found
+    if not path.is_file():
+        raise RequestError(
+            f"There is no data {path}.", "Name an image, a .txt, a .jsonl, a folder."
+        )
+    if path.suffix.lower() == ".jsonl":
+        return list(_read_lines(path))
+    if path.suffix.lower() == ".txt":
+        return [Sample(name=path.name, answer=_read_text(path))]
+    truth = path.with_suffix(".txt")
+    answer = _read_text(truth).rstrip("\n") if truth.is_file() else None
+    return [Sample.asking(path.name, READ_QUESTION, path, answer=answer)]
+
+
+def _read_directory(directory: Path) -> Iterator[Sample]:
+    files = sorted(path for path in directory.iterdir() if path.is_file())
+    images = {path for path in files if path.suffix.lower() in IMAGE_SUFFIXES}
+    truths = {path.with_suffix(".txt") for path in images}
+    for path in files:
+        if path in images or (path.suffix.lower() in (".txt", ".jsonl") and path not in truths):
+            yield from _read_path(path)
+
+
+def _read_text(path: Path) -> str:
+    refuse_lfs_pointer(path)
+    try:
+        text = path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RequestError(f"{path} cannot be read as UTF-8 text: {error}.") from None
+    if not text.strip():
+        raise RequestError(f"{path} is empty.", "Remove it, or write the text into it.")
+    return text
+
+
+def _read_lines(path: Path) -> Iterator[Sample]:
+    for number, line in enumerate(_read_text(path).splitlines(), 1):
+        if not line.strip():
+            continue
+        where = f"{path}, line {number}"
+        try:
+            given = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise RequestError(f"{where} is no JSON: {error}.") from None
+        yield _parse_line(given, where, path.parent)
+
+
+def _parse_line(given: Any, where: str, folder: Path) -> Sample:
+    keys = f"Its keys are {', '.join(LINE_KEYS)}."
+    if not isinstance(given, dict):
+        raise RequestError(f"{where} is no object.", keys)
+    named = given.get("image", [])
+    names = [named] if isinstance(named, str) else named
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise RequestError(f"{where}: the image is not a path, or a list of them.")
+    images = tuple(folder / name for name in names)
+    for image in images:
+        if not image.is_file():
+            raise RequestError(f"{where} names the image {image}, which is not there.")
+    if "conversations" in given:  # such lines have keys of their own: id, width, height
+        return _conversation(given["conversations"], where, images)
+    for key, value in given.items():
+        if key not in LINE_KEYS:
+            hint = did_you_mean(key, LINE_KEYS, keys)
+            raise RequestError(f"{where} has a key {key!r}, which means nothing here.", hint)
+        if key != "image" and not isinstance(value, str):
+            raise RequestError(f"{where}: the {key} is not a text.", keys)
+    question = given.get("question") or (READ_QUESTION if images else None)
+    answer = given.get("answer", given.get("text"))
+    if question is not None:
+        return Sample.asking(where, question, *images, answer=answer)
+    if not answer:
+        raise RequestError(f"{where} has neither an image nor a question nor a text.")
+    return Sample(name=where, answer=answer)
+
+
+def _conversation(turns: Any, where: str, images: tuple[Path, ...]) -> Sample:
+    """`<image>` marks where images stand; ours come first in the turn, as InternVL has them."""
+    messages: list[Message] = []
+    try:
+        parts = [(_ROLES[turn["from"]], turn["value"]) for turn in turns if turn["from"] in _ROLES]
+        for role, value in parts:
+            text = value.replace(_IMAGE_MARK + "\n", "").replace(_IMAGE_MARK, "")
+            if role == "user":
+                messages.append(user_message(text, value.count(_IMAGE_MARK)))
+            else:
+                messages.append(Message("assistant", text))
+    except (KeyError, TypeError, AttributeError):
+        raise RequestError(
+            f"{where}: the conversation is none.",
+            'It is a list of {"from": "human" or "gpt", "value": "..."}.',
+        ) from None
+    if sum(message.num_images for message in messages) != len(images):
+        raise RequestError(f"{where}: there are {len(images)} images for another number of marks.")
+    answer = None
+    if messages and messages[-1].role == "assistant":
+        answer = str(messages.pop().content)
+    if not any(message.role == "user" for message in messages):
+        raise RequestError(f"{where}: nobody asks anything in the conversation.")
+    return Sample(name=where, messages=tuple(messages), images=images, answer=answer)

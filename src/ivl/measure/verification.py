@@ -1,0 +1,145 @@
+"""Memory and times of a model with random weights at its true shapes, in a process of its own."""
+
+from __future__ import annotations
+
+import os
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from ivl.config import ModelConfig
+from ivl.footprint.device import Slot
+from ivl.footprint.placement import Placement
+from ivl.footprint.tensors import TypedTensor
+from ivl.footprint.workload import Workload
+
+if TYPE_CHECKING:  # torch is imported in the process that measures
+    import torch
+
+    from ivl.model.device_map import DeviceMap
+
+TOKENS = 12
+CHUNK = 512
+
+
+def measure_built(
+    config: ModelConfig,
+    tensors: Sequence[TypedTensor],
+    work: Workload,
+    placement: Placement,
+    *,
+    gpus: Sequence[Slot] = (),
+    vision_offload: bool = False,
+) -> dict[str, float]:
+    """Builds a model of random weights and runs it in this process, which must have done nothing
+    else. `gpus`: all of this machine, among which are those of the placement."""
+    os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # as NVML counts cards
+    import torch
+
+    from ivl.api import choose_dtype
+    from ivl.kernels.threads import use_threads
+    from ivl.model.build_random import random_planned_model
+    from ivl.model.cpu_vision import use_arithmetic
+
+    use_threads(None)
+    where = _where(placement, gpus, config.decoder.num_layers, vision_offload=vision_offload)
+    on_gpu = where.vision.type == "cuda"
+    device = torch.device("cuda" if on_gpu else "cpu")
+    is_quantized = not all(tensor.is_plain for tensor in tensors)
+    dtype = choose_dtype(None, device, is_quantized=is_quantized)
+    model = random_planned_model(config, tensors, device=where, dtype=dtype)
+    model.kv = work.kv
+    # From here on as `ivl.api.load` does it, so that what is measured is what `ivl ask` runs.
+    model.decoder.use_graphs(work.context)
+    use_arithmetic(model, "auto")
+    ids = torch.arange(work.prompt_tokens(config), device=model.device) % config.decoder.vocab_size
+    encode_s, features, tiles = 0.0, None, 0
+    with torch.inference_mode():
+        if work.num_tiles:
+            tiles = min(work.vision_batch, work.num_tiles)
+            px = config.tile_px
+            pixels = torch.randint(0, 256, (tiles, px, px, 3), dtype=torch.uint8)
+            encode_s, features = _timed(lambda: model.encode_tiles(pixels, tiles), device)
+        places = torch.arange(len(ids), device=model.device)
+        num_places = 0 if features is None else features.shape[0] * features.shape[1]
+        x = model.embed(ids, places < num_places, features)
+        cache = model.new_cache(work.context)
+        prefill_s, _ = _timed(lambda: model.prefill(x, cache, chunk_tokens=CHUNK), device)
+        steps = []
+        for _ in range(min(TOKENS, work.context - cache.length)):
+            steps.append(_timed(lambda: model.step(0, cache), device)[0])
+        _touch(cache)
+    return {
+        "peak_bytes": sum(_peak_bytes(one) for one in _counted(placement, where)),
+        "encode_s": encode_s,
+        "tiles": tiles,
+        "prefill_s": prefill_s,
+        "step_s": statistics.median(steps) if steps else float("nan"),
+        "is_gpu": device.type == "cuda",
+    }
+
+
+def choose_dtype(device: torch.device, *, is_quantized: bool) -> torch.dtype:
+    """What a model is computed in when nobody asks for another type: `ivl.api.choose_dtype`."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    if is_quantized or not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return torch.float32
+    return torch.bfloat16
+
+
+def _where(
+    placement: Placement, gpus: Sequence[Slot], num_layers: int, *, vision_offload: bool
+) -> DeviceMap:
+    """The placement on this machine's cards, in the order of their bus."""
+    import torch
+
+    from ivl.model.device_map import DeviceMap, map_of
+
+    used = [share.device for share in placement.shares if share.device.is_gpu]
+    if not used or not torch.cuda.is_available():
+        return DeviceMap.whole("cpu", num_layers)
+    numbers = [i for i, slot in enumerate(gpus) if any(slot.device is d for d in used)]
+    cards = [torch.device("cuda", number) for number in numbers]
+    return map_of(placement, cards, num_layers, vision_offload=vision_offload)
+
+
+def _counted(placement: Placement, where: DeviceMap) -> list[Any]:
+    """The devices whose memory the placement counts."""
+    import torch
+
+    found = {where.vision, where.head, *where.layers} - {torch.device("cpu")}
+    on_host = any(not share.device.is_gpu for share in placement.shares)
+    return [*sorted(found, key=str), *([torch.device("cpu")] if on_host or not found else [])]
+
+
+def _timed(run: Any, device: Any) -> tuple[float, Any]:
+    import torch
+
+    began = time.perf_counter()
+    result = run()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - began, result
+
+
+def _touch(cache: Any) -> None:
+    """Writes the whole cache, so that it is resident as it will be when a conversation is long."""
+    for layer in getattr(cache.store, "layers", ()):
+        layer.zero_()
+
+
+def _peak_bytes(device: Any) -> int:
+    import torch
+
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        reserved = torch.cuda.memory_reserved(device)
+        return torch.cuda.max_memory_reserved(device) + max(0, total - free - reserved)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
