@@ -13,9 +13,11 @@ namespace ivl {
 namespace IVL_VARIANT {
 namespace {
 
+#if defined(IVL_HAS_FLOAT16_TILES)
 // The largest magnitude of a row of float16 activations. With kFloat16Most for weights, a sum of 32
 // products is at most 51200, within the type's 65504.
 constexpr float kFloat16Activation = 16.0f;
+#endif
 
 // out = (x - mean) * factor * weight + bias, the statistics in float32.
 void normed(const float* x, int64_t width, const NormArgs& norm, float* out) {

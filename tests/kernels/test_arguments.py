@@ -328,9 +328,7 @@ def test_dense_products_that_do_not_fit(
         call(EXTENSION)
 
 
-def rows(
-    module: Any, x: Tensor, norm: str = "none", weight: Tensor | None = None
-) -> Any:
+def rows(module: Any, x: Tensor, norm: str = "none", weight: Tensor | None = None) -> Any:
     made = module.DenseRows("int8")
     made.fill(x, norm, weight, None, 1e-6)
     return made
