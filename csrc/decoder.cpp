@@ -2,11 +2,8 @@
 
 #include <algorithm>
 #include <cmath>
-#include <stdexcept>
 
-#include "select.hpp"
-#include "variant/attention.hpp"
-#include "variant/pointwise.hpp"
+#include "isa.hpp"
 
 namespace ivl {
 namespace {
@@ -22,8 +19,8 @@ constexpr int64_t kLeastOutputs = 32;  // weights of so many rows begin at a pan
 constexpr int64_t kStoreRows = 4;
 constexpr int64_t kPhasesPerLayer = 10;
 
-const AttentionKernels& attention() { IVL_SELECT(attention_kernels) }
-const PointwiseKernels& pointwise() { IVL_SELECT(pointwise_kernels) }
+const AttentionKernels& attention() { return kernels().attention; }
+const PointwiseKernels& pointwise() { return kernels().pointwise; }
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -80,9 +77,6 @@ std::pair<int64_t, int64_t> OutputTasks::range(int64_t task) const {
 
 Decoder::Decoder(const DecoderShape& shape, std::vector<DecoderLayer> layers, const float* norm)
     : shape_(shape), layers_(std::move(layers)), norm_(norm) {
-  if (shape.head_dim % kScaleGroup != 0 || shape.heads % shape.kv_heads != 0) {
-    throw std::invalid_argument("heads must be of a multiple of 32 channels, in equal groups");
-  }
   for (const DecoderLayer& layer : layers_) {
     for (const Linear* one : {&layer.q, &layer.k, &layer.v}) attn_in_.add_reader(*one);
     o_in_.add_reader(layer.o);
@@ -125,7 +119,6 @@ void Decoder::plan(int64_t num_rows, const std::vector<Segment>& segments) {
     max_parts_ = std::max(max_parts_, parts);
     row += segment.num_tokens;
   }
-  if (row != num_rows) throw std::invalid_argument("the segments have another number of tokens");
   if (max_parts_ > 1) {
     floats(parts_, max_parts_ * num_rows * shape_.q_width());
     floats(states_, max_parts_ * num_rows * shape_.heads * 2);

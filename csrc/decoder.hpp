@@ -57,10 +57,15 @@ class OutputTasks {
 
 class Decoder {
  public:
+  // head_dim is a multiple of 32, heads of kv_heads.
   Decoder(const DecoderShape& shape, std::vector<DecoderLayer> layers, const float* norm);
 
+  const DecoderShape& shape() const { return shape_; }
+  int64_t num_layers() const { return static_cast<int64_t>(layers_.size()); }
+
   // Hidden values x (num_rows, hidden) float32 of all segments, one after another, become those
-  // after the last layer and the norm, where there is one. cos, sin (num_rows, head_dim).
+  // after the last layer and the norm, where there is one. cos, sin (num_rows, head_dim). The
+  // segments have as many tokens as there are rows, and room for them in their blocks.
   void extend(float* x, int64_t num_rows, const float* cos, const float* sin,
               const std::vector<Segment>& segments, const CacheView& cache);
 

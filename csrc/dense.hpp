@@ -12,15 +12,23 @@
 // broadcast of 4 bytes of the activations meets them all. Panels are filled up with zeros. int8
 // weights are stored plus 128, because the instruction multiplies unsigned by signed; what that
 // adds to a sum is 128 times the sum of the activations' row.
+//
+// Plain numbers and pointers only, as in kernels.hpp; dense_matrix.hpp has what owns them.
 #pragma once
 
 #include <cstdint>
+
+#include "dtype.hpp"
 
 namespace ivl {
 
 constexpr int kPanel = 32;      // outputs of a panel
 constexpr int kTileRows = 12;   // rows that are multiplied at once: 12 x 32 sums fill 24 registers
 constexpr int kRowUnits = 64;   // rows of activations are filled up to a multiple of so many values
+
+// The largest float16 weight: rows with larger ones are scaled down, for sums of 32 products to stay
+// in that type's range.
+constexpr float kFloat16Most = 100.0f;
 
 enum class Dense : int { int8 = 0, float16 = 1 };
 enum class Norm : int { none = 0, layer = 1, rms = 2 };
@@ -44,37 +52,25 @@ struct DenseRows {
 struct DenseProduct {
   Dense type;
   DenseRows rows;
-  int64_t num_rows, columns;   // columns of the panels: rows.stride
-  const void* panels;
+  const void* panels;          // of rows.stride columns
   const float* weight_scales;  // (outputs,), or null: 1
   const float* bias;           // (outputs,), or null
   int64_t outputs;
-  float* out;                  // (num_rows, out_stride)
-  int64_t out_stride;
+  float* out;                  // (rows, outputs)
   Epilogue epilogue;
   const float* channel_scales;  // (outputs,), for add_scaled: out += channel_scale * y
 };
 
-// Brings a weight (rows, columns) of `dtype` (as in GGUF files: 0 float32, 1 float16, 30 bfloat16)
-// into panels of `stride` columns, on all threads. int8: the largest magnitude of a row becomes 127.
-// float16: a row with a magnitude above `float16_most` is scaled down to it. scales (rows,).
-void dense_pack(Dense type, const void* weight, int dtype, int64_t rows, int64_t columns,
-                int64_t stride, float float16_most, void* panels, float* scales);
-
-// What one instruction set offers.
-struct DenseKernels {
-  // Norms `num_rows` rows of x (rows, width) and writes them into `rows` from row `first` on.
-  void (*prepare)(Dense type, const float* x, int64_t width, int64_t first, int64_t num_rows,
-                  const NormArgs& norm, const DenseRows& rows);
-  // Rows [row, row + num_rows) times panels [panel, panel + num_panels).
-  void (*multiply)(const DenseProduct& product, int64_t row, int64_t num_rows, int64_t panel,
-                   int64_t num_panels);
+// Weights on their way into panels.
+struct DensePack {
+  Dense type;
+  const void* weight;  // (rows, columns), without gaps
+  Dtype dtype;
+  int64_t rows, columns;
+  int64_t stride;  // columns of the panels
+  void* panels;
+  float* scales;   // (rows,): weight = scale * value
 };
-
-const DenseKernels& dense_kernels();
-
-// Whether float16 products run on this machine and in the instruction set in use.
-bool has_float16_products();
 
 // Attention of every position to every other, without a mask: the tower's.
 struct TileAttention {
@@ -82,6 +78,4 @@ struct TileAttention {
   float* out;        // (tiles, positions, heads, head_dim)
   int64_t tiles, positions, heads, head_dim;  // head_dim a multiple of 32
 };
-void tile_attention(const TileAttention& args);  // needs float16 products
-
 }  // namespace ivl

@@ -4,10 +4,9 @@
 #include <stdexcept>
 #include <string>
 
+#include "isa.hpp"
 #include "packing.hpp"
-#include "select.hpp"
 #include "threads.hpp"
-#include "variant/matmul.hpp"
 
 namespace ivl {
 namespace {
@@ -15,8 +14,6 @@ namespace {
 // Panels of one task: enough to read for a while in one place, few enough that every thread gets
 // several tasks of a product.
 constexpr int64_t kTaskPanels = 8;
-
-const MatmulKernels& kernels() { IVL_SELECT(matmul_kernels) }
 
 const Layout& find_layout(int type_id) {
   const int index = layout_index(type_id);
@@ -32,9 +29,10 @@ void run_panels(const PanelTask& task, const QuantizedRows& x) {
   const RowsView rows = {x.values(), x.scales(), x.weighted_sums(), x.half_sums(), x.num_rows(),
                          x.columns()};
   static thread_local Buffer scratch;
-  const MatmulKernels& of_isa = kernels();
+  const MatmulKernels& of_isa = kernels().matmul;
   scratch.reserve(static_cast<size_t>(of_isa.scratch_bytes(x.num_rows(), x.columns())));
-  of_isa.matmul(task, rows, scratch.data());
+  const bool many = of_isa.multiply_many && x.num_rows() >= of_isa.many_rows;
+  (many ? of_isa.multiply_many : of_isa.multiply)(task, rows, scratch.data());
 }
 
 }  // namespace
@@ -84,12 +82,10 @@ void PackedMatrix::rows_at(const int64_t* ids, int64_t num_ids, float* out) cons
   }
 }
 
-void QuantizedRows::quantize(const void* x, Dtype dtype, int64_t num_rows, int64_t columns,
-                             int64_t row_stride) {
+void QuantizedRows::quantize(const void* x, Dtype dtype, int64_t num_rows, int64_t columns) {
   resize(num_rows, columns);
-  const int64_t stride = row_stride == 0 ? columns : row_stride;
   const auto tile = [&](int64_t index) {
-    quantize_groups(x, dtype, stride, index, 0, num_groups());
+    quantize_groups(x, dtype, columns, index, 0, num_groups());
   };
   if (num_tiles() > 1) {
     parallel_for(num_tiles(), tile);
@@ -116,9 +112,9 @@ void QuantizedRows::quantize_groups(const void* x, Dtype dtype, int64_t row_stri
   const int64_t first = tile * kTileRows, all = num_rows_ * num_groups();
   const int64_t last = first + kTileRows < num_rows_ ? first + kTileRows : num_rows_;
   float* scales = reinterpret_cast<float*>(memory_.data() + scales_at_);
-  kernels().quantize(x, static_cast<int>(dtype), row_stride, first, last, num_rows_, first_group,
-                     first_group + count, num_groups(), memory_.as<int8_t>(), scales, scales + all,
-                     reinterpret_cast<int32_t*>(scales + 2 * all));
+  kernels().matmul.quantize(x, dtype, row_stride, first, last, num_rows_, first_group,
+                            first_group + count, num_groups(), memory_.as<int8_t>(), scales,
+                            scales + all, reinterpret_cast<int32_t*>(scales + 2 * all));
 }
 
 void QuantizedRows::unpack(int8_t* values_out, float* scales_out) const {
@@ -137,7 +133,7 @@ void matmul_outputs(const PackedMatrix& matrix, const float* bias, const Quantiz
                     int64_t first, int64_t last, float* out, int64_t out_stride, bool add) {
   run_panels({matrix.data(), matrix.type_id(), last < matrix.rows() ? last : matrix.rows(),
               matrix.columns(), first / kPanelRows, (last + kPanelRows - 1) / kPanelRows, bias,
-              out - first, static_cast<int>(Dtype::float32), out_stride, add},
+              out - first, Dtype::float32, out_stride, add},
              x);
 }
 
@@ -148,8 +144,7 @@ void matmul(const PackedMatrix& matrix, const float* bias, const QuantizedRows& 
   parallel_for((panels + kTaskPanels - 1) / kTaskPanels, [&](int64_t task) {
     const int64_t first = task * kTaskPanels, end = first + kTaskPanels;
     run_panels({matrix.data(), matrix.type_id(), matrix.rows(), matrix.columns(), first,
-                end < panels ? end : panels, bias, out, static_cast<int>(out_dtype), matrix.rows(),
-                false},
+                end < panels ? end : panels, bias, out, out_dtype, matrix.rows(), false},
                x);
   });
 }

@@ -13,16 +13,10 @@
 #include <cstdint>
 #include <vector>
 
+#include "dtype.hpp"
 #include "memory.hpp"
 
 namespace ivl {
-
-struct MatmulKernels;
-
-// The numbers are those of GGUF files (ggml_type).
-enum class Dtype : int { float32 = 0, float16 = 1, bfloat16 = 30 };
-
-inline int64_t bytes_of(Dtype dtype) { return dtype == Dtype::float32 ? 4 : 2; }
 
 // Weights that stay quantized, 16 rows interleaved. Immutable.
 class PackedMatrix {
@@ -70,10 +64,9 @@ class QuantizedRows {
   // by row, the 32 bytes. A single row is stored as it is.
   static constexpr int kTileRows = 12;
 
-  // x (num_rows, columns), rows `row_stride` elements apart (0: columns). columns is a multiple of
-  // 32; anything may be unaligned. Values that are not finite make their group's results NaN.
-  void quantize(const void* x, Dtype dtype, int64_t num_rows, int64_t columns,
-                int64_t row_stride = 0);
+  // x (num_rows, columns), without gaps; columns is a multiple of 32; it may be unaligned. Values
+  // that are not finite make their group's results NaN.
+  void quantize(const void* x, Dtype dtype, int64_t num_rows, int64_t columns);
 
   // The same in parts, from several threads: makes room, then takes groups [first_group,
   // first_group + num_groups) of one tile of rows. x (num_rows, ...) float32 points to the first of

@@ -4,7 +4,6 @@
 #include <algorithm>
 #include <atomic>
 
-#include "isa.hpp"
 #include "threads.hpp"
 
 namespace ivl {
@@ -22,21 +21,6 @@ void over_blocks(const Codec& codec, int64_t count, Body body) {
 }
 
 }  // namespace
-
-const Codec* codec_of(int type_id) {
-  switch (current_isa()) {
-#if defined(IVL_HAS_NEON)
-    case Isa::neon: return neon::find_codec(type_id);
-#endif
-#if defined(IVL_HAS_AVX2)
-    case Isa::avx2: return avx2::find_codec(type_id);
-#endif
-#if defined(IVL_HAS_AVX512)
-    case Isa::avx512: return avx512::find_codec(type_id);
-#endif
-    default: return portable::find_codec(type_id);
-  }
-}
 
 int encode_blocks(const Codec& codec, const EncodeTask& all) {
   std::atomic<int> flags{0};

@@ -30,23 +30,6 @@ struct Codec {
   Decode decode;
 };
 
-// The codec of each instruction set; null for a number that it does not know.
-namespace portable {
-const Codec* find_codec(int type_id);
-}
-namespace neon {
-const Codec* find_codec(int type_id);
-}
-namespace avx2 {
-const Codec* find_codec(int type_id);
-}
-namespace avx512 {
-const Codec* find_codec(int type_id);
-}
-
-// That of the instruction set in use, or null.
-const Codec* codec_of(int type_id);
-
 // On all threads: encodes all of a task's blocks, and decodes `count` blocks.
 int encode_blocks(const Codec& codec, const EncodeTask& all);
 void decode_blocks(const Codec& codec, const uint8_t* blocks, int64_t count, float* weights);

@@ -4,7 +4,7 @@
 // through in chunks that stay in a cache, with the largest score and the sum of the weights so far
 // kept for each row (online softmax: Milakov and Gimelshein, 2018, arXiv:1805.02867; the tiling is
 // that of FlashAttention, arXiv:2205.14135).
-#include "attention.hpp"
+#include "kernels.hpp"
 
 #include "simd.hpp"
 #include "vector_math.hpp"

@@ -4,27 +4,12 @@
 #pragma once
 
 #include <cstdint>
-#include <cstring>
+
+#include "blocks.hpp"
+#include "float16.hpp"
+#include "variant/layout.hpp"
 
 namespace ivl::IVL_VARIANT::quant {
-
-inline float from_bits(uint32_t bits) {
-  float value;
-  std::memcpy(&value, &bits, sizeof value);
-  return value;
-}
-
-inline float float16(uint32_t half) {
-  const uint32_t sign = (half & 0x8000) << 16, size = half & 0x7fff;
-  // Infinities and what is no number keep an exponent of all ones.
-  const uint32_t normal = (size << 13) + (size < 0x7c00 ? 112u << 23 : 224u << 23);
-  uint32_t small;
-  const float scaled = static_cast<float>(static_cast<int32_t>(size)) * 0x1p-24f;
-  std::memcpy(&small, &scaled, sizeof small);
-  return from_bits(sign | (size < 0x400 ? small : normal));
-}
-
-inline float float16_at(const uint8_t* bytes) { return float16(bytes[0] | bytes[1] << 8); }
 
 struct ReadQ8_0 {
   static constexpr int size = 32, bytes = 34;
@@ -113,9 +98,7 @@ struct ReadQ3_K {
   static void decode(const uint8_t* b, float* w) {
     const float d = float16_at(b + 108);
     for (int g = 0; g < 16; ++g) {
-      const int low = b[96 + g % 8] >> (g < 8 ? 0 : 4) & 15;
-      const int top = b[104 + g % 4] >> (g / 4 * 2) & 3;
-      const float step = d * static_cast<float>((low | top << 4) - 32);
+      const float step = d * static_cast<float>(q3_scale(b + 96, g));
       const uint8_t *plane = b + 32 + 32 * (g / 8) + 16 * (g % 2), *tops = b + 16 * (g % 2);
       const int shift = 2 * (g / 2 % 4), bit = g / 2;
       for (int k = 0; k < 16; ++k) {
@@ -151,13 +134,9 @@ struct StepAndOffset {
 
 // Of group g of Q4_K and Q5_K.
 inline StepAndOffset pair_of(const uint8_t* b, int g) {
-  const int k = g % 4;
-  int s = b[4 + k] & 63, m = b[8 + k] & 63;
-  if (g >= 4) {
-    s = (b[12 + k] & 15) | b[4 + k] >> 6 << 4;
-    m = b[12 + k] >> 4 | b[8 + k] >> 6 << 4;
-  }
-  return {float16_at(b) * static_cast<float>(s), float16_at(b + 2) * static_cast<float>(m)};
+  const ScaleAndMin pair = scale_and_min_of(b + 4, g);
+  return {float16_at(b) * static_cast<float>(pair.scale),
+          float16_at(b + 2) * static_cast<float>(pair.min)};
 }
 
 struct ReadQ4_K {
@@ -188,12 +167,9 @@ struct ReadQ5_K {
   }
 };
 
-constexpr float kTable[16] = {-127, -104, -83, -65, -49, -35, -22, -10,
-                              1,    13,   25,  38,  53,  69,  89,  113};
-
 inline void from_table(float step, const uint8_t* packed, float* w) {
   float values[16];
-  for (int q = 0; q < 16; ++q) values[q] = step * kTable[q];
+  for (int q = 0; q < 16; ++q) values[q] = step * static_cast<float>(kIq4Levels[q] - 128);
   for (int k = 0; k < 16; ++k) {
     w[k] = values[packed[k] & 15];
     w[k + 16] = values[packed[k] >> 4];
@@ -208,10 +184,9 @@ struct ReadIQ4_NL {
 struct ReadIQ4_XS {
   static constexpr int size = 256, bytes = 136;
   static void decode(const uint8_t* b, float* w) {
-    const int word = b[2] | b[3] << 8;
     for (int g = 0; g < 8; ++g) {
-      const int s = (b[4 + g / 2] >> (4 * (g % 2)) & 15) | (word >> (2 * g) & 3) << 4;
-      from_table(float16_at(b) * static_cast<float>(s - 32), b + 8 + 16 * g, w + 32 * g);
+      const float step = float16_at(b) * static_cast<float>(iq4_xs_scale(b, g));
+      from_table(step, b + 8 + 16 * g, w + 32 * g);
     }
   }
 };
@@ -224,7 +199,7 @@ struct ReadF16 {
 struct ReadBF16 {
   static constexpr int size = 1, bytes = 2;
   static void decode(const uint8_t* b, float* w) {
-    *w = from_bits(static_cast<uint32_t>(b[0] | b[1] << 8) << 16);
+    *w = bits_as<float>(static_cast<uint32_t>(b[0] | b[1] << 8) << 16);
   }
 };
 

@@ -1,10 +1,9 @@
 // Dense products of 8 and 16 bits; dense.hpp has the layouts.
-#include "dense.hpp"
-
 #include <cmath>
 #include <cstring>
 
 #include "float16_tile.hpp"
+#include "kernels.hpp"
 #include "vector_math.hpp"
 #if defined(__AVX2__) || defined(__AVX512VNNI__)
 #include <immintrin.h>
@@ -14,9 +13,11 @@ namespace ivl {
 namespace IVL_VARIANT {
 namespace {
 
-// The largest magnitude of a row of float16 activations. Weights are at most 100, so a sum of 32
+#if defined(IVL_HAS_FLOAT16_TILES)
+// The largest magnitude of a row of float16 activations. With kFloat16Most for weights, a sum of 32
 // products is at most 51200, within the type's 65504.
-constexpr float kFloat16Most = 16.0f;
+constexpr float kFloat16Activation = 16.0f;
+#endif
 
 // out = (x - mean) * factor * weight + bias, the statistics in float32.
 void normed(const float* x, int64_t width, const NormArgs& norm, float* out) {
@@ -68,8 +69,8 @@ void prepare(Dense type, const float* x, int64_t width, int64_t first, int64_t n
     }
 #if defined(IVL_HAS_FLOAT16_TILES)
     const float most = max_lanes(width, 0.0f, [&](int64_t i) { return std::fabs(row[i]); });
-    rows.scales[r] = most / kFloat16Most;
-    to_float16(row, most > 0 ? kFloat16Most / most : 0.0f,
+    rows.scales[r] = most / kFloat16Activation;
+    to_float16(row, most > 0 ? kFloat16Activation / most : 0.0f,
                static_cast<uint16_t*>(rows.values) + r * rows.stride, rows.stride);
 #endif
   }
@@ -162,7 +163,7 @@ void finish(const DenseProduct& p, int64_t row, int64_t column, int count, float
   if (p.bias) {
     for (int c = 0; c < count; ++c) y[c] += p.bias[column + c];
   }
-  float* out = p.out + row * p.out_stride + column;
+  float* out = p.out + row * p.outputs + column;
   switch (p.epilogue) {
     case Epilogue::store:
       for (int c = 0; c < count; ++c) out[c] = y[c];
@@ -210,7 +211,6 @@ void multiply(const DenseProduct& p, int64_t row, int64_t num_rows, int64_t pane
 
 }  // namespace
 
-extern const DenseKernels dense_kernels;
 const DenseKernels dense_kernels = {prepare, multiply};
 
 }  // namespace IVL_VARIANT

@@ -1,69 +1,61 @@
 // Dense weights to panels: rows are rounded one by one, then turned into columns of 4-byte units.
-#include "dense_pack.hpp"
+#include "kernels.hpp"
 
-#include "simd.hpp"
+#include "numbers.hpp"
 
 namespace ivl {
 namespace IVL_VARIANT {
 namespace {
 
-constexpr int64_t kPanelOutputs = 32;  // ivl::kPanel
+bool as_int8(const DensePack& p) { return p.type == Dense::int8; }
 
 // Sixteen numbers of a row from column `at` on, zeros beyond its end.
-Floats load_numbers(const DensePack& p, int64_t row, int64_t at) {
-  const int64_t size = p.dtype == 0 ? 4 : 2, left = p.columns - at;
-  const uint8_t* place = static_cast<const uint8_t*>(p.weight) + (row * p.columns + at) * size;
-  alignas(64) uint8_t part[64] = {};
-  if (left < 16) {
-    if (left > 0) memcpy(part, place, static_cast<size_t>(left * size));
-    place = part;
-  }
-  if (p.dtype == 1) return from_float16(place);
-  if (p.dtype == 30) return from_bfloat16(place);
-  return load_floats(reinterpret_cast<const float*>(place));
+Floats load_columns(const DensePack& p, int64_t row, int64_t at) {
+  const uint8_t* numbers = static_cast<const uint8_t*>(p.weight);
+  return load_numbers(numbers + (row * p.columns + at) * bytes_of(p.dtype), p.dtype, p.columns - at);
 }
 
 // One row in the type of the product, (stride,), and its scale.
 void round_row(const DensePack& p, int64_t row, uint8_t* out) {
   Floats magnitudes = zeros();
   for (int64_t at = 0; at < p.columns; at += 16) {
-    magnitudes = maximum(magnitudes, magnitude(load_numbers(p, row, at)));
+    magnitudes = maximum(magnitudes, magnitude(load_columns(p, row, at)));
   }
   const float most = largest(magnitudes);
   float scale = 1.0f;
-  if (p.as_int8 && most > 0.0f) scale = most / 127.0f;
-  if (!p.as_int8 && most > p.float16_most) scale = most / p.float16_most;
+  if (as_int8(p) && most > 0.0f) scale = most / 127.0f;
+  if (!as_int8(p) && most > kFloat16Most) scale = most / kFloat16Most;
   p.scales[row] = scale;
   const Floats inverse = splat(1.0f / scale);
   for (int64_t at = 0; at < p.stride; at += 16) {
-    Floats x = load_numbers(p, row, at);
+    Floats x = load_columns(p, row, at);
     if (scale != 1.0f) x = multiply(x, inverse);
-    if (p.as_int8) {
+    if (as_int8(p)) {
       to_int8(reinterpret_cast<int8_t*>(out) + at, x);
     } else {
       to_float16(out + 2 * at, x);
     }
   }
   // Products of bytes take unsigned weights: 128 more.
-  if (p.as_int8) {
+  if (as_int8(p)) {
     for (int64_t at = 0; at < p.stride; ++at) out[at] ^= 0x80;
   }
 }
 
 int64_t scratch_bytes(const DensePack& p) {
-  return kPanelOutputs * p.stride * (p.as_int8 ? 1 : 2);
+  return kPanel * p.stride * (as_int8(p) ? 1 : 2);
 }
 
 void pack(const DensePack& p, int64_t panel, uint8_t* scratch) {
-  const int64_t line = p.stride * (p.as_int8 ? 1 : 2), units = line / 4;
-  const int64_t first = panel * kPanelOutputs, left = p.rows - first;
-  const int64_t rows = left < kPanelOutputs ? left : kPanelOutputs;
-  memset(scratch + rows * line, p.as_int8 ? 0x80 : 0,
-         static_cast<size_t>((kPanelOutputs - rows) * line));
+  const int64_t line = p.stride * (as_int8(p) ? 1 : 2), units = line / 4;
+  const int64_t first = panel * kPanel, left = p.rows - first;
+  const int64_t rows = left < kPanel ? left : kPanel;
+  memset(scratch + rows * line, as_int8(p) ? 0x80 : 0,
+         static_cast<size_t>((kPanel - rows) * line));
   for (int64_t row = 0; row < rows; ++row) round_row(p, first + row, scratch + row * line);
   float* out = reinterpret_cast<float*>(static_cast<uint8_t*>(p.panels) +
-                                        panel * kPanelOutputs * line);
-  for (int64_t half = 0; half < kPanelOutputs; half += 16) {
+                                        panel * kPanel * line);
+  for (int64_t half = 0; half < kPanel; half += 16) {
     for (int64_t unit = 0; unit < units; unit += 16) {
       Floats square[16];
       for (int64_t i = 0; i < 16; ++i) {
@@ -71,7 +63,7 @@ void pack(const DensePack& p, int64_t panel, uint8_t* scratch) {
       }
       transpose(square);
       for (int64_t i = 0; i < 16; ++i) {
-        store_floats(out + (unit + i) * kPanelOutputs + half, square[i]);
+        store_floats(out + (unit + i) * kPanel + half, square[i]);
       }
     }
   }

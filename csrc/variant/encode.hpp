@@ -82,7 +82,7 @@ template <bool kWeighted>
 inline void symmetric(Group<kWeighted> block, Range levels, List<float> targets, IntLanes* d,
                       IntLanes* q) {
   *d = float16_bits(fit_scale<kPlain>(block, levels, targets));
-  const Lanes inverse = inverse_of(from_float16(*d));
+  const Lanes inverse = inverse_of(float_of_float16<Lanes>(*d));
   for (int i = 0; i < kPlain; ++i)
     q[i] = to_int(round_to_levels(block.x[i], inverse, levels) - levels.low);
 }
@@ -94,7 +94,7 @@ inline void affine(Group<kWeighted> block, float high, List<Pair> cuts, IntLanes
   const Range levels = {0, high};
   const Affine fit = fit_affine<kPlain, true>(block, levels, cuts);
   const IntLanes d = float16_bits(fit.scale), m = float16_bits(fit.offset);
-  const Lanes inverse = inverse_of(from_float16(d)), offset = from_float16(m);
+  const Lanes inverse = inverse_of(float_of_float16<Lanes>(d)), offset = float_of_float16<Lanes>(m);
   for (int i = 0; i < kPlain; ++i)
     q[i] = to_int(round_to_levels(block.x[i] - offset, inverse, levels));
   put_float16(d, out);

@@ -8,6 +8,7 @@
 #include <cstdint>
 
 #include "dense.hpp"
+#include "simd.hpp"
 
 namespace ivl {
 namespace IVL_VARIANT {
@@ -89,10 +90,8 @@ inline void float16_tile(int rows, const uint16_t* a, int64_t stride, const uint
 
 // count float32 values, a multiple of 16, to float16.
 inline void to_float16(const float* x, float factor, uint16_t* out, int64_t count) {
-  const __m512 f = _mm512_set1_ps(factor);
   for (int64_t i = 0; i < count; i += 16) {
-    const __m512 v = _mm512_mul_ps(_mm512_loadu_ps(x + i), f);
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + i), _mm512_cvtps_ph(v, 0));
+    to_float16(out + i, multiply(load_floats(x + i), splat(factor)));
   }
 }
 

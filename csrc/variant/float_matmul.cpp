@@ -1,7 +1,7 @@
 // Products with weights of 16 or 32 bits. docs/kernels.md explains the loops.
-#include "float_matmul.hpp"
+#include "kernels.hpp"
 
-#include "simd.hpp"
+#include "numbers.hpp"
 
 namespace ivl {
 namespace IVL_VARIANT {
@@ -17,35 +17,21 @@ constexpr int64_t kSlice = 512;                 // columns whose widened weights
 // not all fall into the same set of the first cache.
 IVL_INLINE int64_t row_stride(int64_t columns) { return (columns + 15) / 16 * 16 + 16; }
 
-template <int DTYPE>
-IVL_INLINE Floats load_sixteen(const void* p) {
-  if constexpr (DTYPE == 1) return from_float16(p);
-  if constexpr (DTYPE == 30) return from_bfloat16(p);
-  return load_floats(static_cast<const float*>(p));
-}
-
-// `count` numbers, below 16, and zeros after them.
-template <int DTYPE>
-IVL_INLINE Floats load_part(const void* p, int64_t count) {
-  constexpr int64_t size = DTYPE == 0 ? 4 : 2;
-  alignas(64) uint8_t whole[64] = {};
-  memcpy(whole, p, static_cast<size_t>(count * size));
-  return load_sixteen<DTYPE>(whole);
-}
-
-IVL_INLINE void store_number(void* out, int dtype, int64_t at, float y) {
-  alignas(64) uint8_t whole[64] = {};
-  if (dtype == 0) memcpy(static_cast<float*>(out) + at, &y, 4);
-  if (dtype == 1) to_float16(whole, splat(y));
-  if (dtype == 30) to_bfloat16(whole, splat(y));
-  if (dtype != 0) memcpy(static_cast<uint8_t*>(out) + 2 * at, whole, 2);
+IVL_INLINE void store_number(void* out, Dtype dtype, int64_t at, float y) {
+  if (dtype == Dtype::float32) {
+    memcpy(static_cast<float*>(out) + at, &y, 4);
+    return;
+  }
+  alignas(64) uint8_t whole[64];
+  store_numbers(whole, dtype, splat(y));
+  memcpy(static_cast<uint8_t*>(out) + 2 * at, whole, 2);
 }
 
 // --- few rows: x is (num_rows, columns padded with zeros); a sum is kept in 16 parts ---
 
-template <int DTYPE, int W, int R>
+template <Dtype DTYPE, int W, int R>
 void multiply_rows(const FloatTask& task, int64_t weight_row, int64_t row) {
-  constexpr int64_t size = DTYPE == 0 ? 4 : 2;
+  constexpr int64_t size = bytes_of(DTYPE);
   const int64_t columns = task.columns, stride = row_stride(columns);
   const uint8_t* weights = static_cast<const uint8_t*>(task.weights) + weight_row * columns * size;
   const float* x = task.x + row * stride;
@@ -62,7 +48,7 @@ void multiply_rows(const FloatTask& task, int64_t weight_row, int64_t row) {
     for (int i = 0; i < W; ++i) {
       const uint8_t* place = weights + (i * columns + k) * size;
       prefetch(place + kPrefetchBytes);
-      const Floats w = load_sixteen<DTYPE>(place);
+      const Floats w = load_numbers<DTYPE>(place);
 #pragma GCC unroll 8
       for (int r = 0; r < R; ++r) {
         acc[i][r] = multiply_add(w, load_floats(x + r * stride + k), acc[i][r]);
@@ -72,7 +58,7 @@ void multiply_rows(const FloatTask& task, int64_t weight_row, int64_t row) {
   if (k < columns) {
 #pragma GCC unroll 4
     for (int i = 0; i < W; ++i) {
-      const Floats w = load_part<DTYPE>(weights + (i * columns + k) * size, columns - k);
+      const Floats w = load_numbers<DTYPE>(weights + (i * columns + k) * size, columns - k);
 #pragma GCC unroll 8
       for (int r = 0; r < R; ++r) {
         acc[i][r] = multiply_add(w, load_floats(x + r * stride + k), acc[i][r]);
@@ -97,7 +83,7 @@ void multiply_rows(const FloatTask& task, int64_t weight_row, int64_t row) {
 
 // Four rows of x at a time at most: more of them would not stay in the first cache. What the second
 // time needs of the weights is in the second cache then.
-template <int DTYPE, int R, int... SMALLER>
+template <Dtype DTYPE, int R, int... SMALLER>
 IVL_INLINE void multiply_few(const FloatTask& task, int64_t first, int64_t last, int64_t row) {
   constexpr int W = 4;
   for (; row + R <= task.num_rows; row += R) {
@@ -115,9 +101,9 @@ IVL_INLINE void multiply_few(const FloatTask& task, int64_t first, int64_t last,
 // --- many rows: x is in tiles of kFloatRows rows, column by column ---
 
 // kPanel rows of weights from `row` on, columns [from, from + count), to (count, kPanel).
-template <int DTYPE>
+template <Dtype DTYPE>
 void widen(const FloatTask& task, int64_t row, int64_t from, int64_t count, float* panel) {
-  constexpr int64_t size = DTYPE == 0 ? 4 : 2;
+  constexpr int64_t size = bytes_of(DTYPE);
   const uint8_t* weights = static_cast<const uint8_t*>(task.weights);
   for (int64_t part = 0; part < kPanel; part += 16) {
     for (int64_t k = 0; k < count; k += 16) {
@@ -127,8 +113,7 @@ void widen(const FloatTask& task, int64_t row, int64_t from, int64_t count, floa
         const int64_t weight_row = row + part + i;
         const uint8_t* place = weights + (weight_row * task.columns + from + k) * size;
         square[i] = weight_row >= task.rows ? zeros()
-                    : columns == 16         ? load_sixteen<DTYPE>(place)
-                                            : load_part<DTYPE>(place, columns);
+                                            : load_numbers<DTYPE>(place, columns);
       }
       transpose(square);
       for (int64_t i = 0; i < columns; ++i) {
@@ -170,21 +155,19 @@ void write_panel(const FloatTask& task, int64_t first, const float* sums) {
     for (int64_t at = 0; at < width; at += 16) {
       const int64_t count = width - at < 16 ? width - at : 16;
       Floats y = load_floats(sums + row * kPanel + at);
-      if (task.bias != nullptr) y = add(y, load_part<0>(task.bias + first + at, count));
+      if (task.bias != nullptr) y = add(y, load_numbers<Dtype::float32>(task.bias + first + at, count));
       const int64_t place = row * task.out_stride + first + at;
-      if (task.add) y = add(y, load_part<0>(static_cast<const float*>(task.out) + place, count));
+      if (task.add) y = add(y, load_numbers<Dtype::float32>(static_cast<const float*>(task.out) + place, count));
       alignas(64) uint8_t whole[64];
-      if (task.out_dtype == 0) store_floats(reinterpret_cast<float*>(whole), y);
-      if (task.out_dtype == 1) to_float16(whole, y);
-      if (task.out_dtype == 30) to_bfloat16(whole, y);
-      const int64_t size = task.out_dtype == 0 ? 4 : 2;
+      store_numbers(whole, task.out_dtype, y);
+      const int64_t size = bytes_of(task.out_dtype);
       memcpy(static_cast<uint8_t*>(task.out) + place * size, whole,
              static_cast<size_t>(count * size));
     }
   }
 }
 
-template <int DTYPE>
+template <Dtype DTYPE>
 void multiply_many(const FloatTask& task, int64_t first, int64_t last, uint8_t* scratch) {
   float* panel = reinterpret_cast<float*>(scratch);
   float* sums = panel + kSlice * kPanel;
@@ -203,7 +186,7 @@ void multiply_many(const FloatTask& task, int64_t first, int64_t last, uint8_t* 
   }
 }
 
-template <int DTYPE>
+template <Dtype DTYPE>
 void multiply_of(const FloatTask& task, int64_t first, int64_t last, uint8_t* scratch) {
   if (task.num_rows <= kFewRows) {
     multiply_few<DTYPE, 4, 2, 1>(task, first, last, 0);
@@ -213,17 +196,15 @@ void multiply_of(const FloatTask& task, int64_t first, int64_t last, uint8_t* sc
 }
 
 void multiply(const FloatTask& task, int64_t first, int64_t last, uint8_t* scratch) {
-  if (task.weights_dtype == 0) multiply_of<0>(task, first, last, scratch);
-  if (task.weights_dtype == 1) multiply_of<1>(task, first, last, scratch);
-  if (task.weights_dtype == 30) multiply_of<30>(task, first, last, scratch);
+  switch (task.weights_dtype) {
+    case Dtype::float32: return multiply_of<Dtype::float32>(task, first, last, scratch);
+    case Dtype::float16: return multiply_of<Dtype::float16>(task, first, last, scratch);
+    case Dtype::bfloat16: return multiply_of<Dtype::bfloat16>(task, first, last, scratch);
+  }
 }
 
-IVL_INLINE Floats load_any(const void* x, int dtype, int64_t at, int64_t count) {
-  const int64_t size = dtype == 0 ? 4 : 2;
-  const uint8_t* place = static_cast<const uint8_t*>(x) + at * size;
-  if (dtype == 0) return count == 16 ? load_sixteen<0>(place) : load_part<0>(place, count);
-  if (dtype == 1) return count == 16 ? load_sixteen<1>(place) : load_part<1>(place, count);
-  return count == 16 ? load_sixteen<30>(place) : load_part<30>(place, count);
+IVL_INLINE Floats load_columns(const void* x, Dtype dtype, int64_t at, int64_t count) {
+  return load_numbers(static_cast<const uint8_t*>(x) + at * bytes_of(dtype), dtype, count);
 }
 
 int64_t num_preparations(int64_t num_rows) {
@@ -235,14 +216,14 @@ int64_t prepared_size(int64_t num_rows, int64_t columns) {
   return num_preparations(num_rows) * kFloatRows * columns;
 }
 
-void prepare(const void* x, int dtype, int64_t num_rows, int64_t columns, int64_t part,
+void prepare(const void* x, Dtype dtype, int64_t num_rows, int64_t columns, int64_t part,
              float* prepared) {
   const int64_t stride = row_stride(columns);
   if (num_rows <= kFewRows) {
     for (int64_t row = 0; row < num_rows; ++row) {
       for (int64_t k = 0; k < columns; k += 16) {
         const int64_t count = columns - k < 16 ? columns - k : 16;
-        store_floats(prepared + row * stride + k, load_any(x, dtype, row * columns + k, count));
+        store_floats(prepared + row * stride + k, load_columns(x, dtype, row * columns + k, count));
       }
     }
     return;
@@ -254,7 +235,7 @@ void prepare(const void* x, int dtype, int64_t num_rows, int64_t columns, int64_
       const int64_t count = columns - k < 16 ? columns - k : 16;
       float numbers[16];
       store_floats(numbers,
-                   row < num_rows ? load_any(x, dtype, row * columns + k, count) : zeros());
+                   row < num_rows ? load_columns(x, dtype, row * columns + k, count) : zeros());
       for (int64_t i = 0; i < count; ++i) tile[(k + i) * kFloatRows + r] = numbers[i];
     }
   }
@@ -269,8 +250,8 @@ int64_t scratch_bytes(int64_t num_rows) {
 
 static_assert(12 % kFloatRows == 0, "preparations are grouped to tiles of 12 rows");
 
-const FloatKernels float_kernels = {kFewRows, kTaskRows, kFloatRows,    prepared_size,
-                                    num_preparations, prepare, scratch_bytes, multiply};
+const FloatKernels float_kernels = {kTaskRows, kFloatRows,    prepared_size, num_preparations,
+                                    prepare,   scratch_bytes, multiply};
 
 }  // namespace IVL_VARIANT
 }  // namespace ivl

@@ -4,6 +4,8 @@
 
 #include <cstdint>
 
+#include "float16.hpp"
+
 #if defined(__AVX2__) || defined(__SSE2__)
 #include <immintrin.h>
 #endif
@@ -69,21 +71,10 @@ inline Lanes to_float(IntLanes whole) { return __builtin_convertvector(whole, La
 
 // Bits of the nearest float16, ties to even; its largest number for values beyond it.
 inline IntLanes float16_bits(Lanes value) {
-  const IntLanes bits = (IntLanes)smaller(larger(value, splat(-65504.0f)), splat(65504.0f));
-  const IntLanes sign = (bits >> 16) & 0x8000, size = bits & 0x7fffffff;
-  const IntLanes normal = (size - (112 << 23) + 0xfff + ((size >> 13) & 1)) >> 13;
-  // Added to a half, what is below the normal numbers of float16 is rounded to multiples of 2^-24.
-  const IntLanes small = (IntLanes)((Lanes)size + 0.5f) - 0x3f000000;
-  return sign | (size < (113 << 23) ? small : normal);
+  const Lanes within = smaller(larger(value, splat(-65504.0f)), splat(65504.0f));
+  return float16_of_float<IntLanes>(within);
 }
 
-inline Lanes from_float16(IntLanes bits) {
-  const IntLanes sign = (bits & 0x8000) << 16, size = bits & 0x7fff;
-  const IntLanes normal = (size << 13) + (112 << 23);
-  const IntLanes small = (IntLanes)(to_float(size) * 0x1p-24f);
-  return (Lanes)(sign | (size < 0x400 ? small : normal));
-}
-
-inline Lanes to_float16(Lanes value) { return from_float16(float16_bits(value)); }
+inline Lanes to_float16(Lanes value) { return float_of_float16<Lanes>(float16_bits(value)); }
 
 }  // namespace ivl::IVL_VARIANT::quant

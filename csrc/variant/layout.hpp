@@ -79,8 +79,8 @@ static constexpr int64_t panel_bytes(const Layout& layout, int64_t columns) {
   return scale_section(layout, columns) + columns / kGroupColumns * level_bytes(layout);
 }
 
-// The levels of IQ4_NL and IQ4_XS, 128 added.
-constexpr uint8_t kTable[16] = {1,   24,  45,  63,  79,  93,  106, 118,
-                                129, 141, 153, 166, 181, 197, 217, 241};
+// The table of IQ4_NL and IQ4_XS, 128 added.
+constexpr uint8_t kIq4Levels[16] = {1,   24,  45,  63,  79,  93,  106, 118,
+                                    129, 141, 153, 166, 181, 197, 217, 241};
 
 }  // namespace ivl

@@ -40,7 +40,7 @@ IVL_INLINE void load_levels(const uint8_t* planes, Bytes* w) {
       w[v + 4] = pick<4, 4, 0>(both);
     }
     if constexpr (TABLE) {
-      for (int v = 0; v < 8; ++v) w[v] = lookup(kTable, w[v]);
+      for (int v = 0; v < 8; ++v) w[v] = lookup(kIq4Levels, w[v]);
     }
   }
   constexpr int low = BITS >= 4 ? 4 : 0;

@@ -1,6 +1,6 @@
 // What the processor can do at most, measured with nothing else around it: what bench/matmul.py
 // holds the kernels against.
-#include "limits.hpp"
+#include "kernels.hpp"
 
 #include "simd.hpp"
 
@@ -47,7 +47,7 @@ float multiply_bytes(int64_t rounds) {
 
 }  // namespace
 
-const LimitKernels limit_kernels = {read_all, operations_per_round, multiply_bytes};
+const LimitKernels limit_kernels = {read_all, multiply_bytes, operations_per_round};
 
 }  // namespace IVL_VARIANT
 }  // namespace ivl

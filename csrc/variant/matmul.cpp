@@ -1,7 +1,8 @@
 // Products of packed matrices with quantized activations. docs/kernels.md explains the loops.
-#include "matmul.hpp"
+#include "kernels.hpp"
 
 #include "levels.hpp"
+#include "numbers.hpp"
 
 namespace ivl {
 namespace IVL_VARIANT {
@@ -207,7 +208,7 @@ void finish(const PanelTask& task, int64_t panel, int64_t num_rows, const float*
   alignas(64) float bias[16] = {};
   if (task.bias != nullptr) memcpy(bias, task.bias + first, static_cast<size_t>(4 * width));
   const Floats added = load_floats(bias);
-  const int64_t size = task.out_dtype == 0 ? 4 : 2;
+  const int64_t size = bytes_of(task.out_dtype);
   for (int64_t row = 0; row < num_rows; ++row) {
     uint8_t* place = static_cast<uint8_t*>(task.out) + (row * task.out_stride + first) * size;
     alignas(64) uint8_t whole[64];
@@ -218,9 +219,7 @@ void finish(const PanelTask& task, int64_t panel, int64_t num_rows, const float*
       if (to == whole) memcpy(whole, place, static_cast<size_t>(width * size));
       y = add(y, load_floats(reinterpret_cast<float*>(to)));
     }
-    if (task.out_dtype == 0) store_floats(reinterpret_cast<float*>(to), y);
-    if (task.out_dtype == 1) to_float16(to, y);
-    if (task.out_dtype == 30) to_bfloat16(to, y);
+    store_numbers(to, task.out_dtype, y);
     if (to == whole) memcpy(place, whole, static_cast<size_t>(width * size));
   }
 }
@@ -288,22 +287,30 @@ Prepared prepare(const RowsView& rows, const Scratch& scratch) {
   return {rows, scratch.starts, kind.halves == 2 ? scratch.sums : rows.weighted_sums};
 }
 
+// Up to one tile of rows.
 template <int INDEX>
-void matmul_format(const PanelTask& task, const RowsView& rows, uint8_t* memory) {
+void multiply_by_rows(const PanelTask& task, const RowsView& rows, uint8_t* memory) {
+  constexpr Layout layout = kLayouts[INDEX];
+  const Scratch scratch(memory, rows.num_rows, rows.columns);
+  const Prepared x = prepare<INDEX>(rows, scratch);
+  const int64_t size = panel_bytes(layout, task.columns);
+  const int64_t planes_at = scale_section(layout, task.columns);
+  for (int64_t panel = task.first_panel; panel < task.last_panel; ++panel) {
+    const uint8_t* packed = task.packed + panel * size;
+    multiply_panel<INDEX, IVL_ROW_BLOCKS>(packed, packed + planes_at, x, 0, scratch.acc);
+    finish(task, panel, rows.num_rows, scratch.acc);
+  }
+}
+
+// More rows: panels are unpacked slice by slice.
+template <int INDEX>
+void multiply_by_slices(const PanelTask& task, const RowsView& rows, uint8_t* memory) {
   constexpr Layout layout = kLayouts[INDEX];
   constexpr Kind kind = kind_of(layout);
   const Scratch scratch(memory, rows.num_rows, rows.columns);
   const Prepared x = prepare<INDEX>(rows, scratch);
   const int64_t groups = task.columns / kGroupColumns, size = panel_bytes(layout, task.columns);
   const int64_t planes_at = scale_section(layout, task.columns);
-  if (rows.num_rows <= kTileRows) {
-    for (int64_t panel = task.first_panel; panel < task.last_panel; ++panel) {
-      const uint8_t* packed = task.packed + panel * size;
-      multiply_panel<INDEX, IVL_ROW_BLOCKS>(packed, packed + planes_at, x, 0, scratch.acc);
-      finish(task, panel, rows.num_rows, scratch.acc);
-    }
-    return;
-  }
   for (int64_t from = task.first_panel; from < task.last_panel; from += kBlockPanels) {
     const int64_t left = task.last_panel - from, panels = left < kBlockPanels ? left : kBlockPanels;
     memset(scratch.acc, 0, static_cast<size_t>(panels * rows.num_rows * 64));
@@ -322,25 +329,29 @@ void matmul_format(const PanelTask& task, const RowsView& rows, uint8_t* memory)
   }
 }
 
-template <int INDEX>
-void matmul_by_index(int index, const PanelTask& task, const RowsView& rows, uint8_t* memory) {
-  if (index == INDEX) return matmul_format<INDEX>(task, rows, memory);
-  if constexpr (INDEX + 1 < static_cast<int>(sizeof(kLayouts) / sizeof(kLayouts[0]))) {
-    matmul_by_index<INDEX + 1>(index, task, rows, memory);
+template <int INDEX, bool SLICES>
+void multiply_format(int index, const PanelTask& task, const RowsView& rows, uint8_t* memory) {
+  if (index != INDEX) {
+    if constexpr (INDEX + 1 < static_cast<int>(sizeof(kLayouts) / sizeof(kLayouts[0]))) {
+      multiply_format<INDEX + 1, SLICES>(index, task, rows, memory);
+    }
+  } else if constexpr (SLICES) {
+    multiply_by_slices<INDEX>(task, rows, memory);
+  } else {
+    multiply_by_rows<INDEX>(task, rows, memory);
   }
 }
 
-void matmul(const PanelTask& task, const RowsView& rows, uint8_t* scratch) {
-  matmul_by_index<0>(layout_index(task.type_id), task, rows, scratch);
+void multiply_many(const PanelTask& task, const RowsView& rows, uint8_t* scratch) {
+  multiply_format<0, true>(layout_index(task.type_id), task, rows, scratch);
 }
 
-IVL_INLINE Floats load_values(const void* x, int dtype, int64_t at) {
-  if (dtype == 1) return from_float16(static_cast<const uint8_t*>(x) + 2 * at);
-  if (dtype == 30) return from_bfloat16(static_cast<const uint8_t*>(x) + 2 * at);
-  return load_floats(reinterpret_cast<const float*>(static_cast<const uint8_t*>(x) + 4 * at));
+void multiply_any(const PanelTask& task, const RowsView& rows, uint8_t* scratch) {
+  if (rows.num_rows > kTileRows) return multiply_many(task, rows, scratch);
+  multiply_format<0, false>(layout_index(task.type_id), task, rows, scratch);
 }
 
-void quantize(const void* x, int dtype, int64_t row_stride, int64_t first_row, int64_t last_row,
+void quantize(const void* x, Dtype dtype, int64_t row_stride, int64_t first_row, int64_t last_row,
               int64_t num_rows, int64_t first_group, int64_t last_group, int64_t groups,
               int8_t* values, float* scales, float* weighted_sums, int32_t* half_sums) {
   for (int64_t row = first_row; row < last_row; ++row) {
@@ -348,8 +359,9 @@ void quantize(const void* x, int dtype, int64_t row_stride, int64_t first_row, i
     const int64_t left = num_rows - tile, height = left < kTileRows ? left : kTileRows;
     for (int64_t g = first_group; g < last_group; ++g) {
       const int64_t from = row * row_stride + 32 * (g - first_group);
-      const Floats a = load_values(x, dtype, from);
-      const Floats b = load_values(x, dtype, from + 16);
+      const uint8_t* place = static_cast<const uint8_t*>(x) + from * bytes_of(dtype);
+      const Floats a = load_numbers(place, dtype);
+      const Floats b = load_numbers(place + 16 * bytes_of(dtype), dtype);
       const float most = largest(maximum(magnitude(a), magnitude(b)));
       // 0 for numbers, NaN for what is none.
       const float none = total(multiply_add(a, zeros(), multiply(b, zeros())));
@@ -369,7 +381,8 @@ void quantize(const void* x, int dtype, int64_t row_stride, int64_t first_row, i
 
 }  // namespace
 
-const MatmulKernels matmul_kernels = {quantize, Scratch::bytes, matmul};
+const MatmulKernels matmul_kernels = {quantize, pack_levels,   Scratch::bytes,
+                                      multiply_any, multiply_many, kTileRows + 1};
 
 }  // namespace IVL_VARIANT
 }  // namespace ivl

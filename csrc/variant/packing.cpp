@@ -1,7 +1,7 @@
 // From the blocks of 16 rows to the planes of a panel. Words of 4 bytes are turned first, so that
 // one vector holds the same word of all rows; what is left is to move bits within bytes.
 // layout.hpp has the planes, src/ivl/quant the blocks.
-#include "packing.hpp"
+#include "kernels.hpp"
 
 #include "layout.hpp"
 #include "simd.hpp"
@@ -218,14 +218,13 @@ void pack_by_index(int index, const uint8_t* blocks, int64_t row_bytes, int64_t 
   }
 }
 
+}  // namespace
+
 void pack_levels(int index, const uint8_t* blocks, int64_t row_bytes, int64_t num_blocks,
                  uint8_t* planes) {
   pack_by_index<0>(index, blocks, row_bytes, num_blocks, planes);
 }
 
-}  // namespace
-
-const PackKernels pack_kernels = {pack_levels};
 
 }  // namespace IVL_VARIANT
 }  // namespace ivl

@@ -1,5 +1,5 @@
 // What a decoder does between its products.
-#include "pointwise.hpp"
+#include "kernels.hpp"
 
 #include <cmath>
 

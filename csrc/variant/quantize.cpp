@@ -1,5 +1,5 @@
 // The codecs of one instruction set.
-#include "quantize.hpp"
+#include "kernels.hpp"
 
 #include <cstring>
 

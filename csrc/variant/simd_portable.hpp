@@ -4,6 +4,8 @@
 
 #include <cmath>
 
+#include "float16.hpp"
+
 #define IVL_INLINE static inline
 
 namespace ivl {
@@ -108,46 +110,25 @@ IVL_INLINE float total(Floats a) {
   return a.at[0];
 }
 
-IVL_INLINE float float_of_bits(uint32_t bits) {
-  float x;
-  memcpy(&x, &bits, 4);
-  return x;
-}
-IVL_INLINE uint32_t bits_of_float(float x) {
-  uint32_t bits;
-  memcpy(&bits, &x, 4);
-  return bits;
-}
-IVL_INLINE float float_of_float16(uint16_t half) {
-  const uint32_t sign = static_cast<uint32_t>(half & 0x8000) << 16, rest = half & 0x7FFF;
-  if (rest >= 0x7C00) return float_of_bits(sign | 0x7F800000 | ((rest & 0x3FF) << 13));
-  // Exponents are moved by a multiplication, which is exact and right for subnormal numbers too.
-  return float_of_bits(sign | bits_of_float(float_of_bits(rest << 13) * 0x1p112f));
-}
-IVL_INLINE uint16_t float16_of_float(float x) {
-  const uint32_t bits = bits_of_float(x), sign = (bits >> 16) & 0x8000, rest = bits & 0x7FFFFFFF;
+IVL_INLINE uint16_t any_to_float16(float x) {
+  const uint32_t bits = bits_as<uint32_t>(x), sign = (bits >> 16) & 0x8000, rest = bits & 0x7FFFFFFF;
   if (rest > 0x7F800000) return static_cast<uint16_t>(sign | 0x7E00);
   if (rest >= 0x477FF000) return static_cast<uint16_t>(sign | 0x7C00);
-  if (rest < 0x38800000) {
-    // Subnormal: adding 0.5 makes float32 round at the place where float16 ends.
-    const uint32_t rounded = bits_of_float(float_of_bits(rest) + 0.5f) - bits_of_float(0.5f);
-    return static_cast<uint16_t>(sign | rounded);
-  }
-  return static_cast<uint16_t>(sign | ((rest + 0xFFF + ((rest >> 13) & 1) - 0x38000000) >> 13));
+  return static_cast<uint16_t>(float16_of_float<uint32_t>(x));
 }
 
 IVL_INLINE Floats from_float16(const void* p) {
   uint16_t halves[16];
   memcpy(halves, p, 32);
   Floats x;
-  for (int i = 0; i < 16; ++i) x.at[i] = float_of_float16(halves[i]);
+  for (int i = 0; i < 16; ++i) x.at[i] = float_of_float16<float, uint32_t>(halves[i]);
   return x;
 }
 IVL_INLINE Floats from_bfloat16(const void* p) {
   uint16_t halves[16];
   memcpy(halves, p, 32);
   Floats x;
-  for (int i = 0; i < 16; ++i) x.at[i] = float_of_bits(static_cast<uint32_t>(halves[i]) << 16);
+  for (int i = 0; i < 16; ++i) x.at[i] = bits_as<float>(static_cast<uint32_t>(halves[i]) << 16);
   return x;
 }
 IVL_INLINE Floats from_int8(const void* p) {
@@ -170,13 +151,13 @@ IVL_INLINE int32_t to_int8(int8_t* p, const Floats& x) {
 }
 IVL_INLINE void to_float16(void* p, const Floats& x) {
   uint16_t halves[16];
-  for (int i = 0; i < 16; ++i) halves[i] = float16_of_float(x.at[i]);
+  for (int i = 0; i < 16; ++i) halves[i] = any_to_float16(x.at[i]);
   memcpy(p, halves, 32);
 }
 IVL_INLINE void to_bfloat16(void* p, const Floats& x) {
   uint16_t halves[16];
   for (int i = 0; i < 16; ++i) {
-    const uint32_t bits = bits_of_float(x.at[i]);
+    const uint32_t bits = bits_as<uint32_t>(x.at[i]);
     const bool nan = (bits & 0x7FFFFFFF) > 0x7F800000;
     halves[i] = static_cast<uint16_t>(nan ? 0x7FC0 : (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16);
   }

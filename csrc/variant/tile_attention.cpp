@@ -6,8 +6,8 @@
 // 32 keys as its outputs, a panel of values 32 channels.
 #include <cmath>
 
-#include "dense.hpp"
 #include "float16_tile.hpp"
+#include "kernels.hpp"
 #include "vector_math.hpp"
 
 namespace ivl {
@@ -18,11 +18,7 @@ namespace {
 
 uint16_t half(float x) { return static_cast<uint16_t>(_cvtss_sh(x, 0)); }
 
-}  // namespace
-
-// Fills the panels of one head: keys (positions up to 32, head_dim), values (head_dim, positions up
-// to 64); what is beyond the positions is zero.
-void pack_tile_head(const TileAttention& args, int64_t tile, int64_t head, uint16_t* keys,
+void pack_head(const TileAttention& args, int64_t tile, int64_t head, uint16_t* keys,
                     uint16_t* values) {
   const int64_t d = args.head_dim, width = args.heads * d, row = 3 * width;
   const float* k = args.qkv + tile * args.positions * row + width + head * d;
@@ -40,8 +36,7 @@ void pack_tile_head(const TileAttention& args, int64_t tile, int64_t head, uint1
   }
 }
 
-// Queries [first, first + count) of one head, count <= 12.
-void tile_attention_rows(const TileAttention& args, int64_t tile, int64_t head, int64_t first,
+void attend(const TileAttention& args, int64_t tile, int64_t head, int64_t first,
                          int count, const uint16_t* keys, const uint16_t* values) {
   const int64_t d = args.head_dim, width = args.heads * d, row = 3 * width, n = args.positions;
   const int64_t padded = (n + kRowUnits - 1) / kRowUnits * kRowUnits;
@@ -80,6 +75,12 @@ void tile_attention_rows(const TileAttention& args, int64_t tile, int64_t head, 
     }
   }
 }
+
+}  // namespace
+
+const TileAttentionKernels tile_attention_kernels = {pack_head, attend};
+#else
+const TileAttentionKernels tile_attention_kernels = {nullptr, nullptr};
 #endif
 
 }  // namespace IVL_VARIANT

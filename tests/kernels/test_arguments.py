@@ -75,7 +75,7 @@ def make_decoder(*layers: tuple[Any, ...], **changes: Any) -> Any:
 def make_cache(num_layers: int = 1, **changes: Any) -> Any:
     assert EXTENSION is not None
     layers = [torch.zeros(NUM_BLOCKS, BLOCK_BYTES, dtype=torch.uint8) for _ in range(num_layers)]
-    arguments = {"layers": layers, "type": 0, "kv_heads": KV_HEADS, "head_dim": HEAD_DIM}
+    arguments = {"layers": layers, "type": "32bit", "kv_heads": KV_HEADS, "head_dim": HEAD_DIM}
     return EXTENSION.KVBlocks(**(arguments | changes))
 
 
@@ -188,7 +188,8 @@ def test_a_call_of_attention_that_does_not_fit(
             "v: the shape",
         ),
         (lambda: make_decoder(layer(ffn_norm=torch.ones(65))), ValueError, "ffn_norm"),
-        (lambda: make_cache(type=3), ValueError, "type: 3"),
+        (lambda: make_cache(type="4bit"), ValueError, "type: '4bit' is none of 32bit"),
+        (lambda: make_cache(type=1), TypeError, "incompatible"),
         (lambda: make_cache(head_dim=64), ValueError, "layers: the shape"),
         (lambda: make_cache(layers=[torch.zeros(4, 8)]), TypeError, "layers: uint8"),
         (
@@ -283,8 +284,62 @@ def test_rows_and_blocks_that_do_not_fit(matrix: CpuMatrix) -> None:
         EXTENSION.PackedMatrix([blocks], 12, COLUMNS - 1)
     with pytest.raises(ValueError, match="out: the shape"):
         EXTENSION.dequantize(12, blocks.reshape(-1, 144), np.empty((3, 256), np.float32))
-    with pytest.raises(ValueError, match="type: 2"):
-        EXTENSION.dense_pack(2, out, 1.0, torch.empty(1, 1, dtype=torch.uint8), out[0])
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda m: m.DenseRows("int4"), ValueError, "arithmetic: 'int4' is none of int8, float16"),
+        (lambda m: m.DensePanels("int8", [], None), ValueError, "weight: the shape"),
+        (lambda m: m.DensePanels("int8", [torch.ones(8)], None), ValueError, "weight: the shape"),
+        (
+            lambda m: m.DensePanels("int8", [torch.ones(8, 4).int()], None),
+            TypeError,
+            "weight: float32, float16 or bfloat16",
+        ),
+        (lambda m: m.DensePanels("int8", [gapped(8, 4)], None), ValueError, "without gaps"),
+        (lambda m: m.DensePanels("int8", [torch.ones(8, 4)] * 2, None), ValueError, "of panels"),
+        (
+            lambda m: m.DensePanels("int8", [torch.ones(32, 4), torch.ones(8, 5)], None),
+            ValueError,
+            "weight: the shape",
+        ),
+        (lambda m: m.DensePanels("int8", [torch.ones(8, 4)], torch.ones(7)), ValueError, "bias"),
+        (lambda m: rows(m, torch.ones(0, 4)), ValueError, "rows: there are none"),
+        (lambda m: rows(m, torch.ones(2, 4), "batch"), ValueError, "norm: 'batch' is none of"),
+        (lambda m: rows(m, torch.ones(2, 4), "rms"), ValueError, "a norm has a weight"),
+        (lambda m: rows(m, torch.ones(2, 4), "rms", torch.ones(3)), ValueError, "norm: weight"),
+        (lambda m: multiply(m, torch.ones(2, 5), torch.ones(2, 8)), ValueError, "rows: not of"),
+        (lambda m: multiply(m, torch.ones(2, 4), torch.ones(2, 7)), ValueError, "out: the shape"),
+        (lambda m: multiply(m, torch.ones(2, 4), torch.ones(1, 8)), ValueError, "out: the shape"),
+        (lambda m: multiply(m, torch.ones(2, 4), 12345), TypeError, "incompatible"),
+        (lambda m: panels(m).multiply(m.DenseRows("int8"), torch.ones(0, 8), False), ValueError,
+         "rows: not of"),
+        (lambda m: panels(m).add_scaled(rows(m, torch.ones(2, 4)), torch.ones(7),
+                                        torch.ones(2, 8)), ValueError, "channel_scales"),
+        (lambda m: panels(m).multiply(panels(m), torch.ones(2, 8), False), TypeError,
+         "incompatible"),
+    ],
+)  # fmt: skip
+def test_dense_products_that_do_not_fit(
+    call: Callable[[Any], Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        call(EXTENSION)
+
+
+def rows(module: Any, x: Tensor, norm: str = "none", weight: Tensor | None = None) -> Any:
+    made = module.DenseRows("int8")
+    made.fill(x, norm, weight, None, 1e-6)
+    return made
+
+
+def panels(module: Any) -> Any:
+    return module.DensePanels("int8", [torch.ones(8, 4)], None)
+
+
+def multiply(module: Any, x: Tensor, out: Any) -> None:
+    panels(module).multiply(rows(module, x), out, False)
 
 
 def test_results_do_not_go_to_a_copy() -> None:

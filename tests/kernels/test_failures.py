@@ -31,7 +31,7 @@ def test_the_exception_of_a_task_is_the_callers(
 ) -> None:
     for _ in range(20):
         with pytest.raises(ValueError, match=f"task {failing} failed"):
-            extension.fail_in_task(100, failing, phases)
+            extension.tasks_not_run_once(100, failing, phases)
         assert extension.tasks_not_run_once(100) == 0
 
 

@@ -18,7 +18,7 @@
 
 #include "allocate.hpp"
 #include "decoder.hpp"
-#include "dense.hpp"
+#include "dense_matrix.hpp"
 #include "float_matmul.hpp"
 #include "isa.hpp"
 #include "matmul.hpp"
@@ -50,7 +50,7 @@ bool same(const Floats& a, const Floats& b) {
 // --- what is computed: each makes its own inputs, and gives its results ---
 
 std::vector<uint8_t> encoded(int type_id, const Floats& weights) {
-  const ivl::Codec& codec = *ivl::codec_of(type_id);
+  const ivl::Codec& codec = *ivl::kernels().find_codec(type_id);
   const int64_t count = static_cast<int64_t>(weights.size()) / codec.block_size;
   std::vector<uint8_t> blocks(static_cast<size_t>(count * codec.block_bytes));
   ivl::encode_blocks(codec, {weights.data(), nullptr, 1, 0, count, 1e30f, blocks.data()});
@@ -68,7 +68,7 @@ Floats codecs() {
   for (int type_id : {2, 3, 6, 7, 8, 10, 11, 12, 13, 14}) {
     const Floats weights = random_floats(300 * 256, 1);
     const auto blocks = encoded(type_id, weights);
-    const ivl::Codec& codec = *ivl::codec_of(type_id);
+    const ivl::Codec& codec = *ivl::kernels().find_codec(type_id);
     Floats decoded(weights.size());
     ivl::decode_blocks(codec, blocks.data(), static_cast<int64_t>(blocks.size()) / codec.block_bytes,
                        decoded.data());
@@ -126,26 +126,15 @@ Floats float_products() {
 }
 
 Floats dense_product(ivl::Dense type) {
-  constexpr int64_t kRows = 70, kInputs = 100, kStride = 128, kOutputs = 90, kPanels = 3;
-  const int64_t value = type == ivl::Dense::int8 ? 1 : 2;
+  constexpr int64_t kRows = 70, kInputs = 100, kOutputs = 90;
   const Floats x = random_floats(kRows * kInputs, 7), weight = random_floats(kOutputs * kInputs, 8);
   const Floats norm_weight(kInputs, 1.5f);
-  std::vector<uint8_t> panels(static_cast<size_t>(kPanels * ivl::kPanel * kStride * value));
-  Floats weight_scales(kOutputs), scales(kRows), out(kRows * kOutputs);
-  ivl::dense_pack(type, weight.data(), 0, kOutputs, kInputs, kStride, 100.0f, panels.data(),
-                  weight_scales.data());
-  std::vector<uint8_t> values(static_cast<size_t>(kRows * kStride * value));
-  std::vector<int32_t> sums(kRows);
-  const ivl::DenseRows rows = {values.data(), scales.data(), sums.data(), kStride};
-  const ivl::NormArgs norm = {ivl::Norm::rms, norm_weight.data(), nullptr, 1e-6f};
-  const ivl::DenseKernels& kernels = ivl::dense_kernels();
-  ivl::parallel_for(kRows / 10, [&](int64_t task) {
-    kernels.prepare(type, x.data(), kInputs, 10 * task, 10, norm, rows);
-  });
-  const ivl::DenseProduct product = {type, rows, kRows, kStride, panels.data(), weight_scales.data(),
-                                     nullptr, kOutputs, out.data(), kOutputs, ivl::Epilogue::gelu,
-                                     nullptr};
-  ivl::parallel_for(kPanels, [&](int64_t panel) { kernels.multiply(product, 0, kRows, panel, 1); });
+  const ivl::DenseMatrix matrix(type, {{weight.data(), ivl::Dtype::float32, kOutputs}}, kInputs,
+                                nullptr);
+  ivl::DenseActivations rows(type);
+  rows.fill(x.data(), kRows, kInputs, {ivl::Norm::rms, norm_weight.data(), nullptr, 1e-6f});
+  Floats out(kRows * kOutputs);
+  matrix.multiply(rows, ivl::Epilogue::gelu, nullptr, out.data());
   return out;
 }
 
@@ -260,7 +249,7 @@ void test_at_once(const Subject& subject, const Floats& expected) {
       for (int n = 0; computing.load() > 0; ++n) {
         ivl::set_num_threads(1 + n % 4);
         check(ivl::num_threads() >= 1, "a number of threads");
-        ivl::use_isa(ivl::isa_name(ivl::current_isa()));
+        ivl::use_isa(ivl::current_isa().name);
         std::this_thread::yield();
       }
       return;
@@ -340,7 +329,7 @@ void test_changing_isa() {
     }
     const auto usable = ivl::usable_isas();
     for (size_t n = 0; computing.load() > 0; ++n) {
-      ivl::use_isa(ivl::isa_name(usable[n % usable.size()]));
+      ivl::use_isa(usable[n % usable.size()]->name);
       std::this_thread::yield();
     }
   });
@@ -348,15 +337,19 @@ void test_changing_isa() {
 
 }  // namespace
 
+extern "C" const char* test_header(void);  // of header.c: what is wrong, or null
+
 int main() {
+  const char* wrong = test_header();
+  check(wrong == nullptr, wrong ? wrong : "");
   // Before anything was chosen: all threads choose.
-  together(4, [](int) { check(ivl::current_isa() == ivl::usable_isas().back(), "the best set"); });
+  together(4, [](int) { check(&ivl::current_isa() == ivl::usable_isas().back(), "the best set"); });
   std::printf("pool\n");
   test_pool();
-  for (ivl::Isa isa : ivl::usable_isas()) {
-    ivl::use_isa(ivl::isa_name(isa));
+  for (const ivl::Isa* isa : ivl::usable_isas()) {
+    ivl::use_isa(isa->name);
     for (const Subject& subject : kSubjects) {
-      std::printf("%s: %s\n", ivl::isa_name(isa), subject.name);
+      std::printf("%s: %s\n", isa->name, subject.name);
       std::fflush(stdout);
       ivl::set_num_threads(1);
       const Floats expected = subject.compute();

@@ -1,9 +1,10 @@
-# The compiled extension; `ivl.kernels.cpu` documents what it does. Arrays are contiguous, on the
-# CPU, and of the type and the shape that a function says; others are refused (csrc/arguments.hpp):
-# TypeError for another type or device, ValueError for another shape.
+# The compiled extension; `ivl.kernels.cpu` documents what it does, `csrc/include/ivl.h` each
+# function. Arrays are contiguous, on the CPU, and of the type and the shape that a function says;
+# others are refused (csrc/python.cpp): TypeError for another type or device, ValueError for another
+# shape or number. What a handle is made of lives as long as it does.
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from torch import Tensor
@@ -20,8 +21,7 @@ def num_threads() -> int: ...
 def set_num_threads(count: int) -> None: ...
 def thread_pool() -> str: ...
 def use_openmp(path: str) -> bool: ...
-def tasks_not_run_once(num_tasks: int) -> int: ...
-def fail_in_task(num_tasks: int, failing: int, phases: int) -> None: ...
+def tasks_not_run_once(num_tasks: int, failing: int = -1, phases: int = 0) -> int: ...
 def fail_allocation(after: int) -> None: ...
 
 # limits
@@ -44,7 +44,11 @@ def float_matmul(weights: Array, x: Array, bias: Array | None, out: Array) -> No
 # decoder
 class KVBlocks:
     def __init__(
-        self, layers: Sequence[Array], type: int, kv_heads: int, head_dim: int
+        self,
+        layers: Sequence[Array],
+        type: Literal["32bit", "16bit", "8bit"],
+        kv_heads: int,
+        head_dim: int,
     ) -> None: ...
 
 class Decoder:
@@ -81,9 +85,6 @@ class Decoder:
     ) -> None: ...
 
 # codec
-OUT_OF_RANGE: int
-NOT_FINITE: int
-
 def quantize(
     type_id: int,
     weights: np.ndarray,
@@ -93,33 +94,28 @@ def quantize(
 ) -> int: ...
 def dequantize(type_id: int, blocks: np.ndarray, out: np.ndarray) -> None: ...
 
-# dense products; the numbers of types, norms and epilogues are those of csrc/dense.hpp
+# dense products
 def has_float16_products() -> bool: ...
-def weight_memory(num_bytes: int) -> np.ndarray: ...
-def dense_prepare(
-    x: Tensor,
-    type: int,
-    norm: int,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    eps: float,
-    values: Tensor,
-    scales: Tensor,
-    sums: Tensor,
-) -> None: ...
-def dense_multiply(
-    type: int,
-    values: Tensor,
-    scales: Tensor,
-    sums: Tensor,
-    panels: Tensor,
-    weight_scales: Tensor | None,
-    bias: Tensor | None,
-    out: Tensor,
-    epilogue: int,
-    channel_scales: Tensor | None,
-) -> None: ...
-def dense_pack(
-    type: int, weight: Tensor, float16_most: float, panels: Tensor, scales: Tensor
-) -> None: ...
-def tile_attention(qkv: Tensor, num_heads: int, out: Tensor) -> None: ...
+
+class DenseRows:
+    def __init__(self, arithmetic: Literal["int8", "float16"]) -> None: ...
+    def fill(
+        self,
+        x: Array,
+        norm: Literal["none", "layer", "rms"],
+        weight: Array | None,
+        bias: Array | None,
+        eps: float,
+    ) -> None: ...
+
+class DensePanels:
+    part_outputs: int
+    def __init__(
+        self, arithmetic: Literal["int8", "float16"], parts: Sequence[Array], bias: Array | None
+    ) -> None: ...
+    @property
+    def num_bytes(self) -> int: ...
+    def multiply(self, rows: DenseRows, out: Array, gelu: bool) -> None: ...
+    def add_scaled(self, rows: DenseRows, channel_scales: Array, out: Array) -> None: ...
+
+def tile_attention(qkv: Array, heads: int, out: Array) -> None: ...

@@ -1,7 +1,7 @@
 """The C++ extension `_cpu`: whether it is there, and which instruction set it runs.
 
-`IVL_ISA` chooses an instruction set by name (portable, neon, avx2, avx512), or `reference`: no
-extension at all.
+`IVL_ISA` chooses an instruction set by name, of those that `usable_isas` of the extension gives
+(`CMakeLists.txt` has the list), or `reference`: no extension at all.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ try:
 except ImportError:  # no compiler when ivl was installed, or a file of another Python
     _extension = None
 
-INTERFACE = 4
-"""Of the extension that these sources go with; see `csrc/module.cpp`."""
+INTERFACE = 5
+"""Of the extension that these sources go with; see `csrc/python.cpp`."""
 ISA_VARIABLE = "IVL_ISA"
 REFERENCE = "reference"
 
@@ -71,6 +71,6 @@ def extension() -> ModuleType | None:
 
 
 def isa() -> str:
-    """The instruction set whose kernels run: `avx512`, `avx2`, `neon`, `portable`, `reference`."""
+    """The name of the instruction set whose kernels run, such as `avx2`, or `reference`."""
     module = extension()
     return REFERENCE if module is None else module.isa()

@@ -24,7 +24,6 @@ from ivl.kv import BLOCK_TOKENS, KVType, kv_bytes_per_token
 from ivl.model.cache import KVStore, Segment
 from ivl.model.decoder import Decoder, DecoderLayer
 
-_KV_NUMBERS: dict[KVType, int] = {"32bit": 0, "16bit": 1, "8bit": 2}
 HEAD_UNIT = 32
 """Channels of a head must be a multiple of this."""
 
@@ -71,9 +70,7 @@ class CpuKVStore(KVStore):
         ]
         extension = cpu.loaded()
         assert extension is not None, "there are no fused layers without it"
-        self.held = extension.KVBlocks(
-            self.layers, _KV_NUMBERS[kv], config.num_kv_heads, config.head_dim
-        )
+        self.held = extension.KVBlocks(self.layers, kv, config.num_kv_heads, config.head_dim)
 
     @property
     def num_bytes(self) -> int:
