@@ -241,13 +241,18 @@ def planned(shape: str, kind: str, num_layers: int | None = None) -> Plan:
 
 def built(subject: Plan) -> Any:
     """Random weights of the plan's types, on the card; all of it is distinct memory."""
-    from ivl.model.build_random import random_planned_model
+    from ivl.model.assembly import Arrangement, assemble
+    from ivl.model.build_random import PlannedSource
+    from ivl.model.device_map import DeviceMap
 
-    model = random_planned_model(
-        subject.subject.config, subject.tensors, device="cuda", dtype=torch.bfloat16
+    config, work = subject.subject.config, subject.setting.work
+    how = Arrangement(
+        device=DeviceMap.whole("cuda", config.decoder.num_layers),
+        dtype=torch.bfloat16,
+        context=work.context,
+        kv="16bit",
     )
-    model.decoder.use_graphs(subject.setting.work.context)
-    return model
+    return assemble(PlannedSource(config, tuple(subject.tensors)), how)
 
 
 def measure_card() -> Card:

@@ -10,7 +10,6 @@ import torch
 
 import ivl
 from ivl import devices
-from ivl.api import choose_dtype
 from ivl.cli.main import run
 from ivl.cli.model_facts import model_facts
 from ivl.devices import choose_devices, fit_of_source, place_model
@@ -20,6 +19,7 @@ from ivl.footprint.device import MIB, Device, Devices, Slot
 from ivl.footprint.placement import DRIVER_BYTES
 from ivl.host import has_bfloat16_products, has_float16_products
 from ivl.kv import KV_TYPES, KVType
+from ivl.loading import choose_dtype
 from ivl.model.device_map import DeviceMap, map_of
 from ivl.model.source import open_source
 from ivl.planner.backends import command_of

@@ -28,6 +28,7 @@ FLOORS = {
     "measure": 7,
     "api": 7,
     "devices": 7,
+    "loading": 7,
     "conversion": 7,
     "engine": 6,
     "model": 5,

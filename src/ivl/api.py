@@ -14,36 +14,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ivl.checkpoint.locate import locate_pair
 from ivl.config import ModelConfig
-from ivl.devices import choose_devices, place_model
 from ivl.documents.reading import READ_QUESTION, open_pages
 from ivl.engine.answer import Answer, joined
 from ivl.engine.conversation import Conversation, Generation
-from ivl.engine.engine import DEFAULT_VISION_BATCH, Engine, check_at_least_one, resolve_context
-from ivl.engine.options import DEFAULT_DRAFT_TOKENS, LOOKUP, GenerationKeywords, GenerationOptions
+from ivl.engine.engine import Engine
+from ivl.engine.options import DEFAULT_DRAFT_TOKENS, GenerationKeywords, GenerationOptions
 from ivl.engine.request import Images, MaxTiles, as_list, check_order, split_pages
 from ivl.engine.schema import Schema
-from ivl.engine.speculation import Speculation, check_draft
-from ivl.errors import ConfigError, IvlError, RequestError
-from ivl.kernels.threads import use_threads
-from ivl.kv import KV_TYPES, KVType
+from ivl.errors import IvlError, RequestError
+from ivl.footprint.workload import DEFAULT_VISION_BATCH
+from ivl.loading import LoadOptions, load_engine
 from ivl.model.build import Progress
-from ivl.model.cpu_decoder import use_fused_layers
-from ivl.model.cpu_vision import CHOICES, VisionChoice, use_arithmetic
-from ivl.model.device_map import DeviceMap
-from ivl.model.internvl import InternVL
-from ivl.model.source import ModelSource, open_source
 from ivl.prompt.pixels import DEFAULT_MAX_PIXELS
-from ivl.prompt.template import IMAGE, Message, get_template, user_message
-from ivl.prompt.tokenizer import Tokenizer
+from ivl.prompt.template import IMAGE, Message, user_message
 
 IMAGES_FIRST = 'The images come first: model.ask("receipt.png", "What is the total?").'
-DTYPES = {
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-    "float32": torch.float32,
-}
 
 
 def load(
@@ -65,115 +51,26 @@ def load(
     gpu_layers: int | None = None,
     vision_offload: bool = False,
 ) -> Model:
-    """Loads a model: `demo`, a size (`1b` ... `78b`), a directory, a GGUF file, or a hub id
-    `owner/name`, with `:TYPE` or `:FILE` behind it to choose among GGUF files there.
-
-    mmproj: the projector's GGUF file, where it is not the only one beside the text model's; for a
-    hub's model also a name or type in its repository.
-    device: see `choose_devices`. gpu_layers, vision_offload: see `place_model`.
-    dtype: `bfloat16`, `float16`, `float32`; by default what the device computes well in.
-    context: tokens of question and answer together. vision_batch: tiles encoded at once.
-    vision: arithmetic of the vision tower, see `choose_vision`. kv: see `choose_kv`.
-    threads: processor threads, for the whole program; by default one for each core that it may use.
-    draft: a smaller model of the same vocabulary, which guesses `draft_tokens` ahead, or `lookup`.
-    Raises CapacityError, before anything is loaded, when the memory is too small.
-    """
-    device, dtype = _names(device, dtype)
-    _check_path("model", model, 'Give "demo", a size such as "4b", a directory or a hub id.')
-    if mmproj is not None:
-        _check_path("mmproj", mmproj, "Give the path of the projector's GGUF file.")
-    _check_whole(context=context, vision_batch=vision_batch, draft_tokens=draft_tokens)
-    use_threads(threads)
-    found = locate_pair(
-        model, mmproj, revision=revision, offline=offline, show_progress=bool(progress)
+    """Loads a model that answers. All options are those of `LoadOptions`, which says what they
+    mean. CapacityError, before anything is loaded, when the memory is too small."""
+    options = LoadOptions(
+        model=model,
+        mmproj=mmproj,
+        revision=revision,
+        offline=offline,
+        device=device,
+        gpu_layers=gpu_layers,
+        vision_offload=vision_offload,
+        dtype=dtype,
+        context=context,
+        vision_batch=vision_batch,
+        vision=vision,
+        kv=kv,
+        threads=threads,
+        draft=draft,
+        draft_tokens=draft_tokens,
     )
-    source = open_source(found.path, found.mmproj)
-    config = source.config
-    named = choose_devices(device, gpu_layers=gpu_layers, vision_offload=vision_offload)
-    kind = choose_dtype(dtype, named[0], is_quantized=source.is_quantized)
-    context = resolve_context(context, config)
-    check_at_least_one("vision_batch", vision_batch)
-    arithmetic = choose_vision(vision, dtype)
-    kept = choose_kv(kv, kind, is_quantized=source.is_quantized)
-    # Both are checked before the weights are read, which can take minutes.
-    get_template(config.template)
-    tokenizer = source.tokenizer()
-    speculation = load_speculation(
-        draft, draft_tokens, tokenizer, config, device=device, dtype=dtype, context=context,
-        vision_batch=vision_batch, vision=vision, kv=kv, threads=threads, offline=offline,
-        progress=progress,
-    )  # fmt: skip
-    options: dict[str, Any] = {"context": context, "vision_batch": vision_batch}
-    places = place_model(
-        source, named, gpu_layers=gpu_layers, vision_offload=vision_offload, kv=kept, dtype=kind,
-        float16_tower=arithmetic in ("auto", "float16"), **options,
-    )  # fmt: skip
-    network = load_network(source, device=places, dtype=kind, kv=kept, progress=progress, **options)
-    use_arithmetic(network, arithmetic)
-    return Model(Engine(network, tokenizer, speculation=speculation, **options))
-
-
-def _names(device: object, dtype: object) -> tuple[str | None, str | None]:
-    """A device and a type by the names that they have here, which torch's objects have too."""
-    named = str(device) if isinstance(device, torch.device) else device
-    kind = str(dtype).removeprefix("torch.") if isinstance(dtype, torch.dtype) else dtype
-    for name, value in (("device", named), ("dtype", kind)):
-        if value is not None and not isinstance(value, str):
-            raise ConfigError(f"{name} is a {type(value).__name__}, not a name.", "Such as cpu.")
-    return named, kind  # type: ignore[return-value]
-
-
-def _check_path(name: str, given: object, hint: str) -> None:
-    if not isinstance(given, str | os.PathLike):
-        raise ConfigError(f"{name} is a {type(given).__name__}, not a name or a path.", hint)
-
-
-def _check_whole(**numbers: object) -> None:
-    for name, value in numbers.items():
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
-            raise ConfigError(f"{name} is {value!r}, and must be a whole number.")
-
-
-def load_speculation(
-    draft: str | os.PathLike[str] | None,
-    draft_tokens: int,
-    tokenizer: Tokenizer,
-    config: ModelConfig,
-    **options: Any,
-) -> Speculation | None:
-    """The way to guess for a model of this tokenizer and configuration; ConfigError where the draft
-    model cannot. `options`: what it is loaded with, as of `load`."""
-    if draft is None:
-        return None
-    if draft == LOOKUP:
-        return Speculation(None, draft_tokens)
-    guessing = load(draft, **options).engine
-    check_draft(tokenizer, config, guessing)
-    return Speculation(guessing, draft_tokens)
-
-
-def load_network(
-    source: ModelSource,
-    *,
-    device: DeviceMap | torch.device,
-    dtype: torch.dtype,
-    context: int,
-    vision_batch: int = DEFAULT_VISION_BATCH,
-    kv: KVType | None = None,
-    progress: Progress | None = None,
-) -> InternVL:
-    """The network alone, which needs no tokenizer. CapacityError when the memory of the one device
-    is too small; who has a map of several has it of `place_model`."""
-    kv = kv or choose_kv("auto", dtype, is_quantized=source.is_quantized)
-    if not isinstance(device, DeviceMap):
-        device = place_model(
-            source, (device,), context=context, vision_batch=vision_batch, kv=kv, dtype=dtype
-        )
-    network = source.build(device=device, dtype=dtype, progress=progress)
-    network.kv = kv
-    use_fused_layers(network.decoder)
-    network.decoder.use_graphs(context)
-    return network
+    return Model(load_engine(options, progress))
 
 
 class Model:
@@ -412,53 +309,3 @@ def _with_pages(message: Message, counts: Iterator[int]) -> Message:
         else:
             parts += [IMAGE, *(["\n", IMAGE] * (next(counts) - 1))]
     return Message(message.role, parts) if message.num_images else message
-
-
-def choose_dtype(
-    dtype: str | None, device: torch.device, *, is_quantized: bool = False
-) -> torch.dtype:
-    """The type to compute in: bfloat16 where the hardware has it, for that is how the models were
-    trained; float16 on Apple's GPUs, float32 on processors without bfloat16 instructions, and
-    where matrices stay quantized on a processor, whose products are float32 in any case."""
-    if dtype is not None:
-        if dtype not in DTYPES:
-            short = {"bf16": "bfloat16", "fp16": "float16", "half": "float16", "fp32": "float32"}
-            meant = f" Did you mean {short[dtype]!r}?" if dtype in short else ""
-            raise ConfigError(
-                f"There is no dtype {dtype!r}.{meant}", f"Known: {', '.join(DTYPES)}."
-            )
-        return DTYPES[dtype]
-    if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
-    if device.type == "mps":
-        return torch.float16
-    if is_quantized:
-        return torch.float32
-    return torch.bfloat16 if torch.ops.mkldnn._is_mkldnn_bf16_supported() else torch.float32
-
-
-def choose_kv(kv: str, dtype: torch.dtype, *, is_quantized: bool = False) -> KVType:
-    """What keys and values are kept in: `32bit`, `16bit`, `8bit` (half the memory of 16, nearly as
-    exact), or `auto`: 32 bits for a model that is float32 throughout, else 16.
-
-    ConfigError for anything else.
-    """
-    if kv == "auto":
-        return "32bit" if dtype == torch.float32 and not is_quantized else "16bit"
-    for known in KV_TYPES:
-        if known == kv:
-            return known
-    raise ConfigError(f"There is no kv {kv!r}.", f"Known: auto, {', '.join(KV_TYPES)}.")
-
-
-def choose_vision(vision: str, dtype: str | None) -> VisionChoice:
-    """The arithmetic of the vision tower: `torch` (in the model's dtype), `float16` (on a CPU),
-    `fp8` (on a GPU), `int8` (the fastest, and less accurate), or `auto`: torch or float16,
-    whichever is faster here.
-
-    A dtype that was asked for is what `auto` computes in. ConfigError for anything else.
-    """
-    for choice in CHOICES:
-        if choice == vision:
-            return "torch" if choice == "auto" and dtype is not None else choice
-    raise ConfigError(f"There is no vision {vision!r}.", f"Known: {', '.join(CHOICES)}.")

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import ivl
-from ivl.api import choose_dtype
 from ivl.footprint.tensors import decoder_plan, vision_plan
+from ivl.loading import choose_dtype
 from ivl.measure.verification import measure_built
 from ivl.model.build_random import random_planned_model
 from ivl.model.decoder import Decoder
@@ -42,7 +42,7 @@ def test_what_is_measured_is_what_ask_runs(type_name: str, monkeypatch: pytest.M
         Decoder, "use_graphs", lambda self, context, capture=None: asked.append(context)
     )
     monkeypatch.setattr(
-        "ivl.model.cpu_vision.use_arithmetic", lambda model, choice: asked.append((model, choice))
+        "ivl.model.assembly.use_arithmetic", lambda model, choice: asked.append((model, choice))
     )
     found = measure_built(config, tensors, plan.setting.work, plan.placement)
     assert found["step_s"] > 0

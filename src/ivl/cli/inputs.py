@@ -6,7 +6,7 @@ import os
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -119,7 +119,6 @@ def read_stdin() -> bytes:
 def load_model(choice: ModelChoice, status: Status, drafting: Drafting | None = None) -> Model:
     """The chosen model, with a bar while it is loaded."""
     choose_threads(choice.threads, "--threads")
-    drafting = drafting or Drafting()
     status.show("starting")
     # Takes a second or two, and everything that can be wrong without it has been told by now.
     with interrupted_at_once():
@@ -128,21 +127,8 @@ def load_model(choice: ModelChoice, status: Status, drafting: Drafting | None = 
     status.clear()  # a download draws its own bar
     try:
         model = api.load(
-            choice.model,
-            mmproj=choice.mmproj,
-            device=choice.device,
-            gpu_layers=choice.gpu_layers,
-            vision_offload=choice.vision_offload,
-            dtype=choice.dtype,
-            context=choice.context,
-            vision_batch=choice.vision_batch,
-            vision=choice.vision,
-            kv=choice.kv,
-            threads=choice.threads,
-            draft=drafting.draft,
-            draft_tokens=drafting.draft_tokens,
-            revision=choice.revision,
-            offline=choice.offline,
+            **asdict(choice),
+            **asdict(drafting or Drafting()),
             progress=status.show_loading if status.is_seen else None,
         )
     except CheckpointError as error:

@@ -18,8 +18,8 @@ def machine_facts(*, measure: bool = False) -> dict[str, Any]:
     """
     import torch
 
-    from ivl.api import choose_dtype
     from ivl.devices import choose_device
+    from ivl.loading import choose_dtype
 
     device = choose_device(None)
     facts: dict[str, Any] = {

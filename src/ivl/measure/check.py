@@ -16,13 +16,14 @@ from pathlib import Path
 
 import torch
 
-from ivl.api import choose_dtype, load, load_network
+from ivl.api import load
 from ivl.checkpoint.locate import locate_pair
 from ivl.config import ModelConfig
 from ivl.devices import choose_device
 from ivl.engine.engine import Engine
 from ivl.errors import CheckpointError, IvlError
 from ivl.kernels.threads import use_threads
+from ivl.loading import LoadOptions, choose_dtype, load_network
 from ivl.measure.data import Doing, Sample, bundled_samples, read_data
 from ivl.measure.fidelity import (
     Comparison,
@@ -148,9 +149,8 @@ def _run_alone(
     yield so_far
     tokens_per_tile = config.tokens_per_tile if config.vision else 0
     context = min(TRIAL_TOKENS + tokens_per_tile, config.decoder.max_positions)
-    network = load_network(
-        source, device=device, dtype=dtype, context=context, vision_batch=1, progress=progress
-    )
+    how = LoadOptions(device=device, dtype=dtype, context=context, vision_batch=1, vision="torch")
+    network = load_network(source, how, progress)
     run_once(network, tokenizer)
     so_far = replace(so_far, device=device.type, dtype=dtype_name(dtype))
     yield so_far
@@ -169,7 +169,8 @@ def _run_beside(
     doing: Doing,
 ) -> Iterator[Check]:
     context = len(expected.input_ids) + len(expected.greedy)
-    network = load_network(source, device=device, dtype=dtype, context=context, progress=progress)
+    how = LoadOptions(device=device, dtype=dtype, context=context, vision="torch")
+    network = load_network(source, how, progress)
     doing("comparing", 0, 0)
     compared = deviations(network, expected, tolerance=tolerance)
     yield replace(

@@ -17,8 +17,6 @@ from ivl.footprint.tensors import TypedTensor
 from ivl.footprint.workload import Workload
 
 if TYPE_CHECKING:  # torch is imported in the process that measures
-    import torch
-
     from ivl.model.device_map import DeviceMap
 
 TOKENS = 12
@@ -39,10 +37,10 @@ def measure_built(
     os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # as NVML counts cards
     import torch
 
-    from ivl.api import choose_dtype
     from ivl.kernels.threads import use_threads
-    from ivl.model.build_random import random_planned_model
-    from ivl.model.cpu_vision import use_arithmetic
+    from ivl.loading import choose_dtype
+    from ivl.model.assembly import Arrangement, assemble
+    from ivl.model.build_random import PlannedSource
 
     use_threads(None)
     where = _where(placement, gpus, config.decoder.num_layers, vision_offload=vision_offload)
@@ -50,11 +48,8 @@ def measure_built(
     device = torch.device("cuda" if on_gpu else "cpu")
     is_quantized = not all(tensor.is_plain for tensor in tensors)
     dtype = choose_dtype(None, device, is_quantized=is_quantized)
-    model = random_planned_model(config, tensors, device=where, dtype=dtype)
-    model.kv = work.kv
-    # From here on as `ivl.api.load` does it, so that what is measured is what `ivl ask` runs.
-    model.decoder.use_graphs(work.context)
-    use_arithmetic(model, "auto")
+    how = Arrangement(device=where, dtype=dtype, context=work.context, kv=work.kv)
+    model = assemble(PlannedSource(config, tuple(tensors)), how)
     ids = torch.arange(work.prompt_tokens(config), device=model.device) % config.decoder.vocab_size
     encode_s, features, tiles = 0.0, None, 0
     with torch.inference_mode():
@@ -80,17 +75,6 @@ def measure_built(
         "step_s": statistics.median(steps) if steps else float("nan"),
         "is_gpu": device.type == "cuda",
     }
-
-
-def choose_dtype(device: torch.device, *, is_quantized: bool) -> torch.dtype:
-    """What a model is computed in when nobody asks for another type: `ivl.api.choose_dtype`."""
-    import torch
-
-    if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
-    if is_quantized or not torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        return torch.float32
-    return torch.bfloat16
 
 
 def _where(

@@ -7,6 +7,7 @@ size takes seconds; the values have the spread of a fresh model's, and activatio
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -19,8 +20,7 @@ from ivl.footprint.tensors import TypedTensor
 from ivl.kernels.dispatch import keeps_blocks, pack
 from ivl.kernels.linear import QuantizedEmbedding, QuantizedLinear
 from ivl.kernels.matrix import Matrix, StackedMatrix
-from ivl.model.build import assign, empty_model, placed
-from ivl.model.cpu_decoder import use_fused_layers
+from ivl.model.build import Progress, assign, empty_model, placed
 from ivl.model.device_map import DeviceMap, as_map
 from ivl.model.internvl import InternVL
 from ivl.quant.formats import find_format
@@ -68,8 +68,21 @@ def random_planned_model(
         assign(model, ours, filler.dense(shape, dtype, where, is_norm=leaf == "weight"))
     if config.decoder.tied_embeddings:
         _tie(model, by_name["token_embd.weight"], devices, filler)
-    use_fused_layers(model.decoder)
     return placed(model, devices)
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedSource:
+    """In the place of files: the tensors that a plan names, with random values."""
+
+    config: ModelConfig
+    tensors: tuple[TypedTensor, ...]
+
+    def build(
+        self, *, device: DeviceMap, dtype: torch.dtype, progress: Progress | None = None
+    ) -> InternVL:
+        """See `random_planned_model`."""
+        return random_planned_model(self.config, self.tensors, device=device, dtype=dtype)
 
 
 def _tie(model: InternVL, tensor: TypedTensor, devices: DeviceMap, filler: _Filler) -> None:
