@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from ivl.engine.engine import Conversation, Generation
     from ivl.engine.options import GenerationKeywords, GenerationOptions
     from ivl.engine.request import Images, MaxTiles
+    from ivl.pages.reader import ImageSource, Page, load_image, load_pages, open_pages
     from ivl.planning import Report, plan
-    from ivl.prompt.pixels import ImageSource, load_image, load_pages
     from ivl.prompt.template import IMAGE, ImageSlot, Message
     from ivl.prompt.tiles import Grid, tile_grid
 
@@ -43,6 +43,7 @@ __all__ = [
     "MaxTiles",
     "Message",
     "Model",
+    "Page",
     "Report",
     "Timings",
     "__version__",
@@ -50,6 +51,7 @@ __all__ = [
     "load",
     "load_image",
     "load_pages",
+    "open_pages",
     "plan",
     "tile_grid",
 ]
@@ -65,11 +67,13 @@ _HOMES = {
     "GenerationOptions": "ivl.engine.options",
     "Images": "ivl.engine.request",
     "MaxTiles": "ivl.engine.request",
+    "ImageSource": "ivl.pages.reader",
+    "Page": "ivl.pages.reader",
+    "load_image": "ivl.pages.reader",
+    "load_pages": "ivl.pages.reader",
+    "open_pages": "ivl.pages.reader",
     "plan": "ivl.planning",
     "Report": "ivl.planning",
-    "ImageSource": "ivl.prompt.pixels",
-    "load_image": "ivl.prompt.pixels",
-    "load_pages": "ivl.prompt.pixels",
     "IMAGE": "ivl.prompt.template",
     "ImageSlot": "ivl.prompt.template",
     "Message": "ivl.prompt.template",

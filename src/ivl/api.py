@@ -17,7 +17,7 @@ from torch import Tensor
 from ivl.checkpoint.locate import locate_pair
 from ivl.config import ModelConfig
 from ivl.devices import choose_devices, free_bytes, place_model
-from ivl.documents.reading import READ_QUESTION, open_pages
+from ivl.documents.reading import read_pages
 from ivl.engine.answer import Answer, joined
 from ivl.engine.engine import (
     DEFAULT_VISION_BATCH,
@@ -28,9 +28,16 @@ from ivl.engine.engine import (
     resolve_context,
 )
 from ivl.engine.options import DEFAULT_DRAFT_TOKENS, GenerationKeywords, GenerationOptions
-from ivl.engine.request import Images, MaxTiles, as_list, check_order, split_pages
+from ivl.engine.request import (
+    LIMIT_OPTION,
+    Images,
+    MaxTiles,
+    as_list,
+    check_order,
+    split_pages,
+)
 from ivl.engine.speculation import LOOKUP, Speculation, check_draft
-from ivl.errors import ConfigError, IvlError, RequestError
+from ivl.errors import ConfigError, RequestError
 from ivl.kernels.threads import use_threads
 from ivl.model.build import Progress
 from ivl.model.cpu_decoder import use_fused_layers
@@ -38,9 +45,10 @@ from ivl.model.cpu_vision import CHOICES, VisionChoice, use_arithmetic
 from ivl.model.devices import DeviceMap
 from ivl.model.internvl import InternVL
 from ivl.model.source import ModelSource, open_source
+from ivl.pages.reader import open_pages
+from ivl.pages.sources import DEFAULT_MAX_PIXELS
 from ivl.planner.kv_cache import KV_TYPES, KVType
 from ivl.planner.memory import check_fits
-from ivl.prompt.pixels import DEFAULT_MAX_PIXELS
 from ivl.prompt.template import IMAGE, Message, get_template, user_message
 from ivl.prompt.tokenizer import Tokenizer
 
@@ -211,10 +219,11 @@ class Model:
         """One question about one image or a list of them (`None` or `[]`: about none).
 
         An image is a path, the bytes of a file, an open file, a NumPy array (`image_of_array` says
-        of what shape), or a PIL image: the picture that it shows now, its current frame. A file
-        with several pages, or an animation, is asked about with all of them. `max_tiles`: a budget
-        that all pages of all images share, or a list with one limit for each of them. Images of
-        more than `max_pixels` are refused. `options`: see `GenerationOptions`.
+        of what shape), a PIL image (the picture that it shows now, its current frame), or a `Page`.
+        Files are images or PDFs; one with several pages, or an animation, is asked about with all
+        of them. `max_tiles`: a budget that all pages of all images share, or a list with one limit
+        for each of them. Images of more than `max_pixels` are refused, and pages of a PDF drawn
+        with no more (`PdfFile` says with how many). `options`: see `GenerationOptions`.
         """
         check_order(question, images, IMAGES_FIRST)
         chosen = GenerationOptions.of(options)
@@ -271,25 +280,24 @@ class Model:
         and timings are those of all, and `finish_reason` is `length` if any page was cut off.
         """
         chosen = GenerationOptions.of(options)
-        answers = []
         pages = [
-            page for one in as_list(image) for page in open_pages(one, "", max_pixels=max_pixels)
+            page
+            for one in as_list(image)
+            for page in open_pages(one, max_pixels=max_pixels, limit_option=LIMIT_OPTION)
         ]
-        for page in pages:
-            try:
-                picture = page.load(max_pixels=max_pixels)
-                generation = self.conversation(system).ask(
-                    READ_QUESTION,
-                    picture,
-                    max_tiles=max_tiles,
-                    max_pixels=max_pixels,
-                    options=chosen,
-                )
-            except IvlError as error:
-                if page.count > 1:
-                    error.message = f"page {page.number} of {page.count}: {error.message}"
-                raise
-            answers.append(generation.result())
+        answers = []
+        for reading in read_pages(
+            self,
+            pages,
+            max_tiles=max_tiles,
+            max_pixels=max_pixels,
+            system=system,
+            options=chosen,
+        ):
+            if reading.generation is None:
+                assert reading.error is not None
+                raise reading.error
+            answers.append(reading.generation.result())
         if not answers:
             raise RequestError("There is no image to read.", "Give one, or a list of them.")
         return joined(answers)

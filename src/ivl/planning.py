@@ -10,7 +10,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ivl.config import ModelConfig
 from ivl.errors import CheckpointError, ConfigError, UnsupportedError
@@ -25,7 +25,7 @@ from ivl.planner.backends import (
 )
 from ivl.planner.machine import Machine, described, this_machine, with_memory
 from ivl.planner.memory import DEFAULT_VISION_BATCH
-from ivl.planner.pages import PageCost, page_costs, tiles_of
+from ivl.planner.pages import PageCost, PageSize, page_costs, page_sizes, tiles_of
 from ivl.planner.plan import Plan, Setting, Subject, make_plan
 from ivl.planner.record import plan_record
 from ivl.planner.render import render_plan
@@ -33,9 +33,6 @@ from ivl.planner.tensors import AWQ
 from ivl.planner.verdict import Verdict, judge
 from ivl.planner.workload import plan_workload
 from ivl.quant.vision_mix import find_vision_type
-
-if TYPE_CHECKING:
-    from ivl.planner.pages import PageSize
 
 OVERVIEW_TYPES = ("BF16", "Q8_0", "Q4_K_M")
 
@@ -99,7 +96,7 @@ def plan(
             "Leave --type and --vision out, or plan the size that it is.",
         )
     _require_loadable(subject, chosen, type, vision, kv)
-    pages = _pages(files)
+    pages = page_sizes(files)
     if pages and images is not None:
         raise ConfigError("Files and a number of images were given.", "Leave one of them out.")
     if pages and subject.config.vision is None:
@@ -232,11 +229,3 @@ def _most_tiles(
         return None
     limit = config.max_tiles if max_tiles is None else max_tiles
     return (max(tiles_of(page, config, limit) for page in pages),)
-
-
-def _pages(files: Sequence[str | os.PathLike[str]]) -> list[PageSize]:
-    if not files:
-        return []
-    from ivl.documents.page_sizes import page_sizes
-
-    return [page for name in files for page in page_sizes(os.fspath(name))]

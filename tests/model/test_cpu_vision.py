@@ -17,7 +17,8 @@ from ivl.kernels import cpu
 from ivl.kernels.dense import Arithmetic, arithmetics
 from ivl.model.build import build_model
 from ivl.model.cpu_vision import CpuVisionTower, use_arithmetic
-from ivl.prompt.pixels import cut_tiles, load_image
+from ivl.pages.reader import load_image
+from ivl.prompt.pixels import cut_tiles
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 RECEIPT = Path(__file__).parents[2] / "samples" / "receipt.png"

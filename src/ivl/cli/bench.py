@@ -13,7 +13,7 @@ from ivl.cli.machine import machine_facts
 from ivl.cli.options import Json, ModelChoice, Quiet, with_options
 from ivl.cli.terminal import Status, print_json
 from ivl.errors import ConfigError, RequestError
-from ivl.prompt.pixels import load_image
+from ivl.pages.reader import load_image
 
 if TYPE_CHECKING:
     from ivl.api import Model

@@ -21,7 +21,7 @@ from ivl.engine.request import (
 )
 from ivl.engine.sequence import TilePlace, place_tiles, tile_digests
 from ivl.errors import IvlError, RequestError
-from ivl.prompt.pixels import DEFAULT_MAX_PIXELS
+from ivl.pages.sources import DEFAULT_MAX_PIXELS
 from ivl.prompt.template import Message, Prompt, Text, check_image_tokens, render
 
 

@@ -37,8 +37,8 @@ from ivl.errors import ConfigError, RequestError
 from ivl.model.cache import KVCache, Segment
 from ivl.model.internvl import InternVL
 from ivl.model.out_of_memory import capacity_error
+from ivl.pages.sources import DEFAULT_MAX_PIXELS
 from ivl.planner.memory import DEFAULT_CONTEXT, DEFAULT_VISION_BATCH
-from ivl.prompt.pixels import DEFAULT_MAX_PIXELS
 from ivl.prompt.template import (
     Message,
     Prompt,

@@ -24,8 +24,8 @@ import numpy as np
 
 from ivl.errors import RequestError
 from ivl.lfs_pointer import refuse_lfs_pointer
+from ivl.pages.reader import open_pages
 from ivl.paths import local_path
-from ivl.prompt.pixels import num_frames
 from ivl.spelling import did_you_mean
 
 IMAGE_SUFFIXES = frozenset(
@@ -77,8 +77,11 @@ def read_data(paths: Iterable[str | Path], *, read_question: str) -> list[Sample
     """
     samples = [sample for path in paths for sample in _read_path(local_path(path), read_question)]
     for sample in samples:
-        if sample.image is not None:
-            num_frames(sample.image)
+        if sample.image is not None and len(open_pages(sample.image)) > 1:
+            raise RequestError(
+                f"{sample.image} has several pages, and one picture is wanted.",
+                "Save its pages as files of their own.",
+            )
     return samples
 
 
