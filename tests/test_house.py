@@ -183,6 +183,27 @@ def declared_dependencies() -> set[str]:
     return {IMPORTED_AS.get(name, name) for name in names}
 
 
+def test_images_and_pdfs_are_opened_in_one_room() -> None:
+    """In `pages/` alone: no other file imports PDFium or HEIF, or calls `Image.open`."""
+    found = [
+        f"{path.relative_to(ROOT)}:{line}"
+        for path in package_files()
+        if PACKAGE / "pages" not in path.parents
+        for line, opens in [
+            *(
+                (line, module.split(".")[0] in ("pypdfium2", "pillow_heif"))
+                for line, module in imports(path, path.read_text("utf-8"))
+            ),
+            *(
+                (number, "Image.open(" in line)
+                for number, line in enumerate(path.read_text("utf-8").splitlines(), 1)
+            ),
+        ]
+        if opens
+    ]
+    assert not found, "\n".join(found)
+
+
 def test_only_declared_dependencies_are_imported() -> None:
     allowed = {"ivl", *sys.stdlib_module_names, *declared_dependencies()}
     found = [

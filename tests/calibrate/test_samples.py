@@ -14,6 +14,7 @@ from ivl.calibrate.sequences import make_sequences
 from ivl.config import read_config
 from ivl.errors import RequestError
 from ivl.model.source import check_tokenizer
+from tests.pages.pdf_files import pdf
 
 DEMO = Path(ivl.__file__).parent / "assets" / "demo"
 
@@ -101,3 +102,12 @@ def test_other_data_is_refused(
         (tmp_path / name).write_text(content)
     with pytest.raises(RequestError, match=message):
         read_samples([tmp_path / name])
+
+
+def test_pages_of_a_pdf_are_samples_when_it_is_named(folder: Path) -> None:
+    (folder / "notes.pdf").write_bytes(pdf(((100, 100), "1 0 0"), ((100, 200), "0 1 0")))
+    samples = read_samples([folder / "notes.pdf"])
+    assert [sample.name for sample in samples] == ["notes.pdf, page 1", "notes.pdf, page 2"]
+    config = read_config(DEMO)
+    assert len(make_sequences(samples, config, check_tokenizer(config, DEMO))) == 2
+    assert "notes.pdf" not in {sample.name for sample in read_samples([folder])}

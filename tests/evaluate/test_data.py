@@ -10,6 +10,7 @@ from PIL import Image
 
 from ivl.errors import RequestError
 from ivl.evaluate.data import Sample, bundled_samples, read_data
+from tests.pages.pdf_files import pdf
 
 READ = "Read it."
 
@@ -93,3 +94,16 @@ def test_the_bundled_pages_have_truths() -> None:
     assert all(page.image and page.answer for page in pages)
     [text] = bundled_samples(has_vision=False, read_question=READ)
     assert text.question is None
+
+
+def test_pages_of_a_pdf_are_samples_of_their_own(tmp_path: Path) -> None:
+    for name, pages in (("one.pdf", 1), ("two.pdf", 2)):
+        (tmp_path / name).write_bytes(pdf(*[((100, 100), "1 0 0")] * pages))
+    (tmp_path / "one.txt").write_text("red\n")
+    one, *two = read_data([tmp_path / "one.pdf", tmp_path / "two.pdf"], read_question="Read.")
+    assert (one.image, one.answer) == (tmp_path / "one.pdf", "red")
+    assert [sample.name for sample in two] == ["two.pdf, page 1", "two.pdf, page 2"]
+    assert [sample.answer for sample in two] == [None, None]
+    (tmp_path / "lines.jsonl").write_text('{"image": "two.pdf", "question": "What?"}\n')
+    with pytest.raises(RequestError, match="several pages"):
+        read_data([tmp_path / "lines.jsonl"], read_question="Read.")

@@ -1,7 +1,8 @@
 """Calibration data: pages with their text, conversations about images, and plain text.
 
     a folder       its images, each with the text file of the same name; its other .txt and .jsonl
-    an image       with the text file of the same name beside it, if there is one
+    an image       with the text file of the same name beside it, if there is one; a file of several
+                   pages, such as a PDF, is as many samples without text. PDFs are named themselves
     a .txt file    plain text
     a .jsonl file  one JSON object a line, in InternVL's own form
                    {"image": PATH, "conversations": [{"from": "human", "value": "<image>\\n..."},
@@ -22,6 +23,7 @@ from typing import Any
 from ivl.documents.reading import READ_QUESTION
 from ivl.errors import RequestError
 from ivl.lfs_pointer import refuse_lfs_pointer
+from ivl.pages.reader import Page, open_pages
 from ivl.prompt.template import Message, user_message
 
 DEFAULT_DATA = Path(__file__).parents[1] / "assets" / "calibration"
@@ -38,7 +40,7 @@ class Sample:
 
     name: str
     messages: tuple[Message, ...] = ()
-    images: tuple[Path, ...] = ()
+    images: tuple[Path | Page, ...] = ()
     text: str = ""
 
 
@@ -70,7 +72,12 @@ def _read(path: Path) -> Iterator[Sample]:
                 yield from _read(file)
     elif not path.is_file():
         raise RequestError(f"There is no calibration data {path}.")
-    elif path.suffix.lower() in IMAGE_ENDINGS:
+    elif path.suffix.lower() in (*IMAGE_ENDINGS, ".pdf"):
+        pages = open_pages(path)
+        if len(pages) > 1:
+            for page in pages:
+                yield _about(f"{path.name}, page {page.number}", (page,), READ_QUESTION, "")
+            return
         truth = path.with_suffix(".txt")
         answer = _text(truth).strip() if truth.is_file() else ""
         yield _about(path.name, (path,), READ_QUESTION, answer)
@@ -81,7 +88,7 @@ def _read(path: Path) -> Iterator[Sample]:
     else:
         raise RequestError(
             f"{path} is no calibration data that ivl knows.",
-            f"Known: folders, .txt, .jsonl, {', '.join(IMAGE_ENDINGS)}.",
+            f"Known: folders, .txt, .jsonl, .pdf, {', '.join(IMAGE_ENDINGS)}.",
         )
 
 
@@ -93,7 +100,7 @@ def _text(path: Path) -> str:
         raise RequestError(f"{path} cannot be read as text: {error}.") from None
 
 
-def _about(name: str, images: tuple[Path, ...], question: str, answer: str) -> Sample:
+def _about(name: str, images: tuple[Path | Page, ...], question: str, answer: str) -> Sample:
     messages = [user_message(question, len(images))]
     if answer:
         messages.append(Message("assistant", answer))

@@ -34,7 +34,7 @@ from ivl.prompt.tiles import choose_grids
 def command(
     arguments: Annotated[
         list[str],
-        Argument(metavar="[IMAGE]... QUESTION", hidden=True),
+        Argument(metavar="[FILE]... QUESTION", hidden=True),
     ],
     *,
     max_tiles: MaxTiles = None,

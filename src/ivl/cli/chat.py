@@ -53,7 +53,7 @@ _COMMAND = re.compile(r"(/[a-z]+)(?:\s+(.*))?")
 
 @with_options
 def command(
-    images: Annotated[list[str] | None, Argument(metavar="[IMAGE]...", hidden=True)] = None,
+    images: Annotated[list[str] | None, Argument(metavar="[FILE]...", hidden=True)] = None,
     *,
     max_tiles: MaxTiles = None,
     max_pixels: MaxPixels = None,

@@ -3,7 +3,8 @@
 A data set is named by paths, each of which is one of
 
     an image           the question is to read it; the truth is the .txt file of the same name
-                       beside it, if there is one
+                       beside it, if there is one. A PDF is named itself; pages of a file
+                       with several are samples of their own
     a .txt file        plain text, for the language model alone
     a .jsonl file      one {"image": ..., "question": ..., "answer": ...} a line. Images are
                        relative to the file. Each of the three may be missing: the image of a
@@ -24,7 +25,7 @@ import numpy as np
 
 from ivl.errors import RequestError
 from ivl.lfs_pointer import refuse_lfs_pointer
-from ivl.pages.reader import open_pages
+from ivl.pages.reader import Page, open_pages
 from ivl.paths import local_path
 from ivl.spelling import did_you_mean
 
@@ -43,12 +44,13 @@ LINE_KEYS = ("image", "question", "answer")
 class Sample:
     """A question with what is known about it, or plain text.
 
-    name: for people. image: its file, or None. question: None is plain text, which is in `answer`.
+    name: for people. image: its file, a page of one, or None. question: None is plain text, which
+    is in `answer`.
     answer: the truth, or None when nobody knows it.
     """
 
     name: str
-    image: Path | None = None
+    image: Path | Page | None = None
     question: str | None = None
     answer: str | None = None
 
@@ -77,7 +79,7 @@ def read_data(paths: Iterable[str | Path], *, read_question: str) -> list[Sample
     """
     samples = [sample for path in paths for sample in _read_path(local_path(path), read_question)]
     for sample in samples:
-        if sample.image is not None and len(open_pages(sample.image)) > 1:
+        if isinstance(sample.image, Path) and len(open_pages(sample.image)) > 1:
             raise RequestError(
                 f"{sample.image} has several pages, and one picture is wanted.",
                 "Save its pages as files of their own.",
@@ -108,7 +110,7 @@ def _read_path(path: Path, read_question: str) -> list[Sample]:
         return list(_read_lines(path, read_question))
     if path.suffix.lower() == ".txt":
         return [Sample(name=str(path), answer=_read_text(path))]
-    return [_page(path, read_question)]
+    return _pages(path, read_question)
 
 
 def _read_directory(directory: Path, read_question: str) -> Iterator[Sample]:
@@ -116,16 +118,23 @@ def _read_directory(directory: Path, read_question: str) -> Iterator[Sample]:
     images = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES]
     truths = {path.with_suffix(".txt") for path in images}
     for image in images:
-        yield _page(image, read_question)
+        yield from _pages(image, read_question)
     for path in files:
         if path.suffix.lower() == ".txt" and path not in truths:
             yield Sample(name=path.name, answer=_read_text(path))
 
 
-def _page(image: Path, read_question: str) -> Sample:
+def _pages(image: Path, read_question: str) -> list[Sample]:
+    """A file of one page with its truth; of several each, of which nobody knows the truth."""
+    pages = open_pages(image)
+    if len(pages) > 1:
+        return [
+            Sample(name=f"{image.name}, page {page.number}", image=page, question=read_question)
+            for page in pages
+        ]
     truth = image.with_suffix(".txt")
     answer = _read_text(truth).rstrip("\n") if truth.is_file() and truth != image else None
-    return Sample(name=image.name, image=image, question=read_question, answer=answer)
+    return [Sample(name=image.name, image=image, question=read_question, answer=answer)]
 
 
 def _read_text(path: Path) -> str:

@@ -29,6 +29,9 @@ _HEADER: Final = re.compile(rb"(?:\A(?:\xef\xbb\xbf)?|[\r\n\0])[ \t]*%PDF-")
 # What the trailer of an encrypted file names (ISO 32000-1, 7.6.1).
 _ENCRYPTED: Final = b"/Encrypt"
 
+# The longest page that the format allows has 60,000 at 300 dots an inch; a JPEG has no more.
+_LONGEST_SIDE_PX: Final = 65_500
+
 # PDFium may be used by one thread at a time.
 _pdfium_lock = threading.Lock()
 _silence = logging.NullHandler()
@@ -93,8 +96,7 @@ class PdfFile:
         scale = min((most / (width * height)) ** 0.5, MOST_DPI / POINTS_PER_INCH)
         # A side of less than a pixel cannot be drawn.
         scale = max(scale, 1 / min(width, height))
-        columns, rows = _drawn_size(width, height, scale)
-        if columns * rows > 2 * PAGE_PIXELS:
+        if max(width, height) * scale > _LONGEST_SIDE_PX:
             raise RequestError(
                 f"{label} is far too narrow ({width:g} x {height:g} points).",
                 "Print it to a new PDF.",

@@ -147,6 +147,8 @@ def load_pages(
     more than `max_pixels` together. Other arguments and errors as in `load_image`.
     """
     limit = PixelLimit(max_pixels, limit_option)
+    if isinstance(source, Page):
+        return [load_image(source, background=background, max_pixels=max_pixels)]
     with _opened(source, background, limit) as file:
         _check_together(file, label_of(source), most, limit)
         return [file.load(page) for page in range(file.num_pages)]
@@ -205,9 +207,10 @@ def _opened(
     """The source, open for its pages; closed at the end of the block."""
     if isinstance(source, Page):
         source, label = source.source, source.name
-    if hasattr(source, "__array_interface__") or is_tensor(source):
-        source = source if isinstance(source, Image.Image) else image_of_array(source)
-    if isinstance(source, Image.Image):
+    is_image = isinstance(source, Image.Image)
+    if not is_image and (hasattr(source, "__array_interface__") or is_tensor(source)):
+        source, is_image = image_of_array(source), True
+    if is_image:
         yield HeldImage(source, background, limit)
         return
     label = label_of(source) if label is None else label
