@@ -17,7 +17,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from ivl.errors import CapacityError, RequestError
 from ivl.lfs_pointer import is_lfs_pointer, lfs_complaint
 from ivl.pages.background import choose_background
-from ivl.pages.sources import NAMELESS, PixelLimit, page_label
+from ivl.pages.sources import PixelLimit, page_label
 
 Background: TypeAlias = tuple[int, int, int] | Literal["auto"] | None
 
@@ -68,8 +68,8 @@ class HeldImage:
         return self.load(page).size
 
     def load(self, page: int) -> Image.Image:
-        self._limit.check(self._image.size, NAMELESS)
-        with _refuse_damage(NAMELESS):
+        self._limit.check(self._image.size, "The image")
+        with _refuse_damage("The image"):
             self._image.load()
         image = _upright(self._image, in_place=False)
         image.format = self._image.format
@@ -185,9 +185,8 @@ def _not_an_image(file: BinaryIO, label: str) -> RequestError:
     if b"<svg" in start:
         return RequestError(f"{label} is an SVG drawing.", "Export it as PNG.")
     is_text = min(start.translate(None, delete=b"\t\n\f\r\x1b"), default=32) >= 32
-    whose = "The file" if label == NAMELESS else label
     return RequestError(
-        f"{label} is a text file." if is_text else f"{whose} is not an image.",
+        f"{label} is a text file." if is_text else f"{label} is not an image.",
         "Give a PDF, or a JPEG, PNG, WebP, GIF, TIFF, BMP, AVIF or JPEG 2000 file.",
     )
 

@@ -50,7 +50,7 @@ class PdfFile:
 
     A page is drawn with as many pixels as 24 tiles of 448 have (A4 with 222 dots an inch), so that
     every grid of up to 24 tiles is cut from real pixels and a larger one from nearly so; but with
-    at most 300 dots an inch, which is what is printed, and never with more than `max_pixels`.
+    at most 300 dots an inch, which is what is printed, and with `max_pixels` where that is less.
     """
 
     def __init__(self, document: PdfDocument, label: str, limit: PixelLimit) -> None:

@@ -23,7 +23,6 @@ from ivl.pages.images import Background, HeldImage, ImageFile
 from ivl.pages.pdf import PdfFile, is_pdf, open_pdf
 from ivl.pages.sources import (
     DEFAULT_MAX_PIXELS,
-    NAMELESS,
     PixelLimit,
     label_of,
     open_file,
@@ -216,7 +215,6 @@ def _opened(
     label = label_of(source) if label is None else label
     with open_file(source, label) as file:
         if is_pdf(file):
-            label = "The PDF" if label == NAMELESS else label
             with open_pdf(file, label, limit) as pdf:
                 yield pdf
         else:

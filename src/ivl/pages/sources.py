@@ -16,7 +16,7 @@ from ivl.paths import local_path
 # The largest phone cameras take 200 megapixels; decoded, that is 0.8 GB.
 DEFAULT_MAX_PIXELS: Final = 200_000_000
 
-NAMELESS: Final = "The image"
+NAMELESS: Final = "The file"
 
 
 def check_max_pixels(given: object) -> None:
