@@ -4,9 +4,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from ivl.pages.reader import load_image
 from ivl.prompt.pixels import cut_tiles
-from ivl.prompt.tiles import Grid
+from ivl.prompt.tiles import Grid, tile_grid
 
 
 def noise(width, height):
@@ -33,7 +32,8 @@ def official_tiles(image, columns, rows, tile_px):
 )
 def test_tiles_are_byte_equal_to_the_official_path(size, grid):
     image = Image.fromarray(noise(*size))
-    tiles = cut_tiles(image)
+    assert tile_grid(*size) == grid
+    tiles = cut_tiles(image, Grid(*grid))
     assert tiles.dtype == np.uint8
     np.testing.assert_array_equal(tiles, official_tiles(image, *grid, 448))
 
@@ -48,22 +48,22 @@ def test_tiles_are_byte_equal_to_the_official_path(size, grid):
 )
 def test_any_grid_and_tile_size_is_cut_as_pillow_would(width, height, columns, rows, tile_px):
     image = Image.fromarray(noise(width, height))
-    tiles = cut_tiles(image, grid=Grid(columns, rows), tile_px=tile_px)
+    tiles = cut_tiles(image, Grid(columns, rows), tile_px=tile_px)
     np.testing.assert_array_equal(tiles, official_tiles(image, columns, rows, tile_px))
 
 
-def test_limits_and_thumbnail_are_obeyed():
+def test_a_thumbnail_follows_unless_it_is_not_wanted():
     image = Image.fromarray(noise(640, 480))
-    assert cut_tiles(image, max_tiles=1).shape == (1, 448, 448, 3)
-    assert cut_tiles(image, tile_px=56, max_tiles=6).shape == (7, 56, 56, 3)
-    with_thumbnail = cut_tiles(image, tile_px=56)
-    without = cut_tiles(image, tile_px=56, use_thumbnail=False)
+    assert cut_tiles(image, Grid(1, 1)).shape == (1, 448, 448, 3)
+    with_thumbnail = cut_tiles(image, Grid(3, 2), tile_px=56)
+    assert with_thumbnail.shape == (7, 56, 56, 3)
+    without = cut_tiles(image, Grid(3, 2), tile_px=56, use_thumbnail=False)
     np.testing.assert_array_equal(without, with_thumbnail[:-1])
 
 
 @pytest.mark.parametrize("size", [(30000, 10), (10, 30000)])
 def test_extreme_shapes_work(size):
-    image = load_image(Image.new("RGB", size, (9, 99, 199)))
-    tiles = cut_tiles(image)
+    image = Image.new("RGB", size, (9, 99, 199))
+    tiles = cut_tiles(image, tile_grid(*size))
     assert tiles.shape == (13, 448, 448, 3)
     assert (tiles == (9, 99, 199)).all()

@@ -123,7 +123,7 @@ def prepare_images(
                 "Use fewer images, or a smaller `max_tiles`.",
             )
         tiles.append(
-            cut_tiles(image, tile_px=config.tile_px, use_thumbnail=config.use_thumbnail, grid=grid)
+            cut_tiles(image, grid, tile_px=config.tile_px, use_thumbnail=config.use_thumbnail)
         )
     return np.concatenate(tiles), [len(t) for t in tiles]
 

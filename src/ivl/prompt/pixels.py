@@ -9,8 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ivl.pages.reader import load_image
-from ivl.prompt.tiles import Grid, num_tiles_with_thumbnail, tile_grid
+from ivl.prompt.tiles import Grid, num_tiles_with_thumbnail
 
 # Mean and standard deviation of R, G and B in 0..1, with which the towers were trained.
 IMAGENET_MEAN: Final = (0.485, 0.456, 0.406)
@@ -18,24 +17,13 @@ IMAGENET_STD: Final = (0.229, 0.224, 0.225)
 
 
 def cut_tiles(
-    image: Image.Image,
-    *,
-    tile_px: int = 448,
-    max_tiles: int = 12,
-    min_tiles: int = 1,
-    use_thumbnail: bool = True,
-    grid: Grid | None = None,
+    image: Image.Image, grid: Grid, *, tile_px: int = 448, use_thumbnail: bool = True
 ) -> NDArray[np.uint8]:
-    """The tiles of an image: uint8 (n, tile_px, tile_px, 3), row by row, then the thumbnail.
+    """The tiles of an RGB image: uint8 (n, tile_px, tile_px, 3), row by row, then the thumbnail.
 
-    The image is stretched (bicubic) to the grid, which `tile_grid` chooses unless it is given.
-    A thumbnail of the whole follows a grid of more than one tile. Only the stretched image and
-    the result are held beside the image itself. Errors as in `tile_grid`.
+    The image is stretched (bicubic) to the grid. A thumbnail of the whole follows a grid of more
+    than one tile. Only the stretched image and the result are held beside the image itself.
     """
-    if image.mode != "RGB":
-        image = load_image(image)
-    if grid is None:
-        grid = tile_grid(*image.size, max_tiles=max_tiles, min_tiles=min_tiles, tile_px=tile_px)
     num_tiles = num_tiles_with_thumbnail(grid, use_thumbnail)
     tiles = np.empty((num_tiles, tile_px, tile_px, 3), dtype=np.uint8)
     stretched = image.resize(
