@@ -35,6 +35,7 @@ FLOORS = {
     "kernels": 4,
     "checkpoint": 3,
     "quant": 2,
+    "pages": 2,
     "prompt": 2,
     "footprint": 2,
     "config": 1,
@@ -56,7 +57,7 @@ FLOORS = {
 LAZY_DOOR = PACKAGE / "__init__.py"
 """Exempt from the floors: it opens on the names that users import. Through it one reaches `api`."""
 
-WITHOUT_TORCH = ("prompt", "footprint", "planner", "quant")
+WITHOUT_TORCH = ("pages", "prompt", "footprint", "planner", "quant")
 MAX_FILE_LINES = 700
 MAX_FUNCTION_LINES = 80
 CONTAINMENT = PACKAGE / "engine" / "containment.py"
@@ -183,6 +184,27 @@ def declared_dependencies() -> set[str]:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     names = [re.split(r"[^\w-]", requirement)[0] for requirement in project["dependencies"]]
     return {IMPORTED_AS.get(name, name) for name in names}
+
+
+def test_images_and_pdfs_are_opened_in_one_room() -> None:
+    """In `pages/` alone: no other file imports PDFium or HEIF, or calls `Image.open`."""
+    found = [
+        f"{path.relative_to(ROOT)}:{line}"
+        for path in package_files()
+        if PACKAGE / "pages" not in path.parents
+        for line, opens in [
+            *(
+                (line, module.split(".")[0] in ("pypdfium2", "pillow_heif"))
+                for line, module in imports(path, path.read_text("utf-8"))
+            ),
+            *(
+                (number, "Image.open(" in line)
+                for number, line in enumerate(path.read_text("utf-8").splitlines(), 1)
+            ),
+        ]
+        if opens
+    ]
+    assert not found, "\n".join(found)
 
 
 def test_only_declared_dependencies_are_imported() -> None:

@@ -24,7 +24,7 @@ def page_grid(page: Page) -> Grid:
 
 def page_tiles(page: Page) -> np.ndarray:
     """uint8 (tiles, px, px, 3), by the package's own preprocessing."""
-    return cut_tiles(page.image, tile_px=TILE_PX, use_thumbnail=False, grid=page_grid(page))
+    return cut_tiles(page.image, page_grid(page), tile_px=TILE_PX, use_thumbnail=False)
 
 
 def stretched_boxes(page: Page) -> np.ndarray:

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from ivl.measure.importance import WrittenImatrix, imatrix
     from ivl.measure.record import WrittenReference, record_reference
     from ivl.measure.speed import MeasuredSpeed, bench
+    from ivl.pages.reader import ImageSource, Page, load_image, load_pages, open_pages
     from ivl.planner.planning import Report, plan
-    from ivl.prompt.pixels import ImageSource, load_image, load_pages
     from ivl.prompt.template import IMAGE, ImageSlot, Message
     from ivl.prompt.tiles import Grid, tile_grid
 
@@ -53,6 +53,7 @@ __all__ = [
     "MeasuredSpeed",
     "Message",
     "Model",
+    "Page",
     "Report",
     "Timings",
     "WrittenAwq",
@@ -69,6 +70,7 @@ __all__ = [
     "load",
     "load_image",
     "load_pages",
+    "open_pages",
     "plan",
     "quantize",
     "quantize_awq",
@@ -105,9 +107,11 @@ _HOMES = {
     "record_reference": "ivl.measure.record",
     "MeasuredSpeed": "ivl.measure.speed",
     "bench": "ivl.measure.speed",
-    "ImageSource": "ivl.prompt.pixels",
-    "load_image": "ivl.prompt.pixels",
-    "load_pages": "ivl.prompt.pixels",
+    "ImageSource": "ivl.pages.reader",
+    "Page": "ivl.pages.reader",
+    "load_image": "ivl.pages.reader",
+    "load_pages": "ivl.pages.reader",
+    "open_pages": "ivl.pages.reader",
     "IMAGE": "ivl.prompt.template",
     "ImageSlot": "ivl.prompt.template",
     "Message": "ivl.prompt.template",

@@ -15,18 +15,19 @@ import torch
 from torch import Tensor
 
 from ivl.config import ModelConfig
-from ivl.documents.reading import READ_QUESTION, open_pages
+from ivl.documents.reading import read_pages
 from ivl.engine.answer import Answer, joined
 from ivl.engine.conversation import Conversation, Generation
 from ivl.engine.engine import Engine
 from ivl.engine.options import DEFAULT_DRAFT_TOKENS, GenerationKeywords, GenerationOptions
-from ivl.engine.request import Images, MaxTiles, as_list, check_order, split_pages
+from ivl.engine.request import LIMIT_OPTION, Images, MaxTiles, as_list, check_order, split_pages
 from ivl.engine.schema import Schema
-from ivl.errors import IvlError, RequestError
+from ivl.errors import RequestError
 from ivl.footprint.workload import DEFAULT_VISION_BATCH
 from ivl.loading import LoadOptions, load_engine
 from ivl.model.build import Progress
-from ivl.prompt.pixels import DEFAULT_MAX_PIXELS
+from ivl.pages.reader import open_pages
+from ivl.pages.sources import DEFAULT_MAX_PIXELS
 from ivl.prompt.template import IMAGE, Message, user_message
 
 IMAGES_FIRST = 'The images come first: model.ask("receipt.png", "What is the total?").'
@@ -98,12 +99,14 @@ class Model:
         """One question about one image or a list of them (`None` or `[]`: about none).
 
         An image is a path, the bytes of a file, an open file, a NumPy array (`image_of_array` says
-        of what shape), or a PIL image: the picture that it shows now, its current frame. A file
-        with several pages, or an animation, is asked about with all of them. `max_tiles`: a budget
-        that all pages of all images share, or a list with one limit for each of them. Images of
-        more than `max_pixels` are refused. `schema`: the JSON that the answer must be, a JSON
-        schema or a pydantic model; `Answer.data` has it. `logprobs`: of how many tokens beside each
-        of the answer's `Answer.logprobs` has the probability. `options`: see `GenerationOptions`.
+        of what shape), a PIL image (the picture that it shows now, its current frame), or a `Page`.
+        Files are images or PDFs; one with several pages, or an animation, is asked about with all
+        of them. `max_tiles`: a budget that all pages of all images share, or a list with one limit
+        for each of them. Images of more than `max_pixels` are refused, and pages of a PDF drawn
+        with no more (`PdfFile` says with how many). `schema`: the JSON that the answer must be, a
+        JSON schema or a pydantic model; `Answer.data` has it. `logprobs`: of how many tokens beside
+        each of the answer's `Answer.logprobs` has the probability. `options`: see
+        `GenerationOptions`.
         """
         check_order(question, images, IMAGES_FIRST)
         chosen = GenerationOptions.of(options)
@@ -178,27 +181,26 @@ class Model:
         and timings are those of all, and `finish_reason` is `length` if any page was cut off.
         """
         chosen = GenerationOptions.of(options)
-        answers = []
         pages = [
-            page for one in as_list(image) for page in open_pages(one, "", max_pixels=max_pixels)
+            page
+            for one in as_list(image)
+            for page in open_pages(one, max_pixels=max_pixels, limit_option=LIMIT_OPTION)
         ]
-        for page in pages:
-            try:
-                picture = page.load(max_pixels=max_pixels)
-                generation = self.conversation(system).ask(
-                    READ_QUESTION,
-                    picture,
-                    max_tiles=max_tiles,
-                    max_pixels=max_pixels,
-                    options=chosen,
-                    schema=schema,
-                    logprobs=logprobs,
-                )
-            except IvlError as error:
-                if page.count > 1:
-                    error.message = f"page {page.number} of {page.count}: {error.message}"
-                raise
-            answers.append(generation.result())
+        answers = []
+        for reading in read_pages(
+            self,
+            pages,
+            max_tiles=max_tiles,
+            max_pixels=max_pixels,
+            system=system,
+            options=chosen,
+            schema=schema,
+            logprobs=logprobs,
+        ):
+            if reading.generation is None:
+                assert reading.error is not None
+                raise reading.error
+            answers.append(reading.generation.result())
         if not answers:
             raise RequestError("There is no image to read.", "Give one, or a list of them.")
         return joined(answers)

@@ -117,7 +117,7 @@ def test_an_image_may_come_through_a_pipe(
 @pytest.mark.parametrize(
     ("arguments", "message", "hint"),
     [
-        (["gone.png", "What?"], "there is no file gone.png", "spelling"),
+        (["gone.png", "What?"], "There is no file gone.png", "spelling"),
         (["text.png", "What?"], "text.png is a text file", "JPEG"),
         (["empty.png", "What?"], "empty.png is empty", "saved"),
         ([".", "What?"], ". is a directory", "files in it"),

@@ -11,9 +11,10 @@ from PIL import Image
 
 import ivl
 from ivl.api import Model
-from ivl.documents.reading import open_pages, read_pages
+from ivl.documents.reading import read_pages
 from ivl.engine.options import GenerationOptions
 from ivl.errors import RequestError
+from ivl.pages.reader import open_pages
 
 COLOURS = ["red", "lime", "blue"]
 

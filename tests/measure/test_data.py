@@ -11,6 +11,7 @@ from PIL import Image
 from ivl.documents.reading import READ_QUESTION
 from ivl.errors import RequestError
 from ivl.measure.data import CALIBRATION, Sample, bundled_samples, read_data
+from tests.pages.pdf_files import pdf
 
 
 def picture(path: Path) -> Path:
@@ -125,3 +126,16 @@ def test_the_bundled_pages_have_truths() -> None:
     calibration = read_data([CALIBRATION])
     assert sum(bool(sample.images) for sample in calibration) == 4
     assert any(sample.is_text for sample in calibration)
+
+
+def test_pages_of_a_pdf_are_samples_of_their_own(tmp_path: Path) -> None:
+    for name, pages in (("one.pdf", 1), ("two.pdf", 2)):
+        (tmp_path / name).write_bytes(pdf(*[((100, 100), "1 0 0")] * pages))
+    (tmp_path / "one.txt").write_text("red\n")
+    one, *two = read_data([tmp_path / "one.pdf", tmp_path / "two.pdf"])
+    assert (one.images, one.answer) == ((tmp_path / "one.pdf",), "red")
+    assert [sample.name for sample in two] == ["two.pdf, page 1", "two.pdf, page 2"]
+    assert [sample.answer for sample in two] == [None, None]
+    (tmp_path / "lines.jsonl").write_text('{"image": "two.pdf", "question": "What?"}\n')
+    with pytest.raises(RequestError, match="several pages"):
+        read_data([tmp_path / "lines.jsonl"])

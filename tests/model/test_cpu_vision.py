@@ -17,7 +17,9 @@ from ivl.kernels import cpu
 from ivl.kernels.dense import Arithmetic, arithmetics
 from ivl.model.build import build_model
 from ivl.model.cpu_vision import CpuVisionTower, use_arithmetic
-from ivl.prompt.pixels import cut_tiles, load_image
+from ivl.pages.reader import load_image
+from ivl.prompt.pixels import cut_tiles
+from ivl.prompt.tiles import Grid
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 RECEIPT = Path(__file__).parents[2] / "samples" / "receipt.png"
@@ -52,7 +54,7 @@ def test_features_are_those_of_the_official_code(
 def test_the_demo_sees_the_same(arithmetic: Arithmetic) -> None:
     plain = ivl.load("demo", dtype="float32")
     fast = ivl.load("demo", dtype="float32", vision=arithmetic)
-    tiles = cut_tiles(load_image(RECEIPT), tile_px=plain.config.tile_px, max_tiles=1)
+    tiles = cut_tiles(load_image(RECEIPT), Grid(1, 1), tile_px=plain.config.tile_px)
     expected, ours = plain.encode_tiles(np.array(tiles)), fast.encode_tiles(np.array(tiles))
     cosine = F.cosine_similarity(ours.float(), expected.float(), dim=-1)
     assert float(cosine.median()) > LEAST_COSINE[arithmetic]

@@ -28,14 +28,14 @@ from ivl.cli.terminal import (
     print_answer,
     print_json,
 )
-from ivl.engine.request import choose_grids
+from ivl.prompt.tiles import choose_grids
 
 
 @with_options
 def command(
     arguments: Annotated[
         list[str],
-        Argument(metavar="[IMAGE]... QUESTION", hidden=True),
+        Argument(metavar="[FILE]... QUESTION", hidden=True),
     ],
     *,
     max_tiles: MaxTiles = None,
@@ -49,26 +49,26 @@ def command(
     drafting: Drafting,
     sampling: Sampling,
 ) -> None:
-    """Ask a question about images.
+    """Ask a question about images and PDFs.
 
-    The question comes last, in quotation marks: ivl ask receipt.png "What is the total?" An image
-    called - is read from stdin, and one with several pages is shown with all of them. Without an
-    image, the model answers from what it knows.
+    The question comes last, in quotation marks: ivl ask receipt.png "What is the total?" A file
+    called - is read from stdin, and one with several pages, such as a PDF, is shown with all of
+    them. Without a file, the model answers from what it knows.
     """
     names, question = split_question(arguments)
     options = sampling.options()
     form.check(json)
-    pictures = open_images(names, max_pixels)
-    images = [picture.image for picture in pictures]
+    pages = open_images(names, max_pixels)
     status = Status(quiet=quiet, json=json)
     model = load_model(choice, status, drafting)
-    sizes_px = [image.size for image in images]
-    grids = choose_grids(sizes_px, model.config, max_tiles) if images else []
+    limit = pixel_limit(max_pixels)
+    sizes_px = [page.size_px(max_pixels=limit) for page in pages]
+    grids = choose_grids(sizes_px, model.config, max_tiles) if pages else []
     generation = model.conversation(system).ask(
         question,
-        images,
+        pages,
         max_tiles=max_tiles,
-        max_pixels=pixel_limit(max_pixels),
+        max_pixels=limit,
         options=options,
         schema=form.schema,
         logprobs=form.logprobs,
@@ -79,9 +79,7 @@ def command(
     note_ending(answer, max_tokens=options.max_tokens, times=times, status=status)
     if json:
         records = [
-            image_record(
-                picture.name, size, grid, thumbnail, page=picture.number, pages=picture.count
-            )
-            for picture, size, grid in zip(pictures, sizes_px, grids, strict=True)
+            image_record(page.name, size, grid, thumbnail, page=page.number, pages=page.count)
+            for page, size, grid in zip(pages, sizes_px, grids, strict=True)
         ]
         print_json({"model": choice.model, **answer_record(answer), "images": records})

@@ -15,7 +15,7 @@ import typer
 from typer import Argument
 
 from ivl.cli.dropped import complete, leading_files, named_file, named_files
-from ivl.cli.inputs import Picture, load_model, open_image, open_images, pixel_limit
+from ivl.cli.inputs import load_model, open_image, open_images, pixel_limit
 from ivl.cli.options import (
     Drafting,
     MaxPixels,
@@ -29,9 +29,10 @@ from ivl.cli.options import (
     with_options,
 )
 from ivl.cli.terminal import Status, note_ending, print_answer, print_error
-from ivl.engine.request import choose_grids
 from ivl.errors import CapacityError, IvlError, RequestError
+from ivl.pages.reader import Page
 from ivl.paths import local_path
+from ivl.prompt.tiles import choose_grids
 from ivl.spelling import nearest
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ NO_QUESTION_YET = "Images stand here alone; questions are asked when the chat ha
 CHECK_SPELLING = "Check its spelling; Tab completes the names of files."
 EXIT_SOME_FAILED = 2
 COMMANDS = {
-    "/image FILE...": "show images with the next question; a dropped file does too",
+    "/image FILE...": "show images or PDFs with the next question; a dropped file does too",
     "/clear": "forget everything and start anew",
     "/save FILE": "write the conversation to a text file",
     "/help": "list the commands",
@@ -53,7 +54,7 @@ _COMMAND = re.compile(r"(/[a-z]+)(?:\s+(.*))?")
 
 @with_options
 def command(
-    images: Annotated[list[str] | None, Argument(metavar="[IMAGE]...", hidden=True)] = None,
+    images: Annotated[list[str] | None, Argument(metavar="[FILE]...", hidden=True)] = None,
     *,
     max_tiles: MaxTiles = None,
     max_pixels: MaxPixels = None,
@@ -65,9 +66,9 @@ def command(
     drafting: Drafting,
     sampling: Sampling,
 ) -> None:
-    """Talk about images, with several questions.
+    """Talk about images and PDFs, with several questions.
 
-    The images go with the first question; /image FILE adds one on the way, and so does a file that
+    The files go with the first question; /image FILE adds one on the way, and so does a file that
     is dropped into the window. /help lists the other commands, Tab completes them and the names of
     files. Ctrl-C stops an answer, Ctrl-D ends the chat.
     """
@@ -134,7 +135,7 @@ class Chat:
     def __init__(
         self,
         model: Model,
-        pictures: list[Picture],
+        pages: list[Page],
         status: Status,
         *,
         sampling: Sampling,
@@ -147,7 +148,7 @@ class Chat:
         self.model, self.status, self.options = model, status, sampling.options()
         self.max_tiles, self.system, self.times = max_tiles, system, times
         self.max_pixels, self.schema = max_pixels, schema
-        self.waiting = pictures
+        self.waiting = pages
         self.conversation = model.conversation(system)
         self.said: list[str] = []
         self.failed = False
@@ -172,19 +173,19 @@ class Chat:
         return True
 
     def _ask(self, question: str) -> None:
-        images = [picture.image for picture in self.waiting]
+        limit = pixel_limit(self.max_pixels)
         num_tokens = self.conversation.num_tokens
         generation = self.conversation.ask(
             question,
-            images,
+            self.waiting,
             max_tiles=self.max_tiles,
-            max_pixels=pixel_limit(self.max_pixels),
+            max_pixels=limit,
             options=self.options,
             schema=self.schema,
         )
         config = self.model.config
-        sizes_px = [image.size for image in images]
-        grids = choose_grids(sizes_px, config, self.max_tiles) if images else []
+        sizes_px = [page.size_px(max_pixels=limit) for page in self.waiting]
+        grids = choose_grids(sizes_px, config, self.max_tiles) if sizes_px else []
         self.status.show_encoding(grids, config.use_thumbnail)
         try:
             answer = print_answer(generation, self.status)
@@ -231,7 +232,7 @@ class Chat:
         opened = [open_image(name, self.max_pixels, hint=CHECK_SPELLING) for name in names]
         for pages in opened:
             self.waiting = [*self.waiting, *pages]
-            width, height = pages[0].image.size
+            width, height = pages[0].size_px(max_pixels=pixel_limit(self.max_pixels))
             size = f"{width} x {height}" if len(pages) == 1 else f"{len(pages)} pages"
             goes = "goes" if len(pages) == 1 else "go"
             self.status.note(f"{pages[0].name}: {size}, {goes} with the next question.")

@@ -6,7 +6,7 @@ import os
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,12 +18,11 @@ from ivl.errors import CheckpointError, RequestError
 from ivl.family import find
 from ivl.host import choose_threads
 from ivl.interrupts import interrupted_at_once
+from ivl.pages.reader import Page, open_together
+from ivl.pages.sources import DEFAULT_MAX_PIXELS, check_max_pixels
 from ivl.paths import local_path, names_file
-from ivl.prompt.pixels import DEFAULT_MAX_PIXELS, check_max_pixels, load_pages
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
-
     from ivl.api import Model
 
 STDIN = "-"
@@ -49,25 +48,15 @@ def split_question(arguments: Sequence[str]) -> tuple[list[str], str]:
     return images, question
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Picture:
-    """Page `number`, from 1, of the `count` pages of what is called `name`: upright RGB."""
-
-    name: str
-    image: Image
-    number: int
-    count: int
-
-
 def open_images(
     names: Sequence[str], max_pixels: int | None = None, *, hint: str = QUESTION_OF_WORDS
-) -> list[Picture]:
-    """All pages of the images, decoded before anything large is loaded; `-` is stdin. `hint`: what
-    a word may be that names no image."""
+) -> list[Page]:
+    """All pages of the files; `-` is stdin. Images are decoded, and pages of PDFs measured, before
+    anything large is loaded. `hint`: what a word may be that names no image."""
     return [page for name in names for page in open_image(name, max_pixels, hint=hint)]
 
 
-def open_image(name: str, max_pixels: int | None = None, *, hint: str) -> list[Picture]:
+def open_image(name: str, max_pixels: int | None = None, *, hint: str) -> list[Page]:
     """The pages of an image; RequestError, with a guess at what went wrong, when there is none."""
     if _names_model(name):
         raise RequestError(
@@ -77,15 +66,16 @@ def open_image(name: str, max_pixels: int | None = None, *, hint: str) -> list[P
     is_word = "/" not in name and "\\" not in name and not Path(name).suffix
     if name != STDIN and is_word and not local_path(name).exists():
         raise RequestError(f"there is no image {name}", hint)
-    images = load_pages(
-        read_stdin() if name == STDIN else name,
-        max_pixels=pixel_limit(max_pixels),
-        limit_option=LIMIT_OPTION,
+    limit = pixel_limit(max_pixels)
+    pages = open_together(
+        read_stdin() if name == STDIN else name, name, max_pixels=limit, limit_option=LIMIT_OPTION
     )
-    return [
-        Picture(name=name, image=image, number=number, count=len(images))
-        for number, image in enumerate(images, start=1)
-    ]
+    if len(pages) == 1:
+        image = pages[0].load(max_pixels=limit, limit_option=LIMIT_OPTION)
+        return [replace(pages[0], source=image)]
+    for page in pages:
+        page.size_px(max_pixels=limit)
+    return pages
 
 
 def _names_model(name: str) -> bool:

@@ -34,9 +34,9 @@ from ivl.paths import local_path, names_file
 from ivl.spelling import did_you_mean
 
 COMMANDS: dict[str, str] = {
-    "ask": "Ask a question about images.",
-    "read": "Read all the text in images.",
-    "chat": "Talk about images, with several questions.",
+    "ask": "Ask a question about images and PDFs.",
+    "read": "Read all the text in images and PDFs.",
+    "chat": "Talk about images and PDFs, with several questions.",
     "serve": "Serve a model to programs and people.",
     "info": "Say what a model is, and what it needs.",
     "plan": "Say what will run where, how fast, and what to change.",
@@ -65,7 +65,7 @@ UNWRITABLE = {
 class Command(TyperCommand):
     """A command whose usage line shows its arguments' metavars as they are written.
 
-    typer adds braces and dots of its own, which say too little of `[IMAGE]... QUESTION`.
+    typer adds braces and dots of its own, which say too little of `[FILE]... QUESTION`.
     """
 
     def invoke(self, ctx: Any) -> Any:

@@ -30,8 +30,10 @@ from ivl.cli.terminal import (
     print_json,
 )
 from ivl.cli.words import spoken
-from ivl.documents.reading import Page, Reading, open_pages, read_pages
+from ivl.documents.reading import Reading, read_pages
+from ivl.engine.request import LIMIT_OPTION
 from ivl.errors import IvlError
+from ivl.pages.reader import Page, open_pages
 
 EXIT_SOME_FAILED = 2
 
@@ -50,10 +52,10 @@ def command(
     drafting: Drafting,
     sampling: Sampling,
 ) -> None:
-    """Read all the text in images.
+    """Read all the text in images and PDFs.
 
-    The pictures of a TIFF or GIF file are pages of their own, and the file - is stdin. A page that
-    cannot be read does not stop the others, and the exit code is 2.
+    The pages of a PDF and the pictures of a TIFF or GIF file are read one by one, and the file - is
+    stdin. A page that cannot be read does not stop the others, and the exit code is 2.
     """
     options = sampling.options()
     form.check(json)
@@ -88,7 +90,7 @@ def _open(name: str, max_pixels: int) -> list[Page] | IvlError:
     """The pages of a file, or why it has none."""
     try:
         source = read_stdin() if name == STDIN else name
-        return open_pages(source, name, max_pixels=max_pixels)
+        return open_pages(source, name, max_pixels=max_pixels, limit_option=LIMIT_OPTION)
     except IvlError as error:
         return error
 
@@ -130,8 +132,7 @@ class Printer:
     def add_failure(self, title: str, error: IvlError, page: Page | None = None) -> None:
         self.failed = True
         self.status.clear()
-        # Most messages name the file themselves; a page's number is known only here.
-        print_error(error, "" if page is None or page.count == 1 else f"{title}: ")
+        print_error(error)
         record: dict[str, Any] = {"file": page.name if page else title}
         if page is not None:
             record |= {"page": page.number, "pages": page.count}

@@ -202,8 +202,8 @@ def disk_size(num_bytes: int) -> str:
     return f"{num_bytes / 1e9:.1f} GB" if num_bytes >= 1e8 else f"{num_bytes / 1e6:.1f} MB"
 
 
-def print_error(error: IvlError, about: str = "") -> None:
+def print_error(error: IvlError) -> None:
     """As an error that ends the program, for one that does not."""
-    print(f"error: {about}{spoken(error.message)}", file=sys.stderr)
+    print(f"error: {spoken(error.message)}", file=sys.stderr)
     if error.hint:
         print(f"hint: {spoken(error.hint)}", file=sys.stderr)

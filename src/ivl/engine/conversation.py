@@ -29,7 +29,7 @@ from ivl.engine.schema import Schema, schema_text
 from ivl.engine.sequence import Sequence as TokenSequence
 from ivl.engine.sequence import Tile
 from ivl.errors import RequestError
-from ivl.prompt.pixels import DEFAULT_MAX_PIXELS
+from ivl.pages.sources import DEFAULT_MAX_PIXELS
 from ivl.prompt.template import Message, user_message
 
 if TYPE_CHECKING:

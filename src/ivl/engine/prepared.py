@@ -18,7 +18,7 @@ from ivl.engine.request import (
 )
 from ivl.engine.sequence import Tile, place_tiles
 from ivl.errors import RequestError
-from ivl.prompt.pixels import DEFAULT_MAX_PIXELS
+from ivl.pages.sources import DEFAULT_MAX_PIXELS
 from ivl.prompt.template import Message, Prompt, Text, check_image_tokens, render, render_next
 
 if TYPE_CHECKING:

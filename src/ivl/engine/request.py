@@ -10,18 +10,12 @@ import numpy as np
 
 from ivl.config import NO_IMAGES, ModelConfig
 from ivl.errors import CapacityError, RequestError
+from ivl.pages.reader import ImageSource, Page, load_image, open_together
+from ivl.pages.sources import DEFAULT_MAX_PIXELS
 from ivl.paths import names_file
-from ivl.prompt.pixels import (
-    DEFAULT_MAX_PIXELS,
-    ImageSource,
-    cut_tiles,
-    load_image,
-    load_pages,
-    num_frames,
-    rereadable,
-)
+from ivl.prompt.pixels import cut_tiles
 from ivl.prompt.template import Control, ImageTokens, Prompt, Text
-from ivl.prompt.tiles import Grid, num_tiles_with_thumbnail, share_budget, tile_grid
+from ivl.prompt.tiles import choose_grid, num_tiles_with_thumbnail, share_budget
 from ivl.prompt.tokenizer import Tokenizer
 
 MaxTiles = int | Sequence[int] | None
@@ -79,18 +73,12 @@ def check_order(question: Any, images: Images, hint: str) -> None:
         raise RequestError(f"The question is the name of a file, {question}.", hint)
 
 
-def split_pages(images: Images, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> list[list[ImageSource]]:
-    """For each image, what `prepare_images` takes in its place: itself, or its pages where it has
-    several. Errors as in `load_pages`."""
-    split: list[list[ImageSource]] = []
-    limit: dict[str, Any] = {"max_pixels": max_pixels, "limit_option": LIMIT_OPTION}
-    for image in as_list(images):
-        source = rereadable(image)
-        if num_frames(source, **limit) == 1:
-            split.append([source])
-        else:
-            split.append([*load_pages(source, **limit)])
-    return split
+def split_pages(images: Images, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> list[list[Page]]:
+    """The pages of each image, for `prepare_images`. Errors as in `open_together`."""
+    return [
+        open_together(image, max_pixels=max_pixels, limit_option=LIMIT_OPTION)
+        for image in as_list(images)
+    ]
 
 
 LIMIT_OPTION = "max_pixels"
@@ -131,27 +119,9 @@ def prepare_images(
                 "Use fewer images, or a smaller `max_tiles`.",
             )
         tiles.append(
-            cut_tiles(image, tile_px=config.tile_px, use_thumbnail=config.use_thumbnail, grid=grid)
+            cut_tiles(image, grid, tile_px=config.tile_px, use_thumbnail=config.use_thumbnail)
         )
     return np.concatenate(tiles), [len(t) for t in tiles]
-
-
-def choose_grids(
-    sizes_px: Sequence[tuple[int, int]], config: ModelConfig, max_tiles: MaxTiles = None
-) -> list[Grid]:
-    """The grids of images of (width, height) that are sent together; as `prepare_images`."""
-    limits = share_budget(len(sizes_px), config.max_tiles if max_tiles is None else max_tiles)
-    return [choose_grid(size, config, limit) for size, limit in zip(sizes_px, limits, strict=True)]
-
-
-def choose_grid(size_px: tuple[int, int], config: ModelConfig, max_tiles: int) -> Grid:
-    """The grid that an image of (width, height) is cut into, with a limit of its own."""
-    return tile_grid(
-        *size_px,
-        max_tiles=max_tiles,
-        min_tiles=min(config.min_tiles, max_tiles),
-        tile_px=config.tile_px,
-    )
 
 
 def check_capacity(

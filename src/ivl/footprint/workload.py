@@ -47,11 +47,10 @@ class Workload:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PageSize:
-    """A page of a file, in pixels as it will be read."""
+    """A page of a file: width and height in pixels, as it will be read."""
 
     title: str
-    width: int
-    height: int
+    size_px: tuple[int, int]
 
 
 def plan_workload(

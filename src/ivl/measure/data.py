@@ -3,7 +3,8 @@
 A data set is named by paths, each of which is one of
 
     an image           the question is to read it; the truth is the .txt file of the same name
-                       beside it, if there is one
+                       beside it, if there is one. A PDF is named itself; pages of a file with
+                       several are samples of their own
     a .txt file        plain text, for the language model alone
     a .jsonl file      one object a line, {"image": ..., "question": ..., "answer": ...}. Images are
                        relative to the file; of several there is a list. Each of the three may be
@@ -27,8 +28,8 @@ from typing import Any
 from ivl.documents.reading import READ_QUESTION
 from ivl.errors import RequestError
 from ivl.lfs_pointer import refuse_lfs_pointer
+from ivl.pages.reader import Page, open_pages
 from ivl.paths import local_path
-from ivl.prompt.pixels import num_frames
 from ivl.prompt.template import Message, user_message
 from ivl.spelling import did_you_mean
 
@@ -62,11 +63,13 @@ class Sample:
 
     name: str
     messages: tuple[Message, ...] = ()
-    images: tuple[Path, ...] = ()
+    images: tuple[Path | Page, ...] = ()
     answer: str | None = None
 
     @classmethod
-    def asking(cls, name: str, question: str, *images: Path, answer: str | None = None) -> Sample:
+    def asking(
+        cls, name: str, question: str, *images: Path | Page, answer: str | None = None
+    ) -> Sample:
         """One question, about images or about none."""
         messages = (user_message(question, len(images)),)
         return cls(name=name, messages=messages, images=images, answer=answer)
@@ -91,7 +94,11 @@ def read_data(paths: Iterable[str | os.PathLike[str]]) -> list[Sample]:
     """
     samples = [sample for path in paths for sample in _read_path(local_path(path))]
     for image in {image for sample in samples for image in sample.images}:
-        num_frames(image)
+        if isinstance(image, Path) and len(open_pages(image)) > 1:
+            raise RequestError(
+                f"{image} has several pages, and one picture is wanted.",
+                "Save its pages as files of their own.",
+            )
     return samples
 
 
@@ -116,6 +123,11 @@ def _read_path(path: Path) -> Sequence[Sample]:
         return list(_read_lines(path))
     if path.suffix.lower() == ".txt":
         return [Sample(name=path.name, answer=_read_text(path))]
+    pages = open_pages(path)
+    if len(pages) > 1:  # of which nobody knows the truth
+        return [
+            Sample.asking(f"{path.name}, page {page.number}", READ_QUESTION, page) for page in pages
+        ]
     truth = path.with_suffix(".txt")
     answer = _read_text(truth).rstrip("\n") if truth.is_file() else None
     return [Sample.asking(path.name, READ_QUESTION, path, answer=answer)]

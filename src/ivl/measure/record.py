@@ -36,7 +36,8 @@ from ivl.measure.integrity import sample_tile
 from ivl.measure.reference import IMAGE_TOKEN_KEY
 from ivl.measure.sequences import tokenize_prompt
 from ivl.model.source import open_source
-from ivl.prompt.pixels import IMAGENET_MEAN, IMAGENET_STD, ImageSource
+from ivl.pages.reader import ImageSource
+from ivl.prompt.pixels import IMAGENET_MEAN, IMAGENET_STD
 from ivl.prompt.template import IMG_CONTEXT, user_message
 
 NUM_POSITIONS = 10

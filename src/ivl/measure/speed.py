@@ -22,7 +22,7 @@ from ivl.kernels import limits
 from ivl.kernels.linear import QuantizedEmbedding, QuantizedLinear
 from ivl.measure.data import Doing
 from ivl.model.internvl import InternVL
-from ivl.prompt.pixels import ImageSource, load_image
+from ivl.pages.reader import ImageSource, load_image
 
 BANDWIDTH_BYTES = 1 << 30
 BANDWIDTH_ROUNDS = 6

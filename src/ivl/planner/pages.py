@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -10,7 +11,7 @@ from ivl.footprint.workload import PageSize
 from ivl.kv import kv_bytes_per_token
 from ivl.planner.plan import Plan
 from ivl.planner.speed import Estimate, estimate_speed
-from ivl.prompt.tiles import Grid, num_tiles_with_thumbnail, tile_grid
+from ivl.prompt.tiles import choose_grid, num_tiles_with_thumbnail
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,20 +27,23 @@ class PageCost:
     first_token_s: Estimate
 
 
-def grid_of(page: PageSize, config: ModelConfig, max_tiles: int) -> Grid:
-    """The grid that a page is cut into."""
-    return tile_grid(
-        page.width,
-        page.height,
-        max_tiles=max_tiles,
-        min_tiles=min(config.min_tiles, max_tiles),
-        tile_px=config.tile_px,
-    )
+def page_sizes(files: Sequence[str | os.PathLike[str]]) -> list[PageSize]:
+    """All pages of images and PDFs; RequestError for what is neither, or damaged."""
+    if not files:
+        return []
+    from ivl.pages.reader import open_pages  # loads Pillow, which plans without files never need
+
+    return [
+        PageSize(title=page.title, size_px=page.size_px())
+        for file in files
+        for page in open_pages(file)
+    ]
 
 
 def tiles_of(page: PageSize, config: ModelConfig, max_tiles: int) -> int:
     """Tiles that the model sees of a page, a thumbnail counted."""
-    return num_tiles_with_thumbnail(grid_of(page, config, max_tiles), config.use_thumbnail)
+    grid = choose_grid(page.size_px, config, max_tiles)
+    return num_tiles_with_thumbnail(grid, config.use_thumbnail)
 
 
 def page_costs(plan: Plan, pages: Sequence[PageSize]) -> list[PageCost]:
@@ -47,7 +51,7 @@ def page_costs(plan: Plan, pages: Sequence[PageSize]) -> list[PageCost]:
     config, work = plan.subject.config, plan.setting.work
     found = []
     for page in pages:
-        grid = grid_of(page, config, work.max_tiles)
+        grid = choose_grid(page.size_px, config, work.max_tiles)
         num_tiles = num_tiles_with_thumbnail(grid, config.use_thumbnail)
         alone = replace(work, tiles=(num_tiles,))
         tokens = alone.prompt_tokens(config)
@@ -55,7 +59,7 @@ def page_costs(plan: Plan, pages: Sequence[PageSize]) -> list[PageCost]:
         found.append(
             PageCost(
                 title=page.title,
-                size_px=(page.width, page.height),
+                size_px=page.size_px,
                 grid=(grid.columns, grid.rows),
                 num_tiles=num_tiles,
                 num_tokens=tokens,

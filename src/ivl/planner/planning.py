@@ -22,7 +22,7 @@ from ivl.kv import find_kv
 from ivl.paths import local_path
 from ivl.planner.backends import find_backend, find_type
 from ivl.planner.machine import Machine, described, this_machine, with_memory
-from ivl.planner.pages import PageCost, page_costs, tiles_of
+from ivl.planner.pages import PageCost, page_costs, page_sizes, tiles_of
 from ivl.planner.plan import Plan, Setting, Subject, default_vision, make_plan
 from ivl.planner.record import plan_record
 from ivl.planner.render import render_plan
@@ -93,7 +93,7 @@ def plan(
         )
     vision = None if vision is None else find_vision_type(vision)
     _require_loadable(subject, chosen, type, vision, kv)
-    pages = _pages(files)
+    pages = page_sizes(files)
     if pages and images is not None:
         raise ConfigError("Files and a number of images were given.", "Leave one of them out.")
     if pages and subject.config.vision is None:
@@ -210,11 +210,3 @@ def _most_tiles(
         return None
     limit = config.max_tiles if max_tiles is None else max_tiles
     return (max(tiles_of(page, config, limit) for page in pages),)
-
-
-def _pages(files: Sequence[str | os.PathLike[str]]) -> list[PageSize]:
-    if not files:
-        return []
-    from ivl.documents.page_sizes import page_sizes
-
-    return [page for name in files for page in page_sizes(os.fspath(name))]

@@ -12,6 +12,7 @@ from functools import lru_cache
 from numbers import Integral, Real
 from typing import Any, NamedTuple
 
+from ivl.config import ModelConfig
 from ivl.errors import ConfigError, RequestError
 
 # 1024 tiles are 262,144 image tokens, eight times the context of any model of the family.
@@ -65,6 +66,27 @@ def tile_grid(
         if distance < smallest_distance or (distance == smallest_distance and fills_half):
             nearest, smallest_distance = Grid(columns, rows), distance
     return nearest
+
+
+def choose_grid(size_px: tuple[int, int], config: ModelConfig, max_tiles: int) -> Grid:
+    """The grid that a model cuts an image of (width, height) into, with a limit of its own."""
+    return tile_grid(
+        *size_px,
+        max_tiles=max_tiles,
+        min_tiles=min(config.min_tiles, max_tiles),
+        tile_px=config.tile_px,
+    )
+
+
+def choose_grids(
+    sizes_px: Sequence[tuple[int, int]],
+    config: ModelConfig,
+    max_tiles: int | Sequence[int] | None = None,
+) -> list[Grid]:
+    """The grids of images of (width, height) that are sent together. `max_tiles` is a budget that
+    they share, or one limit for each; None is the model's own."""
+    limits = share_budget(len(sizes_px), config.max_tiles if max_tiles is None else max_tiles)
+    return [choose_grid(size, config, limit) for size, limit in zip(sizes_px, limits, strict=True)]
 
 
 def num_tiles_with_thumbnail(grid: Grid, use_thumbnail: bool = True) -> int:

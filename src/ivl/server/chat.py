@@ -13,13 +13,13 @@ from ivl.engine.grammar import Grammar, GrammarCompiler
 from ivl.engine.options import GenerationOptions
 from ivl.engine.prepared import EngineRequest
 from ivl.errors import RequestError
+from ivl.pages.reader import Page
 from ivl.prompt.template import IMAGE, Message, Part
 from ivl.prompt.tiles import share_budget
 from ivl.server.answers import Preparation
 from ivl.server.errors import ApiError
 from ivl.server.hub import ServedModel
 from ivl.server.pictures import (
-    Picture,
     check_count,
     check_url,
     decode_base64,
@@ -105,7 +105,7 @@ def _prepare(
 ) -> EngineRequest:
     # A form that cannot be had is told before any image is decoded.
     grammar = asked.grammar(model.engine.grammars) if asked.grammar is not None else None
-    pictures: list[tuple[Picture, PictureSource]] = []
+    pictures: list[tuple[Page, PictureSource]] = []
     turns: list[tuple[Turn, list[str | int]]] = []
     for turn in asked.turns:
         parts: list[str | int] = []

@@ -10,10 +10,11 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
 
-from ivl.prompt.tiles import LARGEST_MAX_TILES, num_tiles_with_thumbnail, tile_grid
+from ivl.pages.pdf import is_pdf
+from ivl.prompt.tiles import LARGEST_MAX_TILES, choose_grid, num_tiles_with_thumbnail
 from ivl.server.context import Context
 from ivl.server.errors import ApiError
-from ivl.server.pictures import is_pdf, pages_of
+from ivl.server.pictures import pages_of
 
 router = APIRouter(tags=["Page"])
 
@@ -70,13 +71,7 @@ async def grid(
     if config.vision is None:
         raise ApiError(400, "This is a text-only model: it cannot look at images.")
     limit = max_tiles or config.max_tiles
-    found = tile_grid(
-        width,
-        height,
-        max_tiles=limit,
-        min_tiles=min(config.min_tiles, limit),
-        tile_px=config.tile_px,
-    )
+    found = choose_grid((width, height), config, limit)
     count = num_tiles_with_thumbnail(found, config.use_thumbnail)
     return {
         "columns": found.columns,
@@ -92,16 +87,15 @@ async def pages(request: Request) -> dict[str, Any]:
     """The pages of a PDF, which is the body, as data URLs of JPEG images."""
     context = Context.of(request)
     data = await request.body()
-    if not is_pdf(data):
+    if not is_pdf(io.BytesIO(data)):
         raise ApiError(400, "The body is no PDF.")
     return {"pages": await context.preparation.run(_draw, data, context)}
 
 
 def _draw(data: bytes, context: Context) -> list[str]:
     urls = []
-    for picture in pages_of(data, context.settings):
+    for page in pages_of(data, context.settings):
         file = io.BytesIO()
-        assert not isinstance(picture, bytes)
-        picture.save(file, "JPEG", quality=JPEG_QUALITY)
+        page.load().save(file, "JPEG", quality=JPEG_QUALITY)
         urls.append("data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode())
     return urls

@@ -5,27 +5,12 @@ from __future__ import annotations
 import base64
 import binascii
 import re
-import threading
-from typing import Any
 from urllib.parse import unquote
 
-import pypdfium2
-from PIL import Image
-
-from ivl.documents.pdf import open_pdf
 from ivl.errors import RequestError
-from ivl.prompt.pixels import load_pages, num_frames
+from ivl.pages.reader import Page, open_together
 from ivl.server.errors import ApiError
 from ivl.server.settings import ServerSettings
-
-PAGE_PIXELS = 12 * 448 * 448
-"""A page of a PDF is drawn with as many pixels as 12 tiles have."""
-MOST_DPI = 300
-
-# PDFium may be used by one thread at a time.
-_pdfium_lock = threading.Lock()
-
-Picture = bytes | Image.Image
 
 BARE_CHARACTERS = 64
 _BARE = re.compile(r"[A-Za-z0-9+/_\-\s]+")
@@ -100,50 +85,10 @@ def check_url(url: str, settings: ServerSettings) -> None:
         )
 
 
-def is_pdf(data: bytes) -> bool:
-    return data[:1024].lstrip().startswith(b"%PDF-")
-
-
-def pages_of(data: bytes, settings: ServerSettings) -> list[Picture]:
-    """The pictures in a file: one image, or every page of a PDF, a TIFF or an animation."""
-    if not is_pdf(data):
-        most = settings.max_image_pixels
-        if num_frames(data, max_pixels=most) == 1:
-            return [data]
-        return [*load_pages(data, max_pixels=most, most=settings.max_images)]
-    with _pdfium_lock:
-        return list(_draw_pages(data, settings.max_images))
-
-
-def _draw_pages(data: bytes, most: int) -> list[Image.Image]:
-    document = open_pdf(data)
-    try:
-        if len(document) > most:
-            raise RequestError(
-                f"The PDF has {len(document)} pages, and may have 1 to {most}.",
-                "Send the pages that matter.",
-            )
-        return [_draw(document, number) for number in range(len(document))]
-    except pypdfium2.PdfiumError:
-        raise RequestError("The PDF has a page that cannot be drawn.", "Save it again.") from None
-    finally:
-        document.close()
-
-
-def _draw(document: Any, number: int) -> Image.Image:
-    page = document[number]
-    width, height = page.get_size()  # in points, 1/72 inch
-    if not (0 < width < 1e5 and 0 < height < 1e5):
-        raise RequestError(f"Page {number + 1} of the PDF has no usable size.")
-    scale = min((PAGE_PIXELS / (width * height)) ** 0.5, MOST_DPI / 72)
-    # A side of less than a pixel cannot be drawn.
-    scale = max(scale, 1 / min(width, height))
-    if width * height * scale * scale > 4 * PAGE_PIXELS:
-        raise RequestError(f"Page {number + 1} of the PDF is far too narrow.")
-    try:
-        return page.render(scale=scale).to_pil().convert("RGB")
-    finally:
-        page.close()
+def pages_of(data: bytes, settings: ServerSettings) -> list[Page]:
+    """The pages of a file that are asked about: one image, or every page of a PDF, a TIFF or an
+    animation."""
+    return open_together(data, max_pixels=settings.max_image_pixels, most=settings.max_images)
 
 
 def check_count(num_images: int, settings: ServerSettings) -> None:

@@ -10,7 +10,7 @@ from PIL import Image
 
 from ivl.errors import RequestError
 
-_SHAPES = "give (height, width), (height, width, 3) for RGB or (height, width, 4) for RGBA"
+_SHAPES = "Give (height, width), (height, width, 3) for RGB or (height, width, 4) for RGBA."
 
 
 def is_tensor(source: object) -> bool:
@@ -28,9 +28,9 @@ def image_of_array(source: Any) -> Image.Image:
     """
     if is_tensor(source):
         raise RequestError(
-            "the image is a torch tensor",
-            "give a NumPy array: `tensor.permute(1, 2, 0).cpu().numpy()` where the colours come "
-            "first",
+            "The image is a torch tensor.",
+            "Give a NumPy array: `tensor.permute(1, 2, 0).cpu().numpy()` where the colours come "
+            "first.",
         )
     array = np.asarray(source)
     _check_shape(array.shape)
@@ -42,14 +42,14 @@ def image_of_array(source: Any) -> Image.Image:
 def _check_shape(shape: tuple[int, ...]) -> None:
     if len(shape) == 2 or (len(shape) == 3 and shape[2] in (1, 3, 4)):
         if 0 in shape:
-            raise RequestError(f"the image has no pixels (its shape is {shape})")
+            raise RequestError(f"The image has no pixels (its shape is {shape}).")
         return
     hint = _SHAPES
     if len(shape) == 3 and shape[0] in (1, 3, 4):
-        hint = "its colours come first: give `array.transpose(1, 2, 0)`"
+        hint = "Its colours come first: give `array.transpose(1, 2, 0)`."
     elif len(shape) == 4:
-        hint = "several images are a list: give `list(array)`"
-    raise RequestError(f"an array of shape {shape} is no image", hint)
+        hint = "Several images are a list: give `list(array)`."
+    raise RequestError(f"An array of shape {shape} is no image.", hint)
 
 
 def _to_bytes(array: NDArray[Any]) -> NDArray[np.uint8]:
@@ -61,13 +61,14 @@ def _to_bytes(array: NDArray[Any]) -> NDArray[np.uint8]:
     if kind == np.uint16:  # 65535 is 255 * 257
         return ((array.astype(np.uint32) + 128) // 257).astype(np.uint8)
     if not (np.issubdtype(kind, np.integer) or np.issubdtype(kind, np.floating)):
-        raise RequestError(f"an array of {kind} is no image", "give uint8, or floats from 0 to 1")
+        hint = "Give uint8, or floats from 0 to 1."
+        raise RequestError(f"An array of {kind} is no image.", hint)
     top, what = (1, "floats") if np.issubdtype(kind, np.floating) else (255, "whole numbers")
     low, high = array.min(), array.max()
     if not (low >= 0 and high <= top):  # not-a-number is neither
         raise RequestError(
-            f"the image is an array of {what} from {low} to {high}",
-            f"{what} of an image are 0 to {top}; `array.clip(0, {255 if top == 1 else top})"
-            ".astype('uint8')` makes bytes of others",
+            f"The image is an array of {what} from {low} to {high}.",
+            f"{what.capitalize()} of an image are 0 to {top}; "
+            f"`array.clip(0, {255 if top == 1 else top}).astype('uint8')` makes bytes of others.",
         )
     return np.floor(array * 255.0 + 0.5).astype(np.uint8) if top == 1 else array.astype(np.uint8)
