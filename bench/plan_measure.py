@@ -58,7 +58,7 @@ def measure_memory(options: argparse.Namespace) -> dict[str, Any]:
 def use_all(model: Any, num_tiles: int) -> None:
     import torch
 
-    from ivl.engine.request import prepare_images
+    from ivl.engine.prompt_builder import prepare_images
 
     engine, network = model.engine, model.engine.model
     tiles, counts = prepare_images([random_image(num_tiles)], engine.config, max(1, num_tiles - 1))

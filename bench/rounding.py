@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 import ivl
-from ivl.engine.request import tokenize
+from ivl.engine.prompt_builder import tokenize
 from ivl.kernels.cpu import ISA_VARIABLE
 from ivl.prompt.template import render, user_message
 

@@ -98,7 +98,7 @@ def test_a_page_that_cannot_be_read_is_named(model: ivl.Model, scan: str) -> Non
 
 
 def test_nobody_below_takes_the_first_page_for_the_file(model: ivl.Model, scan: str) -> None:
-    from ivl.engine.request import prepare_images
+    from ivl.engine.prompt_builder import prepare_images
 
     with pytest.raises(RequestError, match="has 3 pages"):
         prepare_images([scan], model.config)

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 import ivl
-from ivl.engine.request import prepare_images
+from ivl.engine.prompt_builder import prepare_images
 from ivl.measure.metrics import edit_distance
 
 SAMPLES = Path(__file__).parent.parent / "samples"

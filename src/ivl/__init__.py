@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from ivl.engine.answer import Answer, Timings
     from ivl.engine.conversation import Conversation, Generation
     from ivl.engine.options import GenerationKeywords, GenerationOptions
-    from ivl.engine.request import Images, MaxTiles
+    from ivl.engine.prompt_builder import Images, MaxTiles
     from ivl.measure.awq import WrittenAwq, quantize_awq
     from ivl.measure.check import Check, FidelityCheck, check, check_against
     from ivl.measure.importance import WrittenImatrix, imatrix
@@ -87,8 +87,8 @@ _HOMES = {
     "Generation": "ivl.engine.conversation",
     "GenerationKeywords": "ivl.engine.options",
     "GenerationOptions": "ivl.engine.options",
-    "Images": "ivl.engine.request",
-    "MaxTiles": "ivl.engine.request",
+    "Images": "ivl.engine.prompt_builder",
+    "MaxTiles": "ivl.engine.prompt_builder",
     "plan": "ivl.planner.planning",
     "Report": "ivl.planner.planning",
     "Conversion": "ivl.conversion",

@@ -20,7 +20,14 @@ from ivl.engine.answer import Answer, joined
 from ivl.engine.conversation import Conversation, Generation
 from ivl.engine.engine import Engine
 from ivl.engine.options import DEFAULT_DRAFT_TOKENS, GenerationKeywords, GenerationOptions
-from ivl.engine.request import LIMIT_OPTION, Images, MaxTiles, as_list, check_order, split_pages
+from ivl.engine.prompt_builder import (
+    LIMIT_OPTION,
+    Images,
+    MaxTiles,
+    as_list,
+    check_order,
+    split_pages,
+)
 from ivl.engine.schema import Schema
 from ivl.errors import RequestError
 from ivl.footprint.workload import DEFAULT_VISION_BATCH

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from ivl.checkpoint.gguf import GGUFFile
-from ivl.checkpoint.gguf_writer import Encoded, GGUFWriter, PlannedTensor
+from ivl.checkpoint.gguf_writer import Encoded, GGUFTensorSpec, GGUFWriter
 from ivl.errors import IvlError
 from ivl.model.source import open_source
 
@@ -115,7 +115,7 @@ def _other_metadata(source: Path, out: Path, rng: random.Random) -> None:
         else:
             metadata[key] = rng.choice(VALUES)
     planned = [
-        PlannedTensor(name=name, format=entry.format, shape=entry.shape)
+        GGUFTensorSpec(name=name, format=entry.format, shape=entry.shape)
         for name, entry in file.tensors.items()
     ]
     with GGUFWriter(out, metadata, planned) as writer:

@@ -257,11 +257,11 @@ def test_memory_is_that_of_a_few_pieces(
 
     from ivl.checkpoint import gguf_pieces
     from ivl.checkpoint.gguf_pieces import TensorRows, write_tensors
-    from ivl.checkpoint.gguf_writer import PlannedTensor
+    from ivl.checkpoint.gguf_writer import GGUFTensorSpec
     from ivl.quant.formats import find_format
 
     monkeypatch.setattr(gguf_pieces, "PIECE_WEIGHTS", 1 << 17)
-    planned = PlannedTensor(name="a", format=find_format("Q8_0"), shape=(12288, 1024))
+    planned = GGUFTensorSpec(name="a", format=find_format("Q8_0"), shape=(12288, 1024))
     rows = TensorRows(
         planned=planned, rows=lambda start, stop: np.ones((stop - start, 1024), np.float32)
     )

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pytest
 
 from ivl.checkpoint.gguf import GGUFFile
-from ivl.checkpoint.gguf_writer import GGUFWriter, PlannedTensor
+from ivl.checkpoint.gguf_writer import GGUFTensorSpec, GGUFWriter
 from ivl.errors import CheckpointError, UnsupportedError
 from ivl.quant.formats import FORMATS
 
@@ -34,9 +34,9 @@ TYPES = {
     "t.types": "ARRAY INT32", "t.scores": "ARRAY FLOAT32",
 }  # fmt: skip
 TENSORS = [
-    *(PlannedTensor(name=f"a.{n}", format=f, shape=(3, 512)) for n, f in FORMATS.items()),
-    PlannedTensor(name="patch", format=FORMATS["F32"], shape=(4, 3, 2, 2)),
-    PlannedTensor(name="bias", format=FORMATS["F32"], shape=(5,)),
+    *(GGUFTensorSpec(name=f"a.{n}", format=f, shape=(3, 512)) for n, f in FORMATS.items()),
+    GGUFTensorSpec(name="patch", format=FORMATS["F32"], shape=(4, 3, 2, 2)),
+    GGUFTensorSpec(name="bias", format=FORMATS["F32"], shape=(5,)),
 ]
 
 
@@ -93,7 +93,7 @@ def test_a_file_that_lacks_rows_never_gets_its_name(tmp_path: Path) -> None:
 
 
 def test_rows_must_fit(tmp_path: Path) -> None:
-    planned = [PlannedTensor(name="a", format=FORMATS["Q8_0"], shape=(2, 32))]
+    planned = [GGUFTensorSpec(name="a", format=FORMATS["Q8_0"], shape=(2, 32))]
     with GGUFWriter(tmp_path / "model.gguf", {}, planned) as writer:
         for wrong in (np.zeros((2, 32), np.uint8), np.zeros((3, 34), np.uint8)):
             with pytest.raises(ValueError, match="a takes uint8"):
@@ -105,7 +105,7 @@ def test_rows_must_fit(tmp_path: Path) -> None:
         GGUFWriter(
             tmp_path / "other.gguf",
             {},
-            [PlannedTensor(name="a", format=FORMATS["Q4_K"], shape=(2, 32))],
+            [GGUFTensorSpec(name="a", format=FORMATS["Q4_K"], shape=(2, 32))],
         )
 
 

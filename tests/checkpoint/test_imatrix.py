@@ -9,7 +9,7 @@ import gguf
 import numpy as np
 import pytest
 
-from ivl.checkpoint.gguf_writer import PlannedTensor
+from ivl.checkpoint.gguf_writer import GGUFTensorSpec
 from ivl.checkpoint.imatrix import read_imatrix, write_imatrix
 from ivl.errors import CheckpointError
 from ivl.quant.formats import find_format
@@ -66,8 +66,8 @@ def test_cut_off_files_are_refused(length: int, tmp_path: Path) -> None:
 def test_the_matrix_of_another_model_is_refused(tmp_path: Path) -> None:
     matrix = read_imatrix(write(tmp_path / "a.gguf"))
 
-    def planned(name: str, columns: int) -> PlannedTensor:
-        return PlannedTensor(name=name, format=find_format("F32"), shape=(2, columns))
+    def planned(name: str, columns: int) -> GGUFTensorSpec:
+        return GGUFTensorSpec(name=name, format=find_format("F32"), shape=(2, columns))
 
     assert set(matrix.for_tensors([planned("blk.0.ffn_up.weight", 4)])) == {"blk.0.ffn_up.weight"}
     with pytest.raises(CheckpointError, match="4 values"):

@@ -19,7 +19,7 @@ from ivl.engine.engine import EngineLimits
 from ivl.engine.events import Ended, Event, Failed, Piece
 from ivl.engine.grammar import GrammarCompiler
 from ivl.engine.options import GenerationOptions
-from ivl.engine.prepared import EngineRequest
+from ivl.engine.request import EngineRequest
 from ivl.engine.service import Service, Ticket
 from ivl.errors import BusyError, CapacityError, RequestError, UnavailableError
 from ivl.prompt.template import Message, user_message

@@ -21,7 +21,7 @@ from ivl.engine.events import Ended, Failed, Piece
 from ivl.engine.grammar import GrammarCompiler, TokenRules
 from ivl.engine.model_runner import ModelRunner
 from ivl.engine.options import GenerationOptions
-from ivl.engine.prepared import EngineRequest
+from ivl.engine.request import EngineRequest
 from ivl.engine.sampling import Sampler
 from ivl.engine.service import Service
 from ivl.errors import CapacityError, NonFiniteError, UnavailableError

@@ -15,7 +15,7 @@ from PIL import Image
 import ivl
 from ivl.engine.engine import Engine, EngineLimits
 from ivl.engine.options import GenerationOptions
-from ivl.engine.request import prepare_images, tokenize
+from ivl.engine.prompt_builder import prepare_images, tokenize
 from ivl.errors import CapacityError, ConfigError, RequestError
 from ivl.prompt.template import Control, ImageTokens, Text, render, user_message
 
@@ -86,7 +86,7 @@ def test_typed_control_tokens_stay_text(model: Any) -> None:
 
 def test_segments_become_ids_in_their_order(model: Any) -> None:
     tokenizer = model.engine.tokenizer
-    tokens = tokenize((Control("<img>"), ImageTokens(0, 2), Text("a")), tokenizer)
+    tokens = tokenize((Control("<img>"), ImageTokens(2), Text("a")), tokenizer)
     context = tokenizer.control("<IMG_CONTEXT>")
     assert tokens.ids == [tokenizer.control("<img>"), context, context, *tokenizer.encode_text("a")]
     assert tokens.is_image == [False, True, True, False]

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ivl.engine.blocks import BlockPool
-from ivl.engine.scheduler import Plan, Scheduler, StepLimits
+from ivl.engine.scheduler import Scheduler, StepLimits, StepPlan
 from ivl.engine.sequence import Sequence, Tile
 from ivl.model.cache import BLOCK_TOKENS
 
@@ -31,7 +31,7 @@ class FakeModel:
     places: dict[tuple[int, int], object] = field(default_factory=dict)
     encoded: dict[Sequence, set[int]] = field(default_factory=dict)
 
-    def run(self, plan: Plan) -> list[Sequence]:
+    def run(self, plan: StepPlan) -> list[Sequence]:
         limits = self.scheduler.limits
         for sequence, tile in plan.tiles:
             self.encoded.setdefault(sequence, set()).add(tile)
@@ -200,7 +200,7 @@ def scheduler_of(num_blocks: int = 200, **limits: int) -> Scheduler:
     return Scheduler(BlockPool(num_blocks), StepLimits(**chosen))
 
 
-def step(scheduler: Scheduler) -> Plan:
+def step(scheduler: Scheduler) -> StepPlan:
     plan = scheduler.plan()
     for sequence in scheduler.computed(plan):
         sequence.ids.append(5)

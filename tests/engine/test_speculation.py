@@ -23,7 +23,7 @@ from ivl.engine.options import GenerationOptions
 from ivl.engine.sampling import Sampler
 from ivl.engine.sequence import Sequence
 from ivl.engine.service import Service
-from ivl.engine.speculation import PromptLookup, Wish, check_draft
+from ivl.engine.speculation import DraftRequest, PromptLookup, check_draft
 from ivl.errors import ConfigError
 from tests.engine.test_batch import alone, ask, submit
 
@@ -139,7 +139,7 @@ def test_what_is_looked_up() -> None:
 
     def guesses(tokens: list[int], most: int = 3) -> list[int]:
         sequence = Sequence(ids=tokens, max_tokens=9, num_shareable=0)
-        [draft] = PromptLookup().propose([Wish(sequence, most, sampler)])
+        [draft] = PromptLookup().propose([DraftRequest(sequence, most, sampler)])
         return list(draft.tokens)
 
     assert guesses([1, 2, 3, 4, 5, 9, 1, 2]) == [3, 4, 5]

@@ -18,7 +18,7 @@ import ivl
 from ivl.checkpoint.names import sources
 from ivl.config import parse_config
 from ivl.documents.reading import READ_QUESTION
-from ivl.engine.request import prepare_images, tokenize
+from ivl.engine.prompt_builder import prepare_images, tokenize
 from ivl.measure.awq import quantize_awq
 from ivl.model.build import random_model
 from ivl.prompt.template import Prompt, prompt_string, render, user_message

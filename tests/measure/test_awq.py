@@ -18,7 +18,7 @@ import ivl
 from ivl.checkpoint import awq_files
 from ivl.config import DecoderConfig, read_config
 from ivl.documents.reading import READ_QUESTION
-from ivl.engine.request import prepare_images, tokenize
+from ivl.engine.prompt_builder import prepare_images, tokenize
 from ivl.errors import IvlError, RequestError, UnsupportedError
 from ivl.measure import awq
 from ivl.measure.awq import Activations, fold_scales, gathering, quantize_awq

@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from ivl.engine.engine import EngineLimits
-from ivl.engine.prepared import EngineRequest
+from ivl.engine.request import EngineRequest
 from tests.server.conftest import (
     TIMEOUT_S,
     RunningServer,

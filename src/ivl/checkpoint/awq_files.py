@@ -19,7 +19,7 @@ from ivl.checkpoint.awq import from_blocks, stored_shapes
 from ivl.checkpoint.identity import CARD, identity_of_directory
 from ivl.checkpoint.names import AWQ_TENSORS, Source, is_awq_matrix
 from ivl.checkpoint.safetensors import INDEX_NAME, SafetensorsDirectory
-from ivl.checkpoint.safetensors_writer import DTYPES, PlannedTensor, SafetensorsWriter
+from ivl.checkpoint.safetensors_writer import DTYPES, SafetensorsTensorSpec, SafetensorsWriter
 from ivl.config import ModelConfig, read_json
 from ivl.config_quantization import KEY, awq_settings
 from ivl.quant.block_format import Bytes
@@ -118,14 +118,14 @@ class AwqFiles:
         for name in self._groups[group]:
             self._writer.write(name, self._files.read(name))
 
-    def _planned(self, name: str) -> list[PlannedTensor]:
+    def _planned(self, name: str) -> list[SafetensorsTensorSpec]:
         info = self._files.tensors[name]
         if name not in self._matrices:
-            return [PlannedTensor(name=name, dtype=info.dtype, shape=info.shape)]
+            return [SafetensorsTensorSpec(name=name, dtype=info.dtype, shape=info.shape)]
         stem = name.removesuffix("weight")
         shapes = stored_shapes(*info.shape)
         return [
-            PlannedTensor(name=stem + part, dtype=dtype, shape=shape)
+            SafetensorsTensorSpec(name=stem + part, dtype=dtype, shape=shape)
             for part, dtype, shape in zip(AWQ_TENSORS, _AWQ_DTYPES, shapes, strict=True)
         ]
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from ivl.checkpoint.gguf_names import GGUFSource, order_of, text_sources, vision_sources
 from ivl.checkpoint.gguf_pieces import Progress, TensorRows, write_tensors
-from ivl.checkpoint.gguf_writer import GGUFWriter, PlannedTensor, Written
+from ivl.checkpoint.gguf_writer import GGUFTensorSpec, GGUFWriter, Written
 from ivl.config import ModelConfig
 from ivl.errors import CapacityError, ConfigError
 from ivl.quant.block_format import Floats
@@ -54,7 +54,7 @@ class PlannedFile:
     importance: Mapping[str, Floats]
 
     @property
-    def planned(self) -> list[PlannedTensor]:
+    def planned(self) -> list[GGUFTensorSpec]:
         return [tensor.planned for tensor in self.tensors]
 
     def writer(self, fingerprint: str | None) -> GGUFWriter:
@@ -72,7 +72,7 @@ def plan_text_tensors(
     for name, shape in decoder_tensors(config.decoder).items():
         ours, source = by_name[name]
         kind = find_format(tensor_type(mix, name, shape, context))
-        planned = PlannedTensor(name=name, format=kind, shape=shape)
+        planned = GGUFTensorSpec(name=name, format=kind, shape=shape)
         tensors.append(_rows_of(model, ours, source, 0, planned))
     return tensors
 
@@ -86,7 +86,7 @@ def plan_vision_tensors(model: OwnTensors, vision_type: str) -> list[TensorRows]
         shape = (whole[0] // len(source.names), *whole[1:])
         for part, name in enumerate(source.names):
             kind = find_format(vision_tensor_type(vision_type, name, shape))
-            planned = PlannedTensor(name=name, format=kind, shape=shape)
+            planned = GGUFTensorSpec(name=name, format=kind, shape=shape)
             tensors.append(_rows_of(model, ours, source, part, planned))
     return tensors
 
@@ -147,7 +147,7 @@ def check_space(directory: Path, num_bytes: int) -> None:
 
 
 def _rows_of(
-    model: OwnTensors, ours: str, source: GGUFSource, part: int, planned: PlannedTensor
+    model: OwnTensors, ours: str, source: GGUFSource, part: int, planned: GGUFTensorSpec
 ) -> TensorRows:
     """Part `part` of our tensor, in the order of rows that the file has."""
     order = order_of(source, model.config)

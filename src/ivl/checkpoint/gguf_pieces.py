@@ -11,10 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
-
-from ivl.checkpoint.gguf_writer import GGUFWriter, PlannedTensor
+from ivl.checkpoint.gguf_writer import GGUFTensorSpec, GGUFWriter
 from ivl.errors import IvlError
 from ivl.quant.block_format import Bytes, Floats
 
@@ -36,7 +33,7 @@ class TensorRows:
     instead, in the planned format already: nothing is computed then.
     """
 
-    planned: PlannedTensor
+    planned: GGUFTensorSpec
     rows: Callable[[int, int], Floats]
     stored: Callable[[int, int], Bytes] | None = None
 
@@ -88,11 +85,11 @@ def _in_parallel(pieces: Iterable[Piece]) -> Iterator[tuple[TensorRows, int, Byt
                 future.cancel()
 
 
-def _first_rows(planned: PlannedTensor) -> range:
+def _first_rows(planned: GGUFTensorSpec) -> range:
     return range(0, planned.rows, rows_of_a_piece(planned))
 
 
-def rows_of_a_piece(planned: PlannedTensor) -> int:
+def rows_of_a_piece(planned: GGUFTensorSpec) -> int:
     return max(1, PIECE_WEIGHTS // planned.shape[-1])
 
 
@@ -105,13 +102,3 @@ def _encode(tensor: TensorRows, first: int, importance: Floats | None) -> Bytes:
         return planned.format.quantize(tensor.rows(first, last), importance)
     except IvlError as error:
         raise type(error)(f"{planned.name}: {error.message}", error.hint) from None
-
-
-def fitting_importance(
-    importance: Mapping[str, npt.NDArray[np.float32]], tensors: Iterable[PlannedTensor]
-) -> tuple[dict[str, Floats], list[str]]:
-    """Of an importance matrix what fits these tensors, and the names whose length is another."""
-    columns = {tensor.name: tensor.shape[-1] for tensor in tensors if len(tensor.shape) == 2}
-    known = {name: values for name, values in importance.items() if name in columns}
-    wrong = [name for name, values in known.items() if values.shape != (columns[name],)]
-    return {name: values for name, values in known.items() if name not in wrong}, wrong

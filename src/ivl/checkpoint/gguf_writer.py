@@ -49,7 +49,7 @@ _STRING, _ARRAY = 8, 9
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PlannedTensor:
+class GGUFTensorSpec:
     """A tensor to be written; `shape` is (..., rows, columns), columns next to each other."""
 
     name: str
@@ -84,7 +84,7 @@ class GGUFWriter:
         self,
         path: Path,
         metadata: Mapping[str, Written],
-        tensors: Sequence[PlannedTensor],
+        tensors: Sequence[GGUFTensorSpec],
         *,
         fingerprint: str | None = None,
     ) -> None:
@@ -228,7 +228,7 @@ class GGUFWriter:
 
 
 def encode_header(
-    metadata: Mapping[str, Written], tensors: Sequence[PlannedTensor]
+    metadata: Mapping[str, Written], tensors: Sequence[GGUFTensorSpec]
 ) -> tuple[bytes, dict[str, int]]:
     """The header, padded, and where each tensor begins in the file."""
     out = bytearray(MAGIC + struct.pack("<IQQ", 3, len(tensors), len(metadata)))

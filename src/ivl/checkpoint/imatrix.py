@@ -26,7 +26,7 @@ import numpy.typing as npt
 
 from ivl.checkpoint.gguf import GGUFFile
 from ivl.checkpoint.gguf_header import MAGIC
-from ivl.checkpoint.gguf_writer import GGUFWriter, PlannedTensor, Written
+from ivl.checkpoint.gguf_writer import GGUFTensorSpec, GGUFWriter, Written
 from ivl.errors import CheckpointError
 from ivl.lfs_pointer import refuse_lfs_pointer
 from ivl.quant.formats import find_format
@@ -53,7 +53,7 @@ class ImportanceMatrix:
     num_chunks: int = 0
     chunk_tokens: int = 0
 
-    def for_tensors(self, tensors: Iterable[PlannedTensor]) -> dict[str, Values]:
+    def for_tensors(self, tensors: Iterable[GGUFTensorSpec]) -> dict[str, Values]:
         """What there is for the matrices of a file.
 
         CheckpointError when an entry has another length than its matrix, or nothing fits at all:
@@ -123,8 +123,8 @@ def write_imatrix(
     tensors = []
     for name in sorted(sums):
         shape = (1, len(sums[name]))
-        tensors.append(PlannedTensor(name=name + _SUMS, format=kind, shape=shape))
-        tensors.append(PlannedTensor(name=name + _COUNTS, format=kind, shape=(1, 1)))
+        tensors.append(GGUFTensorSpec(name=name + _SUMS, format=kind, shape=shape))
+        tensors.append(GGUFTensorSpec(name=name + _COUNTS, format=kind, shape=(1, 1)))
     metadata: dict[str, Written] = {
         "general.type": "imatrix",
         "imatrix.datasets": list(datasets),

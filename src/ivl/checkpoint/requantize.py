@@ -15,7 +15,7 @@ from ivl.checkpoint.gguf import GGUFFile, TensorEntry
 from ivl.checkpoint.gguf_keys import Keys
 from ivl.checkpoint.gguf_metadata import QUANTIZATION_VERSION
 from ivl.checkpoint.gguf_pieces import TensorRows
-from ivl.checkpoint.gguf_writer import Encoded, PlannedTensor, Written
+from ivl.checkpoint.gguf_writer import Encoded, GGUFTensorSpec, Written
 from ivl.checkpoint.imatrix import ImportanceMatrix
 from ivl.errors import ConfigError, UnsupportedError
 from ivl.quant.block_format import Bytes, Floats
@@ -115,7 +115,7 @@ def _rows_of(file: GGUFFile, name: str, wanted: str) -> TensorRows:
     def rows(start: int, stop: int) -> Floats:
         return entry.format.dequantize(stored(start, stop))
 
-    planned = PlannedTensor(name=name, format=kind, shape=entry.shape)
+    planned = GGUFTensorSpec(name=name, format=kind, shape=entry.shape)
     same = entry.format.name == kind.name
     return TensorRows(planned=planned, rows=rows, stored=stored if same else None)
 

@@ -34,7 +34,7 @@ _ALIGNMENT = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PlannedTensor:
+class SafetensorsTensorSpec:
     """A tensor that will be written. `dtype` is the format's name, such as BF16."""
 
     name: str
@@ -50,7 +50,7 @@ class SafetensorsWriter:
     """Writes groups of tensors in the order of the plan; a group never spans two files."""
 
     def __init__(
-        self, directory: Path, plan: Sequence[Sequence[PlannedTensor]], max_shard_bytes: int
+        self, directory: Path, plan: Sequence[Sequence[SafetensorsTensorSpec]], max_shard_bytes: int
     ) -> None:
         """plan: groups, such as the tensors of a layer. `max_shard_bytes` holds unless one group
         alone is larger."""
@@ -59,7 +59,7 @@ class SafetensorsWriter:
         self._files = [
             directory / _file_name(number, len(self._shards)) for number in range(len(self._shards))
         ]
-        self._queue: list[PlannedTensor] = []
+        self._queue: list[SafetensorsTensorSpec] = []
         self._stream: BinaryIO | None = None
         self._shard = 0
 
@@ -146,9 +146,9 @@ class SafetensorsWriter:
 
 
 def _shards(
-    plan: Sequence[Sequence[PlannedTensor]], max_bytes: int
-) -> list[list[Sequence[PlannedTensor]]]:
-    shards: list[list[Sequence[PlannedTensor]]] = []
+    plan: Sequence[Sequence[SafetensorsTensorSpec]], max_bytes: int
+) -> list[list[Sequence[SafetensorsTensorSpec]]]:
+    shards: list[list[Sequence[SafetensorsTensorSpec]]] = []
     room = 0
     for group in plan:
         size = sum(tensor.num_bytes for tensor in group)
@@ -164,7 +164,7 @@ def _file_name(number: int, count: int) -> str:
     return "model.safetensors" if count == 1 else f"model-{number + 1:05}-of-{count:05}.safetensors"
 
 
-def _holds(file: Path, tensors: list[PlannedTensor]) -> bool:
+def _holds(file: Path, tensors: list[SafetensorsTensorSpec]) -> bool:
     """Whether a file is there, whole, and has these tensors."""
     if not file.is_file():
         return False

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from ivl.cli.dropped import SUFFIXES
 from ivl.cli.options import Drafting, ModelChoice
 from ivl.cli.terminal import Status
-from ivl.engine.request import LIMIT_OPTION
+from ivl.engine.prompt_builder import LIMIT_OPTION
 from ivl.errors import CheckpointError, RequestError
 from ivl.family import find
 from ivl.host import choose_threads

@@ -31,7 +31,7 @@ from ivl.cli.terminal import (
 )
 from ivl.cli.words import spoken
 from ivl.documents.reading import Reading, read_pages
-from ivl.engine.request import LIMIT_OPTION
+from ivl.engine.prompt_builder import LIMIT_OPTION
 from ivl.errors import IvlError
 from ivl.pages.reader import Page, open_pages
 

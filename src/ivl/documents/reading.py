@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ivl.engine.request import LIMIT_OPTION, MaxTiles
+from ivl.engine.prompt_builder import LIMIT_OPTION, MaxTiles
 from ivl.engine.schema import Schema
 from ivl.errors import IvlError
 from ivl.pages.reader import Page

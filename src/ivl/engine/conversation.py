@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING, Any
 from ivl.engine.answer import Answer, FinishReason, Timings, TokenLogprob
 from ivl.engine.events import Ended, Event, Failed, Piece
 from ivl.engine.options import GenerationOptions
-from ivl.engine.prepared import EngineRequest
-from ivl.engine.request import (
+from ivl.engine.prompt_builder import (
     LIMIT_OPTION,
     Images,
     MaxTiles,
     check_order,
     split_pages,
 )
+from ivl.engine.request import EngineRequest
 from ivl.engine.running import RunningRequest
 from ivl.engine.schema import Schema, schema_text
 from ivl.engine.sequence import Sequence as TokenSequence

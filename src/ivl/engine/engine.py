@@ -29,12 +29,12 @@ from ivl.engine.conversation import Conversation
 from ivl.engine.events import Listener
 from ivl.engine.grammar import GrammarCompiler
 from ivl.engine.model_runner import ModelRunner, Span
-from ivl.engine.prepared import EngineRequest
+from ivl.engine.request import EngineRequest
 from ivl.engine.running import RunningRequest
 from ivl.engine.sampling import are_finite, not_finite
-from ivl.engine.scheduler import Chunk, Plan, Scheduler, StepLimits
+from ivl.engine.scheduler import Chunk, Scheduler, StepLimits, StepPlan
 from ivl.engine.sequence import Sequence
-from ivl.engine.speculation import Drafter, Speculation, Wish, check_draft
+from ivl.engine.speculation import Drafter, DraftRequest, Speculation, check_draft
 from ivl.errors import CapacityError, ConfigError, RequestError
 from ivl.footprint.workload import DEFAULT_VISION_BATCH, resolve_context
 from ivl.model.cache import BLOCK_TOKENS, num_blocks_for
@@ -316,7 +316,7 @@ class Engine:
             most = min(share, running.most_guesses, self._num_alike - len(sequence.ids))
             most = self._scheduler.room_for_guesses(sequence, most)
             if most > 0:
-                wishes.append(Wish(sequence, most, running.chooser.sampler))
+                wishes.append(DraftRequest(sequence, most, running.chooser.sampler))
         if not wishes:
             return
         drafts = attempt(lambda: drafter.propose(wishes))
@@ -351,11 +351,11 @@ class Engine:
             if sequence in self._requests:
                 self._requests[sequence].encode_s += elapsed
 
-    def _read(self, plan: Plan) -> None:
+    def _read(self, plan: StepPlan) -> None:
         # Those whose images failed are gone, and nothing of theirs is read.
         planned = {c.sequence: [_span(c)] for c in plan.chunks if c.sequence in self._requests}
         logits = self._compute(planned, self._runner.read, "reading")
-        done = Plan(
+        done = StepPlan(
             [tile for tile in plan.tiles if tile[0] in self._requests],
             [chunk for chunk in plan.chunks if chunk.sequence in self._requests],
         )

@@ -13,7 +13,7 @@ from ivl.engine.answer import FinishReason, Timings, TokenLogprob
 from ivl.engine.choosing import Chooser, Draft
 from ivl.engine.containment import contained, log_failure
 from ivl.engine.events import Ended, Failed, Listener, Piece, hears_nothing
-from ivl.engine.prepared import EngineRequest
+from ivl.engine.request import EngineRequest
 from ivl.engine.sequence import Sequence
 from ivl.engine.stopping import StopText
 from ivl.errors import IvlError

@@ -51,7 +51,7 @@ class Chunk:
 
 
 @dataclass(slots=True)
-class Plan:
+class StepPlan:
     """One step: tiles to encode first, then tokens to read in one pass."""
 
     tiles: list[tuple[Sequence, int]] = field(default_factory=list)
@@ -146,11 +146,11 @@ class Scheduler:
             sequence.blocks += self.pool.allocate(1)
         return max(0, min(room, most))
 
-    def plan(self) -> Plan:
+    def plan(self) -> StepPlan:
         """The next step; empty only when nothing waits or runs."""
         self._drop_orphans()
         self._admit()
-        plan = Plan()
+        plan = StepPlan()
         writing = [s for s in self.running if s.is_writing]
         # Guesses must not keep the prompts of others from being read.
         if sum(1 + len(s.guesses) for s in writing) >= self.limits.busy_tokens:
@@ -165,7 +165,7 @@ class Scheduler:
         assert plan or not (self.waiting or self.running)
         return plan
 
-    def computed(self, plan: Plan) -> list[Sequence]:
+    def computed(self, plan: StepPlan) -> list[Sequence]:
         """The plan has been carried out. Returns the sequences that get a token now."""
         for sequence, tile in plan.tiles:
             sequence.num_encoded = max(sequence.num_encoded, tile + 1)
@@ -266,7 +266,7 @@ class Scheduler:
             self.pool.register(sequence.blocks[index], keys[index])
         sequence.num_registered = max(sequence.num_registered, len(keys))
 
-    def _plan_prompts(self, plan: Plan) -> None:
+    def _plan_prompts(self, plan: StepPlan) -> None:
         reading = [s for s in self.running if not s.is_writing]
         if not reading:
             return
@@ -294,7 +294,7 @@ class _Turn:
     def __init__(
         self,
         sequence: Sequence,
-        plan: Plan,
+        plan: StepPlan,
         is_known: Callable[[bytes], bool],
         tiles_first: bool,
     ) -> None:

@@ -18,7 +18,7 @@ from functools import partial
 from ivl.engine.containment import contained, log_failure
 from ivl.engine.engine import Engine, EngineState
 from ivl.engine.events import Ended, Event, Failed, Listener, hears_nothing
-from ivl.engine.prepared import EngineRequest
+from ivl.engine.request import EngineRequest
 from ivl.engine.running import RunningRequest
 from ivl.errors import BusyError, UnavailableError
 

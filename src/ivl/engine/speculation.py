@@ -33,7 +33,7 @@ LONGEST_MATCH, SHORTEST_MATCH = 4, 2
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
+class DraftRequest:
     """At most `most` guesses of what follows a sequence, chosen as `sampler` would choose."""
 
     sequence: TokenSequence
@@ -53,7 +53,7 @@ class Drafter(ABC):
         """The model has read these parts of prompts."""
 
     @abstractmethod
-    def propose(self, wishes: Sequence[Wish]) -> list[Draft]:
+    def propose(self, wishes: Sequence[DraftRequest]) -> list[Draft]:
         """Guesses for each. There are blocks for them."""
 
     @abstractmethod
@@ -78,7 +78,7 @@ class PromptLookup(Drafter):
     def read(self, spans: Iterable[Span]) -> None:
         """Nothing, likewise."""
 
-    def propose(self, wishes: Sequence[Wish]) -> list[Draft]:
+    def propose(self, wishes: Sequence[DraftRequest]) -> list[Draft]:
         drafts = []
         for wish in wishes:
             ids = wish.sequence.ids
@@ -157,7 +157,7 @@ class DraftModel(Drafter):
             self._runner.forget(sequence, end)
 
     @torch.inference_mode()
-    def propose(self, wishes: Sequence[Wish]) -> list[Draft]:
+    def propose(self, wishes: Sequence[DraftRequest]) -> list[Draft]:
         samplers = [wish.sampler.copy() for wish in wishes]
         guesses: list[list[int]] = [[] for _ in wishes]
         probabilities: list[list[Tensor]] = [[] for _ in wishes]

@@ -25,7 +25,7 @@ from ivl.checkpoint.locate import locate_pair
 from ivl.checkpoint.safetensors import SafetensorsDirectory
 from ivl.config import DecoderConfig, ModelConfig
 from ivl.devices import devices_here
-from ivl.engine.request import prepare_images
+from ivl.engine.prompt_builder import build_prompt, prepare_images
 from ivl.errors import CheckpointError, RequestError, UnsupportedError
 from ivl.footprint.room import fit, require_room
 from ivl.footprint.tensors import planned_tensors
@@ -34,7 +34,6 @@ from ivl.kernels.threads import use_threads
 from ivl.measure.data import Doing
 from ivl.measure.integrity import sample_tile
 from ivl.measure.reference import IMAGE_TOKEN_KEY
-from ivl.measure.sequences import tokenize_prompt
 from ivl.model.source import open_source
 from ivl.pages.reader import ImageSource
 from ivl.prompt.pixels import IMAGENET_MEAN, IMAGENET_STD
@@ -130,7 +129,7 @@ def record_reference(
         cut, _ = prepare_images([image], config)
         assert cut is not None
         tiles = torch.from_numpy(cut)
-    ids = tokenize_prompt([user_message(question, 1)], config, tokenizer, [len(tiles)]).ids
+    ids = build_prompt([user_message(question, 1)], config, tokenizer, [len(tiles)]).ids
     here = devices_here([torch.device("cpu")])
     if here.host is not None:
         work = Workload(context=len(ids), tiles=(len(tiles),), vision_batch=len(tiles))

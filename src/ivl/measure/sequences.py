@@ -10,16 +10,16 @@ alone leaves those channels to chance (lmdeploy#2650, InternVL#876).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
 from ivl.config import ModelConfig
-from ivl.engine.request import MaxTiles, TokenizedPrompt, prepare_images, tokenize
+from ivl.engine.prompt_builder import MaxTiles, TokenizedPrompt, build_prompt, prepare_images
 from ivl.errors import CapacityError, RequestError, UnsupportedError
 from ivl.measure.data import Sample
-from ivl.prompt.template import Message, get_template, render
+from ivl.prompt.template import get_template
 from ivl.prompt.tokenizer import Tokenizer
 
 TEXT_WINDOW_TOKENS = 512
@@ -119,22 +119,6 @@ def calibration_samples(
     return found
 
 
-def tokenize_prompt(
-    messages: Sequence[Message],
-    config: ModelConfig,
-    tokenizer: Tokenizer,
-    tiles_per_image: Sequence[int] = (),
-) -> TokenizedPrompt:
-    """The prompt that the model is asked with, its own system message in it."""
-    prompt = render(
-        messages,
-        template=get_template(config.template, config.system),
-        tiles_per_image=tiles_per_image,
-        tokens_per_tile=config.tokens_per_tile if tiles_per_image else 0,
-    )
-    return tokenize(prompt, tokenizer)
-
-
 def _conversation(
     sample: Sample, config: ModelConfig, tokenizer: Tokenizer, max_tiles: MaxTiles
 ) -> TokenizedSample:
@@ -145,7 +129,7 @@ def _conversation(
             + (f" {config.blind_hint}" if config.layout == "gguf" else ""),
         )
     tiles, tiles_per_image = prepare_images(sample.images, config, max_tiles)
-    prompt = tokenize_prompt(sample.messages, config, tokenizer, tiles_per_image)
+    prompt = build_prompt(sample.messages, config, tokenizer, tiles_per_image)
     answer = None
     if sample.answer is not None:
         end = tokenizer.control(get_template(config.template).stop_control[0])

@@ -25,7 +25,6 @@ NEXT_SMALLER = {
     "Q4_0": "Q3_K_L", "IQ4_NL": "Q3_K_L", "IQ4_XS": "Q3_K_M", "AWQ": "Q4_K_S",
 }  # fmt: skip
 """Of the types that are not among these, the first that is smaller."""
-SMALLER_VISION = ("Q8_0", "Q5_0", "Q4_0")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -97,7 +97,6 @@ class Text:
 class ImageTokens:
     """`num_tokens` times `<IMG_CONTEXT>`, to be replaced by the features of one image."""
 
-    image_index: int
     num_tokens: int
 
 
@@ -163,21 +162,18 @@ def user_message(
     question: str,
     num_images: int = 0,
     *,
-    kind: Literal["image", "frame"] = "image",
     num_earlier_images: int = 0,
 ) -> Message:
     """A question with its images before it, placed and named as in the official examples.
 
     One image has no name. Several are "Image-1: ", "Image-2: ", and images that a later turn adds
-    are counted on from `num_earlier_images`. Frames of a video are "Frame1: ", "Frame2: ".
+    are counted on from `num_earlier_images`.
     """
     if num_images < 0 or num_earlier_images < 0:
         raise RequestError("the number of images is negative", "give 0 or more")
     parts: list[Part] = []
     for number in range(num_earlier_images + 1, num_earlier_images + num_images + 1):
-        if kind == "frame":
-            parts.append(f"Frame{number}: ")
-        elif num_images > 1 or num_earlier_images > 0:
+        if num_images > 1 or num_earlier_images > 0:
             parts.append(f"Image-{number}: ")
         parts.extend((IMAGE, "\n"))
     return Message("user", (*parts, question))
@@ -217,7 +213,7 @@ def render(
     if system is None:
         system = template.default_system
     _check_turns(turns, add_generation_prompt)
-    images = _images(turns, tiles_per_image, tokens_per_tile, first_image_index=0)
+    images = _images(turns, tiles_per_image, tokens_per_tile)
     segments: list[Segment] = []
     first = [] if system is None else [Message("system", system)]
     for turn in (*first, *turns):
@@ -233,17 +229,15 @@ def render_next(
     template: Template | str = "internvl2_5",
     tiles_per_image: Sequence[int] = (),
     tokens_per_tile: int = 256,
-    num_earlier_images: int = 0,
 ) -> Prompt:
     """What follows an answer that is in the cache: its end, the next question, the opening.
 
     The answer's own stop token is part of this prompt and must not be in the cache as well.
-    tiles_per_image: tiles of the images of this message alone, which get the indices from
-        `num_earlier_images` on. Errors as in `render`.
+    tiles_per_image: tiles of the images of this message alone. Errors as in `render`.
     """
     template = get_template(template) if isinstance(template, str) else template
     _check_turns([message], add_generation_prompt=True)
-    images = _images([message], tiles_per_image, tokens_per_tile, num_earlier_images)
+    images = _images([message], tiles_per_image, tokens_per_tile)
     end = _turn_end(template)
     return join(end, _turn(message, images), end, _opening("assistant"))
 
@@ -259,35 +253,6 @@ def join(*prompts: Iterable[Segment]) -> Prompt:
             elif segment != Text(""):
                 joined.append(segment)
     return tuple(joined)
-
-
-def prompt_string(prompt: Iterable[Segment], *, image_context: str = IMG_CONTEXT) -> str:
-    """The prompt as the official code writes it; for display and comparison, not for tokenizing."""
-    pieces: list[str] = []
-    for segment in prompt:
-        match segment:
-            case Control(name):
-                pieces.append(name)
-            case Text(text):
-                pieces.append(text)
-            case ImageTokens(num_tokens=num_tokens):
-                pieces.append(image_context * num_tokens)
-    return "".join(pieces)
-
-
-def num_image_tokens(prompt: Iterable[Segment]) -> int:
-    """How many positions of the prompt are filled with features."""
-    return sum(segment.num_tokens for segment in prompt if isinstance(segment, ImageTokens))
-
-
-def check_image_tokens(prompt: Iterable[Segment], num_features: int) -> None:
-    """Raise RequestError unless there are as many features as places for them."""
-    num_places = num_image_tokens(prompt)
-    if num_places != num_features:
-        raise RequestError(
-            f"the prompt has {num_places} places for image features, but there are {num_features}",
-            "give the prompt the number of tiles of each image, in their order",
-        )
 
 
 def _check_unicode(text: str) -> None:
@@ -329,7 +294,6 @@ def _images(
     turns: Sequence[Message],
     tiles_per_image: Sequence[int],
     tokens_per_tile: int,
-    first_image_index: int,
 ) -> Iterator[ImageTokens]:
     """The images' segments in order, once it is known that they fit the slots."""
     num_slots = sum(turn.num_images for turn in turns)
@@ -340,12 +304,7 @@ def _images(
         )
     if any(num_tiles * tokens_per_tile < 1 for num_tiles in tiles_per_image):
         raise RequestError("an image has no tokens", "every image has at least one tile")
-    return iter(
-        [
-            ImageTokens(first_image_index + offset, num_tiles * tokens_per_tile)
-            for offset, num_tiles in enumerate(tiles_per_image)
-        ]
-    )
+    return iter([ImageTokens(num_tiles * tokens_per_tile) for num_tiles in tiles_per_image])
 
 
 def _opening(role: Role) -> Prompt:

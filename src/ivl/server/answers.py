@@ -13,7 +13,7 @@ from fastapi import Request
 
 from ivl.engine.answer import FinishReason, Timings, TokenLogprob
 from ivl.engine.events import Ended, Event, Failed, Piece
-from ivl.engine.prepared import EngineRequest
+from ivl.engine.request import EngineRequest
 from ivl.engine.service import Ticket
 from ivl.errors import IvlError
 from ivl.server.errors import ApiError, api_error

@@ -11,7 +11,7 @@ from anyio import CapacityLimiter, to_thread
 
 from ivl.engine.grammar import Grammar, GrammarCompiler
 from ivl.engine.options import GenerationOptions
-from ivl.engine.prepared import EngineRequest
+from ivl.engine.request import EngineRequest
 from ivl.errors import RequestError
 from ivl.pages.reader import Page
 from ivl.prompt.template import IMAGE, Message, Part

@@ -15,7 +15,7 @@ from fastapi import Request
 from ivl import __version__
 from ivl.engine.answer import Timings
 from ivl.engine.containment import contained, log_failure
-from ivl.engine.prepared import EngineRequest
+from ivl.engine.request import EngineRequest
 from ivl.errors import IvlError
 from ivl.server.answers import Answers, Preparation, WholeAnswer, copies, shown_error, unless_gone
 from ivl.server.bodies import settings_of

@@ -14,7 +14,7 @@ from ivl.checkpoint.locate import locate_pair
 from ivl.checkpoint.safetensors import SafetensorsDirectory
 from ivl.devices import free_bytes
 from ivl.engine.engine import EngineLimits
-from ivl.engine.prepared import EngineRequest
+from ivl.engine.request import EngineRequest
 from ivl.engine.service import Service
 from ivl.errors import CapacityError, ConfigError, IvlError
 from ivl.family import num_parameters

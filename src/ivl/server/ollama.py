@@ -19,7 +19,7 @@ from ivl import __version__
 from ivl.engine.answer import Timings
 from ivl.engine.engine import Engine
 from ivl.engine.events import Piece
-from ivl.engine.prepared import EngineRequest
+from ivl.engine.request import EngineRequest
 from ivl.server.answers import Answers, WholeAnswer
 from ivl.server.bodies import body_schema, read_body
 from ivl.server.chat import Asked, PictureSource, Turn

@@ -11,7 +11,7 @@ from fastapi.responses import JSONResponse, Response
 
 from ivl.engine.answer import TokenLogprob
 from ivl.engine.events import Piece
-from ivl.engine.prepared import EngineRequest
+from ivl.engine.request import EngineRequest
 from ivl.server.answers import Answers, WholeAnswer, copies, unless_gone
 from ivl.server.bodies import body_schema, read_body
 from ivl.server.context import FINGERPRINT, Context, new_id, now, sse
