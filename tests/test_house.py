@@ -64,6 +64,12 @@ CONTAINMENT = PACKAGE / "engine" / "containment.py"
 """Catches everything: there a failure of one request is kept from the others, and written down."""
 NAMES_WITHOUT_A_SUBJECT = {"utils.py", "helpers.py", "common.py"}
 
+LIBRARIES = {"torch", "os"}
+PRIVATE_OF_LIBRARIES = {
+    "tensor._replace",  # of a named tuple, whose fields may have that name
+    "oracle._attn_implementation",  # of a configuration of transformers
+}
+
 IMPORTED_AS = {"pillow": "PIL", "prometheus-client": "prometheus_client"}
 """Dependencies whose module has another name."""
 
@@ -291,6 +297,47 @@ def test_every_public_module_says_what_it_is() -> None:
         and not ast.get_docstring(ast.parse(path.read_text("utf-8")))
     ]
     assert not found, "\n".join(found)
+
+
+def test_a_public_class_has_a_name_of_its_own() -> None:
+    homes: dict[str, list[str]] = {}
+    for path in package_files():
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                homes.setdefault(node.name, []).append(path.relative_to(PACKAGE).as_posix())
+    found = [f"{name}: {', '.join(files)}" for name, files in homes.items() if len(files) > 1]
+    assert not found, "\n".join(found)
+
+
+def reaches(source: str) -> Iterator[tuple[int, str]]:
+    """Private attributes that are read of anything but the object itself, or one of its class."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Attribute) and re.match(r"_[^_]", node.attr):
+            owner = ast.unparse(node.value)
+            if owner not in ("self", "cls", "other") and owner.split(".")[0] not in LIBRARIES:
+                yield node.lineno, f"{owner}.{node.attr}"
+
+
+def test_nobody_reaches_into_another() -> None:
+    found = [
+        f"{path.relative_to(ROOT)}:{line} {what}"
+        for path in package_files()
+        for line, what in reaches(path.read_text("utf-8"))
+        if what not in PRIVATE_OF_LIBRARIES
+    ]
+    assert not found, "\n".join(found)
+
+
+@pytest.mark.parametrize(
+    ("source", "num_reaches"),
+    [
+        ("talk._cache.truncate(0)", 1),
+        ("self._engine._store", 1),
+        ("self._store; other._seen; cls._of(1); torch._int_mm; a.__class__", 0),
+    ],
+)
+def test_reaches_are_read_rightly(source: str, num_reaches: int) -> None:
+    assert len(list(reaches(source))) == num_reaches
 
 
 def catches_everything(handler: ast.ExceptHandler) -> bool:

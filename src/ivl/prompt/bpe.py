@@ -76,7 +76,7 @@ class BpeTokenizer(Tokenizer):
         byte = _BYTE_PIECE.fullmatch(piece)
         return bytes([int(byte[1], 16)]) if byte else piece.replace("▁", " ").encode()
 
-    def _has_space_mark(self, token_id: int) -> bool:
+    def has_space_mark(self, token_id: int) -> bool:
         return self._piece_bytes(token_id).startswith(b" ")
 
 

@@ -42,7 +42,7 @@ class SentencePieceTokenizer(Tokenizer):
             return self._processor.decode([token_id]).encode()
         return piece.replace(_SPACE, " ").encode()
 
-    def _has_space_mark(self, token_id: int) -> bool:
+    def has_space_mark(self, token_id: int) -> bool:
         if not 0 <= token_id < self._num_pieces or self._processor.is_unknown(token_id):
             return False
         return self._processor.id_to_piece(token_id).startswith(_SPACE)

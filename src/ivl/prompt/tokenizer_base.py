@@ -131,7 +131,7 @@ class Tokenizer(ABC):
         """`token_bytes` of an ordinary token."""
 
     @abstractmethod
-    def _has_space_mark(self, token_id: int) -> bool:
+    def has_space_mark(self, token_id: int) -> bool:
         """Whether decoding may drop the first byte of this token at the start of a text."""
 
 
@@ -168,7 +168,7 @@ class StreamDecoder:
 
     def _drop_leading_space(self, token_id: int, raw: bytes) -> bytes:
         rule = self._tokenizer.leading_space
-        dropped = rule is not LeadingSpace.KEEP and self._tokenizer._has_space_mark(token_id)
+        dropped = rule is not LeadingSpace.KEEP and self._tokenizer.has_space_mark(token_id)
         rest = raw[1:] if dropped else raw
         if rest or (dropped and rule is LeadingSpace.DROP_ONE):
             self._at_start = False
