@@ -31,7 +31,7 @@ from ivl.engine.grammar import GrammarCompiler
 from ivl.engine.model_runner import ModelRunner, Span
 from ivl.engine.request import EngineRequest
 from ivl.engine.running import RunningRequest
-from ivl.engine.sampling import are_finite, not_finite
+from ivl.engine.sampling import are_finite, likeliest, not_finite
 from ivl.engine.scheduler import Chunk, Scheduler, StepLimits, StepPlan
 from ivl.engine.sequence import Sequence
 from ivl.engine.speculation import Drafter, DraftRequest, Speculation, check_draft
@@ -407,11 +407,10 @@ class Engine:
         rows = logits[0] if len(logits) == 1 else torch.cat(logits)
         requests = [self._requests[span.sequence] for span in spans]
         finite = are_finite(rows)
-        likeliest: list[int] | None = None
+        greedy: list[int] | None = None
         if any(running.chooser.is_plainly_greedy for running in requests):
             # One trip from the device for both.
-            found = torch.stack([rows.argmax(-1), finite.to(torch.int64)]).tolist()
-            likeliest, are_numbers = found
+            greedy, are_numbers = torch.stack([likeliest(rows), finite.to(torch.int64)]).tolist()
         else:
             are_numbers = finite.tolist()
         first = 0
@@ -421,7 +420,7 @@ class Engine:
                 if not all(are_numbers[part]):
                     raise not_finite(self.model.dtype, running.num_tokens)
                 kept, guessed = running.num_kept, running.num_guessed
-                running.choose(rows[part], likeliest[part] if likeliest else None)
+                running.choose(rows[part], greedy[part] if greedy else None)
                 self._counts["kept"] += running.num_kept - kept
                 self._counts["guessed"] += running.num_guessed - guessed
 
