@@ -19,7 +19,7 @@ import numpy as np
 from bench.tokenizer_files import write_tokenizer
 from ivl.checkpoint.gguf_metadata import count_weights, mmproj_metadata, text_metadata
 from ivl.checkpoint.gguf_names import GGUF_VISION, GGUF_VISION_Q_K_V
-from ivl.checkpoint.gguf_writer import GGUFWriter, PlannedTensor
+from ivl.checkpoint.gguf_writer import GGUFWriter, GGUFTensorSpec
 from ivl.config import ModelConfig
 from ivl.family import find
 from ivl.prompt.gguf_vocabulary import tokenizer_metadata
@@ -59,7 +59,7 @@ def write_pair(shape: str, mix: str, vision: str, folder: Path) -> tuple[Path, P
     if not text.exists():
         decoder, context = size.decoder, MixContext.of(size.decoder)
         tensors = [
-            PlannedTensor(
+            GGUFTensorSpec(
                 name=name, format=find_format(tensor_type(mix, name, dims, context)), shape=dims
             )
             for name, dims in decoder_tensors(decoder).items()
@@ -92,7 +92,7 @@ class Filler:
         self._rng = np.random.default_rng(0)
         self._rows: dict[tuple[str, int], np.ndarray] = {}
 
-    def write(self, path: Path, metadata: dict[str, Any], tensors: list[PlannedTensor]) -> None:
+    def write(self, path: Path, metadata: dict[str, Any], tensors: list[GGUFTensorSpec]) -> None:
         with GGUFWriter(path, metadata, tensors) as writer:
             for tensor in tensors:
                 if len(tensor.shape) == 1:
@@ -104,7 +104,7 @@ class Filler:
                     which = self._rng.integers(0, NUM_ROWS, count)
                     writer.write(tensor.name, rows[which], start)
 
-    def _vector(self, tensor: PlannedTensor) -> np.ndarray:
+    def _vector(self, tensor: GGUFTensorSpec) -> np.ndarray:
         length = tensor.shape[-1]
         if tensor.name.endswith(("ls1.weight", "ls2.weight")):
             return np.full((1, length), 0.1, np.float32)
@@ -112,7 +112,7 @@ class Filler:
             return np.ones((1, length), np.float32)
         return self._rng.standard_normal((1, length), np.float32) * np.float32(0.02)
 
-    def _random_rows(self, tensor: PlannedTensor) -> np.ndarray:
+    def _random_rows(self, tensor: GGUFTensorSpec) -> np.ndarray:
         columns = tensor.shape[-1]
         key = tensor.format.name, columns
         if key not in self._rows:
@@ -122,7 +122,7 @@ class Filler:
         return self._rows[key]
 
 
-def num_weights(tensors: list[PlannedTensor]) -> int:
+def num_weights(tensors: list[GGUFTensorSpec]) -> int:
     return count_weights({tensor.name: tensor.shape for tensor in tensors})
 
 
@@ -133,7 +133,7 @@ def tokenizer_entries(architecture: str, vocab_size: int) -> dict[str, Any]:
         return tokenizer_metadata(Path(folder), vocab_size)
 
 
-def projector_tensors(config: ModelConfig, kind: str) -> list[PlannedTensor]:
+def projector_tensors(config: ModelConfig, kind: str) -> list[GGUFTensorSpec]:
     """Every tensor of the tower and the projector; q, k and v apart, as llama.cpp writes them."""
     from ivl.model.build import empty_model
 
@@ -151,7 +151,7 @@ def projector_tensors(config: ModelConfig, kind: str) -> list[PlannedTensor]:
             names = (GGUF_VISION[key],)
         for name in names:
             tensors.append(
-                PlannedTensor(
+                GGUFTensorSpec(
                     name=name.replace("{i}", layer),
                     format=find_format(vision_tensor_type(kind, name, dims)),
                     shape=dims,
