@@ -204,7 +204,7 @@ def beside_table(shape: str) -> list[Row]:
 
 def memory_table(shape: str) -> list[Row]:
     """What `ivl plan --verify` measures."""
-    from ivl.measure.verification import verify_plan
+    from ivl.planner.verification import verify_plan
 
     found = verify_plan(plan(shape).plan)
     error = found.planned_bytes / found.peak_bytes - 1

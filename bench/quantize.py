@@ -28,7 +28,7 @@ import numpy as np
 from bench.llama_cpp import MISSING, find_ggml, find_program, quantize_chunk
 from bench.shapes import commit, gb, machine
 from ivl.checkpoint.gguf import GGUFFile
-from ivl.checkpoint.gguf_writer import GGUFWriter, PlannedTensor, Written
+from ivl.checkpoint.gguf_writer import GGUFTensorSpec, GGUFWriter, Written
 from ivl.config import DecoderConfig
 from ivl.family import find
 from ivl.quant.formats import FORMATS
@@ -102,7 +102,7 @@ def write_random(decoder: DecoderConfig, path: Path) -> int:
     import torch
 
     tensors = [
-        PlannedTensor(name=name, format=FORMATS["BF16" if len(shape) > 1 else "F32"], shape=shape)
+        GGUFTensorSpec(name=name, format=FORMATS["BF16" if len(shape) > 1 else "F32"], shape=shape)
         for name, shape in decoder_tensors(decoder).items()
     ]
     generator = torch.Generator().manual_seed(0)
@@ -120,7 +120,7 @@ def write_random(decoder: DecoderConfig, path: Path) -> int:
     return num_weights
 
 
-def pieces(tensor: PlannedTensor) -> Iterator[tuple[int, int]]:
+def pieces(tensor: GGUFTensorSpec) -> Iterator[tuple[int, int]]:
     """First row and number of rows of each piece."""
     step = max(1, PIECE_WEIGHTS // tensor.shape[-1])
     for first in range(0, tensor.rows, step):

@@ -19,7 +19,7 @@ import numpy as np
 from bench.tokenizer_files import write_tokenizer
 from ivl.checkpoint.gguf_metadata import count_weights, mmproj_metadata, text_metadata
 from ivl.checkpoint.gguf_names import GGUF_VISION, GGUF_VISION_Q_K_V
-from ivl.checkpoint.gguf_writer import GGUFWriter, GGUFTensorSpec
+from ivl.checkpoint.gguf_writer import GGUFTensorSpec, GGUFWriter
 from ivl.config import ModelConfig
 from ivl.family import find
 from ivl.prompt.gguf_vocabulary import tokenizer_metadata

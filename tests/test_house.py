@@ -7,6 +7,7 @@ first.
 from __future__ import annotations
 
 import ast
+import importlib
 import re
 import subprocess
 import sys
@@ -183,6 +184,27 @@ def test_nothing_imports_from_a_floor_above() -> None:
 )
 def test_the_floors_are_read_rightly(file: str, source: str, num_climbs: int) -> None:
     assert len(climbs(PACKAGE / file, source)) == num_climbs
+
+
+def is_module(name: str) -> bool:
+    path = PACKAGE.parent / name.replace(".", "/")
+    return path.is_dir() or path.with_suffix(".py").is_file()
+
+
+def test_what_stands_outside_imports_what_is_there() -> None:
+    """Benches and the training have few tests of their own."""
+    found = []
+    for path in python_files("bench", "training"):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "ivl":
+                module = importlib.import_module(node.module or "")
+                found += [
+                    f"{path.relative_to(ROOT)}:{node.lineno} imports {node.module}.{alias.name}"
+                    for alias in node.names
+                    if not hasattr(module, alias.name)
+                    and not is_module(f"{node.module}.{alias.name}")
+                ]
+    assert not found, "\n".join(found)
 
 
 def declared_dependencies() -> set[str]:

@@ -1,7 +1,6 @@
 import json
 import re
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import given
@@ -18,6 +17,7 @@ from ivl.prompt.template import (
     Text,
     get_template,
     join,
+    prompt_string,
     render,
     render_next,
     user_message,
@@ -26,20 +26,6 @@ from ivl.prompt.template import (
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "prompts.json").read_text("utf-8"))
 ROWS = {row["name"]: row for row in GOLDEN}
 CONTROL = re.compile(r"(<\|im_start\|>|<\|im_end\|>|<img>|</img>|§+)")
-
-
-def prompt_string(prompt: Any, *, image_context: str = "<IMG_CONTEXT>") -> str:
-    """The prompt as the official code writes it."""
-    pieces: list[str] = []
-    for segment in prompt:
-        match segment:
-            case Control(name):
-                pieces.append(name)
-            case Text(text):
-                pieces.append(text)
-            case ImageTokens(num_tokens=num_tokens):
-                pieces.append(image_context * num_tokens)
-    return "".join(pieces)
 
 
 def messages_of(row):

@@ -255,6 +255,20 @@ def join(*prompts: Iterable[Segment]) -> Prompt:
     return tuple(joined)
 
 
+def prompt_string(prompt: Iterable[Segment], *, image_context: str = IMG_CONTEXT) -> str:
+    """The prompt as the official code writes it; for display and comparison, not for tokenizing."""
+    pieces: list[str] = []
+    for segment in prompt:
+        match segment:
+            case Control(name):
+                pieces.append(name)
+            case Text(text):
+                pieces.append(text)
+            case ImageTokens(num_tokens=num_tokens):
+                pieces.append(image_context * num_tokens)
+    return "".join(pieces)
+
+
 def _check_unicode(text: str) -> None:
     try:
         text.encode()
