@@ -148,7 +148,7 @@ def changed() -> Callable[..., Path]:
     import numpy as np
 
     from ivl.checkpoint.gguf import GGUFFile
-    from ivl.checkpoint.gguf_writer import Encoded, GGUFWriter, PlannedTensor
+    from ivl.checkpoint.gguf_writer import Encoded, GGUFTensorSpec, GGUFWriter
     from ivl.quant.formats import find_format
 
     def change(
@@ -167,7 +167,7 @@ def changed() -> Callable[..., Path]:
             if name in tensors:
                 format_, shape = find_format("F32"), tensors[name].shape
                 raw[name] = format_.quantize(tensors[name].reshape(-1, shape[-1]))
-            planned.append(PlannedTensor(name=name, format=format_, shape=shape))
+            planned.append(GGUFTensorSpec(name=name, format=format_, shape=shape))
         with GGUFWriter(out, kept, planned) as writer:
             for tensor in planned:
                 writer.write(tensor.name, raw[tensor.name])
