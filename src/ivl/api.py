@@ -82,7 +82,8 @@ def load(
 
 
 class Model:
-    """A model that answers. One question at a time; for several users, use the server."""
+    """A model that answers. Whoever wants an answer computes it, with those of all others that are
+    being written; to answer many over a network, use the server."""
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine

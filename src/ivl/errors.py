@@ -1,4 +1,4 @@
-"""Errors that a person can cause, and therefore can mend.
+"""Errors that a user can cause, and can fix.
 
 Every one carries a message (what is wrong) and a hint (what to do about it). The command line
 prints both and exits with 2; a server turns them into its API's error JSON. Anything else that is
@@ -7,7 +7,7 @@ raised is a defect of ours.
 
 
 class IvlError(Exception):
-    """Base of all errors that a person can mend. `hint` may be empty."""
+    """Base of all errors that a user can fix. `hint` may be empty."""
 
     def __init__(self, message: str, hint: str = "") -> None:
         super().__init__(message)

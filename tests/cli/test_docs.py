@@ -20,9 +20,9 @@ HEAD = """\
 The help of every command. A test compares this page with it; to write it anew, run
 `UPDATE_DOCS=1 pytest tests/cli/test_docs.py`.
 
-Answers go to stdout, progress and notes to stderr. The exit code is 0 when all was done, 2 when
-something can be mended (the error says what, and how), 130 after Ctrl-C, and 1 when whatever read
-the output went away (`ivl read page.png | head -1`), or for a defect of ivl's, with a traceback.
+Answers go to stdout, progress and notes to stderr. The exit code is 0 on success, 2 for something
+you can fix (the error says what, the hint says how), 130 after Ctrl-C, and 1 when the program that
+reads the output has ended (`ivl read page.png | head -1`), or for a bug in ivl, with a traceback.
 """
 
 

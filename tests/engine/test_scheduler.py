@@ -291,3 +291,22 @@ def test_asking_for_blocks_counts_those_that_would_be_revived(num_shared: int) -
     pool.release(blocks)
     assert pool.can_allocate(4 - num_shared, blocks[:num_shared])
     assert not pool.can_allocate(5 - num_shared, blocks[:num_shared])
+
+
+def test_a_conversation_that_lost_its_blocks_finds_them_while_nobody_needed_the_place() -> None:
+    scheduler, owner = scheduler_of(num_blocks=6), Owner()
+    talk, other = text(100), text(70, first=9)
+    scheduler.add(talk)
+    while not talk.is_writing:
+        step(scheduler)
+    scheduler.hold(talk, owner)
+    scheduler.cut(talk, 100)
+    scheduler.add(other)
+    step(scheduler)
+    assert not talk.blocks
+    scheduler.remove(other)
+    following = Sequence(ids=[*talk.ids, 7, 7], max_tokens=10, num_shareable=10**9)
+    scheduler.resume(talk, following)
+    scheduler.add(following)
+    step(scheduler)
+    assert following.num_cached == 96

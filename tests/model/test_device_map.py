@@ -19,7 +19,7 @@ from ivl.config import ModelConfig, read_config
 from ivl.kernels import cpu
 from ivl.kv import KV_TYPES, KVType
 from ivl.model.build import build_model, empty_model, placed, random_model
-from ivl.model.cache import KVCache, Segment, SplitKVStore, TorchKVStore
+from ivl.model.cache import SplitKVStore, TorchKVStore
 from ivl.model.cpu_decoder import CpuKVStore, FusedLayers
 from ivl.model.device_map import DeviceMap
 from ivl.model.internvl import InternVL
@@ -95,19 +95,12 @@ def test_layers_on_the_processor_and_the_others_give_what_all_together_give(
 
 
 @pytest.mark.skipif(cpu.loaded() is None, reason="the C++ extension is not built")
-def test_a_block_is_copied_in_all_parts_of_a_store() -> None:
+def test_a_store_of_parts_holds_what_they_hold() -> None:
     model = random_model(with_layers(WIDE, 3), dtype=torch.float32)
     layers = list(model.decoder.layers)[:1]
     model.decoder.fused = FusedLayers(model.decoder, layers, cpu.extension())  # type: ignore[arg-type]
     store = model.new_store(3)
     store.reserve()
-    source = KVCache(store, [0], 8)
-    x = model.decoder.embed(torch.arange(4))
-    model.decoder.extend(x, [Segment(source, 4)])
-    store.copy_block(0, 2)
-    target = KVCache(store, [2], 8)
-    target.advance(4)
-    torch.testing.assert_close(model.step(7, target), model.step(7, source), rtol=0, atol=0)
     assert store.num_bytes == sum(part.num_bytes for part in store.parts)  # type: ignore[attr-defined]
 
 

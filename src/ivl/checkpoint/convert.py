@@ -110,7 +110,7 @@ def write_files(
     for file in planned:
         if file.path.exists() and not force:
             raise ConfigError(
-                f"{file.path} exists.", "--force replaces it; or choose another name."
+                f"{file.path} exists.", "`force` replaces it; or choose another name."
             )
     with ExitStack() as stack:
         writers = [stack.enter_context(file.writer(fingerprint)) for file in planned]
@@ -120,6 +120,7 @@ def write_files(
         meter = _Meter(progress, done, total)
         for file, writer in zip(planned, writers, strict=True):
             write_tensors(writer, file.tensors, file.importance, meter.add)
+        meter.add(total - meter.done)  # what lies between tensors
     return done
 
 

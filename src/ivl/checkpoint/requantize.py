@@ -102,7 +102,7 @@ def _check_plain(file: GGUFFile, wanted: Mapping[str, str]) -> None:
             raise ConfigError(
                 f"{file.path} is quantized already: {name} is {stored}.",
                 "Quantizing twice loses more than quantizing once: start from F32, F16 or BF16, "
-                "or give --allow-requantize.",
+                "or give `allow_requantize`.",
             )
 
 

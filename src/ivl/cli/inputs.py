@@ -141,6 +141,6 @@ def _note_places(model: Model, status: Status) -> None:
     offloaded = sum(device.type == "cpu" for device in devices.layers)
     if offloaded:
         status.note(
-            f"{offloaded} of {len(devices.layers)} layers run on the processor, for want of room "
-            "on the GPU; `ivl plan` says what would fit."
+            f"{offloaded} of {len(devices.layers)} layers run on the processor, because the GPU "
+            "has no room for them; `ivl plan` says what would fit."
         )

@@ -5,7 +5,7 @@ To add a command NAME, add its line to `COMMANDS` and write `ivl/cli/NAME.py` wi
 begins with the same line. That file is imported only when its command is run or its own help is
 asked for, so `ivl --help` stays quick whatever the commands import.
 
-Exit codes: 0 done; 2 something that the person can mend (an `IvlError`, a wrong command line, a
+Exit codes: 0 done; 2 something that the user can fix (an `IvlError`, a wrong command line, a
 full disk); 130 interrupted by Ctrl-C; 1 the reader of our output went away (`ivl ... | head`), or a
 defect of ours, with its traceback.
 """

@@ -111,7 +111,6 @@ def command(*, serving: Serving, choice: ModelChoice, drafting: Drafting) -> Non
         max_sequences=serving.max_sequences,
         max_queued=serving.max_queued,
         vision_cache_bytes=serving.vision_cache * MIB,
-        for_many=True,
     )
     settings = ServerSettings(
         api_key=serving.api_key,

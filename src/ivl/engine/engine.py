@@ -203,12 +203,13 @@ class Engine:
             num_blocks,
             vision_batch=self.vision_batch,
             vision_cache_bytes=limits.vision_cache_bytes,
+            reserve=limits.for_many,
         )
         if self.speculation is not None:
             vocab_size = self.config.decoder.vocab_size
-            self._drafter = self.speculation.new_drafter(num_blocks, vocab_size)
-        if limits.for_many:
-            runner.store.reserve()
+            self._drafter = self.speculation.new_drafter(
+                num_blocks, vocab_size, reserve=limits.for_many
+            )
         return runner
 
     @cached_property

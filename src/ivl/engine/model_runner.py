@@ -40,13 +40,22 @@ class ModelRunner:
     """One network, `num_blocks` blocks of keys and values, and features of tiles."""
 
     def __init__(
-        self, model: InternVL, num_blocks: int, *, vision_batch: int, vision_cache_bytes: int
+        self,
+        model: InternVL,
+        num_blocks: int,
+        *,
+        vision_batch: int,
+        vision_cache_bytes: int,
+        reserve: bool = False,
     ) -> None:
         """CapacityError when there is no memory for the blocks. `vision_batch` tiles are encoded at
-        once; features of at most `vision_cache_bytes` are kept for others who show the same."""
+        once; features of at most `vision_cache_bytes` are kept for others who show the same.
+        `reserve`: all memory is taken now, where a system gives it only when it is written to."""
         self.model, self.vision_batch = model, vision_batch
         with capacity_error("reserving the key/value cache", LESS_CONTEXT):
             self.store = model.new_store(num_blocks)
+            if reserve:
+                self.store.reserve()
         self.vision_cache = VisionCache(vision_cache_bytes)
         self._features: dict[Sequence, dict[int, Tensor]] = {}
         """Of the tiles that are about to be read, by number, (tokens_per_tile, hidden)."""

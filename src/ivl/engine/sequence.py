@@ -125,7 +125,7 @@ class Sequence:
         self.blocks, self.num_computed = held.blocks, held.num_computed
         self.num_registered, self.num_cached = held.num_registered, held.num_computed
         self.num_encoded = sum(tile.end <= self.num_computed for tile in self.tiles)
-        self.was_admitted = True
+        self.was_admitted = bool(self.blocks)  # else what is found of it counts as found
         # Keys and values beyond the trained length are this conversation's own.
         if not self.num_shareable:
             self.num_shareable = min(held.num_shareable, held.num_computed)

@@ -122,22 +122,21 @@ class DraftModel(Drafter):
     find; its guesses are worse there, and what is written is the same.
     """
 
-    def __init__(self, draft: Engine, num_blocks: int, vocab_size: int) -> None:
-        """`vocab_size` of the logits of the model that is guessed for."""
+    def __init__(
+        self, draft: Engine, num_blocks: int, vocab_size: int, *, reserve: bool = False
+    ) -> None:
+        """`vocab_size` of the logits of the model that is guessed for; `reserve`: all memory is
+        taken now."""
         self._vocab_size = vocab_size
         self._runner = ModelRunner(
             draft.model,
             num_blocks,
             vision_batch=draft.vision_batch,
             vision_cache_bytes=draft.limits.vision_cache_bytes,
+            reserve=reserve,
         )
         self._read: WeakKeyDictionary[TokenSequence, tuple[int, list[int]]] = WeakKeyDictionary()
         """How many tokens are read that cannot change, and what was read behind them as a guess."""
-
-    @property
-    def num_bytes(self) -> int:
-        """Of the keys and values."""
-        return self._runner.store.num_bytes
 
     @torch.inference_mode()
     def encode(self, tiles: Iterable[tuple[TokenSequence, int]]) -> None:
@@ -251,8 +250,8 @@ class Speculation:
                 "The default is a good one.",
             )
 
-    def new_drafter(self, num_blocks: int, vocab_size: int) -> Drafter:
+    def new_drafter(self, num_blocks: int, vocab_size: int, *, reserve: bool) -> Drafter:
         """For an engine with so many blocks, whose model has logits of `vocab_size`."""
         if self.draft is None:
             return PromptLookup()
-        return DraftModel(self.draft, num_blocks, vocab_size)
+        return DraftModel(self.draft, num_blocks, vocab_size, reserve=reserve)

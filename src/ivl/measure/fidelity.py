@@ -116,7 +116,7 @@ def keep(
     if not finite or (features is not None and not torch.isfinite(features).all()):
         raise CheckpointError(
             f"The original itself makes NaN or infinity of {sample.sample.name}.",
-            "`ivl check` of it alone says where; try another --dtype.",
+            "`ivl check` of it alone says where; try another `dtype`.",
         )
     try:
         save_file(tensors, file)

@@ -46,10 +46,6 @@ class KVStore(ABC):
     def reserve(self) -> None:
         """Takes all the memory now, where a system gives it only when it is written to."""
 
-    @abstractmethod
-    def copy_block(self, source: int, target: int) -> None:
-        """Makes block `target` hold what block `source` holds, in every layer."""
-
 
 class SplitKVStore(KVStore):
     """Several stores, each of which holds the layers from its `first_layer` on."""
@@ -68,10 +64,6 @@ class SplitKVStore(KVStore):
     def reserve(self) -> None:
         for part in self.parts:
             part.reserve()
-
-    def copy_block(self, source: int, target: int) -> None:
-        for part in self.parts:
-            part.copy_block(source, target)
 
 
 class TorchKVStore(KVStore):
@@ -113,11 +105,6 @@ class TorchKVStore(KVStore):
     def reserve(self) -> None:
         for tensor in (*self._numbers, *self._scales):
             tensor.zero_()
-
-    def copy_block(self, source: int, target: int) -> None:
-        for tensor in (*self._numbers, *self._scales):
-            blocks = tensor.unflatten(1, (self.num_blocks, BLOCK_TOKENS))
-            blocks[:, target] = blocks[:, source]
 
     def update(self, layer: int, cache: KVCache, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Writes k, v (tokens, kv_heads, head_dim) behind the valid tokens of `cache`.

@@ -80,10 +80,6 @@ class CpuKVStore(KVStore):
         for layer in self.layers:
             layer.zero_()
 
-    def copy_block(self, source: int, target: int) -> None:
-        for layer in self.layers:
-            layer[target] = layer[source]
-
 
 class FusedLayers:
     """The first of a decoder's layers, with its last norm if they are all, over weights that its

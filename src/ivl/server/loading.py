@@ -63,7 +63,7 @@ def start_engine(model: Model, limits: EngineLimits) -> Service:
             "answer.",
             "Use a larger --kv-tokens, or leave it out.",
         )
-    return Service(engine.with_limits(replace(limits, kv_tokens=tokens)))
+    return Service(engine.with_limits(replace(limits, kv_tokens=tokens, for_many=True)))
 
 
 def _tokens_held(
