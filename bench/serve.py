@@ -94,6 +94,12 @@ def main() -> None:
     if options.url:
         run_decodes(options, question, options.url)
         return
+    if options.draft:
+        for label, more in (("alone", ()), ("guessing", ("--draft", options.draft))):
+            options.label = label
+            with ivl_server(options.model, options.mmproj, more=more) as (url, _):
+                run_decodes(options, question, url)
+        return
     with ivl_server(options.model, options.mmproj) as (url, process_id):
         if options.decodes:
             run_decodes(options, question, url)
@@ -118,6 +124,9 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--words", type=int, default=4, help="of a prompt, with --decodes")
     parser.add_argument("--images", type=int, default=0, help="of a prompt, with --decodes")
     parser.add_argument("--image-px", type=int, default=448, help="side of an image")
+    parser.add_argument(
+        "--draft", help="as of `ivl serve`, with --decodes: without it, and with it"
+    )
     parser.add_argument("--url", help="a server that runs already")
     parser.add_argument("--label", default="ivl", help="its name in the table")
     parser.add_argument("--beside", type=Path, metavar="PROGRAM", help="llama.cpp's llama-server")

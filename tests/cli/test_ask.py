@@ -369,7 +369,7 @@ def test_an_answer_keeps_to_a_schema(
     )
     assert record["data"] == json.loads(record["text"])
     assert len(record["logprobs"]) == record["tokens"]
-    assert all(len(token["top"]) == 2 for token in record["logprobs"])
+    assert all(len(token["top_logprobs"]) == 2 and token["token"] for token in record["logprobs"])
 
 
 @pytest.mark.parametrize(

@@ -82,4 +82,10 @@ def command(
             image_record(page.name, size, grid, thumbnail, page=page.number, pages=page.count)
             for page, size, grid in zip(pages, sizes_px, grids, strict=True)
         ]
-        print_json({"model": choice.model, **answer_record(answer), "images": records})
+        print_json(
+            {
+                "model": choice.model,
+                **answer_record(answer, model.engine.tokenizer),
+                "images": records,
+            }
+        )

@@ -71,7 +71,9 @@ def _schema(name: str) -> dict[str, Any]:
     try:
         schema = json.loads(local_path(name).read_bytes())
     except OSError as error:
-        raise RequestError(f"The schema {name} cannot be read: {error.strerror}.") from None
+        raise RequestError(
+            f"The schema {name} cannot be read: {error.strerror}.", "Check the spelling."
+        ) from None
     except ValueError as error:
         raise RequestError(f"The schema {name} is no JSON: {error}.") from None
     if not isinstance(schema, dict):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer import Argument
@@ -34,6 +34,9 @@ from ivl.documents.reading import Reading, read_pages
 from ivl.engine.prompt_builder import LIMIT_OPTION
 from ivl.errors import IvlError
 from ivl.pages.reader import Page, open_pages
+
+if TYPE_CHECKING:
+    from ivl.api import Model
 
 EXIT_SOME_FAILED = 2
 
@@ -79,7 +82,7 @@ def command(
             schema=form.schema,
             logprobs=form.logprobs,
         ):
-            report.add(reading, model.config.use_thumbnail, sampling.max_tokens)
+            report.add(reading, model, sampling.max_tokens)
     if json:
         print_json(report.records)
     if report.failed:
@@ -104,8 +107,8 @@ class Printer:
         self.records: list[dict[str, Any]] = []
         self._num_titles = 0
 
-    def add(self, reading: Reading, use_thumbnail: bool, max_tokens: int | None) -> None:
-        page = reading.page
+    def add(self, reading: Reading, model: Model, max_tokens: int | None) -> None:
+        page, use_thumbnail = reading.page, model.config.use_thumbnail
         if reading.error is not None:
             self.add_failure(page.title, reading.error, page)
             return
@@ -125,9 +128,8 @@ class Printer:
             title=page.title if self.titled else "",
         )
         image = image_record(page.name, reading.size_px, reading.grid, use_thumbnail)
-        self.records.append(
-            {**image, "page": page.number, "pages": page.count, **answer_record(answer)}
-        )
+        told = answer_record(answer, model.engine.tokenizer)
+        self.records.append({**image, "page": page.number, "pages": page.count, **told})
 
     def add_failure(self, title: str, error: IvlError, page: Page | None = None) -> None:
         self.failed = True

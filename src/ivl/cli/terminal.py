@@ -14,6 +14,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from ivl.cli.words import spoken
+from ivl.engine.answer import logprob_record
 from ivl.errors import IvlError
 from ivl.prompt.tiles import Grid, num_tiles_with_thumbnail
 from ivl.toolchain import advice
@@ -21,6 +22,7 @@ from ivl.toolchain import advice
 if TYPE_CHECKING:
     from ivl.engine.answer import Answer
     from ivl.engine.conversation import Generation
+    from ivl.prompt.tokenizer import Tokenizer
 
 BAR_WIDTH = 30
 REDRAW_S = 0.1
@@ -158,15 +160,16 @@ def note_ending(
         print(answer.timings.summary(), file=sys.stderr)
 
 
-def answer_record(answer: Answer) -> dict[str, Any]:
+def answer_record(answer: Answer, tokenizer: Tokenizer) -> dict[str, Any]:
     """An answer for JSON; `tokens` is how many there are."""
+    logprobs = [logprob_record(token, tokenizer) for token in answer.logprobs]
     return {
         "text": answer.text,
         "tokens": len(answer.tokens),
         "finish_reason": answer.finish_reason,
         "timings": asdict(answer.timings),
         **({} if answer.data is None else {"data": answer.data}),
-        **({"logprobs": [asdict(token) for token in answer.logprobs]} if answer.logprobs else {}),
+        **({"logprobs": logprobs} if logprobs else {}),
     }
 
 

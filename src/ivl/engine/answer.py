@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from ivl.prompt.tokenizer import Tokenizer
 
 FinishReason = Literal["stop", "length", "cancelled"]
 
@@ -73,6 +76,19 @@ class TokenLogprob:
     id: int
     logprob: float | None = None
     top: tuple[tuple[int, float], ...] = ()
+
+
+def logprob_record(token: TokenLogprob, tokenizer: Tokenizer) -> dict[str, Any]:
+    """For JSON, as OpenAI's API shows a token of a chat: its text, its bytes, and the likeliest."""
+
+    def shown(token_id: int, logprob: float | None) -> dict[str, Any]:
+        raw = tokenizer.token_bytes(token_id)
+        # JSON has no minus infinity; this is what OpenAI sends for what is all but impossible.
+        value = -9999.0 if logprob is None else max(logprob, -9999.0)
+        return {"token": raw.decode("utf-8", "replace"), "logprob": value, "bytes": list(raw)}
+
+    top = [shown(token_id, logprob) for token_id, logprob in token.top]
+    return {**shown(token.id, token.logprob), "top_logprobs": top}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -45,9 +45,9 @@ from ivl.prompt.tokenizer import Tokenizer, require_image_tokens
 log = logging.getLogger("ivl.engine")
 
 UNBOUNDED = 1 << 60
-GUESSED_ROWS = {"cpu": 16}
-"""Rows that one step may read for those who are writing, their guesses included. Beyond, on a
-processor, a row that is guessed in vain costs as much as one that is needed."""
+GUESSED_ROWS = {"cpu": 8}
+"""Rows that one step may read for those who are writing, their guesses included. Beyond, a row that
+is guessed in vain costs as much as one that is needed (`bench.serve --draft`; GPUs unmeasured)."""
 GUESSED_ROWS_ELSEWHERE = 64
 
 Work = TypeVar("Work")

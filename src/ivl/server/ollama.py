@@ -16,7 +16,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
 from ivl import __version__
-from ivl.engine.answer import Timings
+from ivl.engine.answer import Timings, logprob_record
 from ivl.engine.engine import Engine
 from ivl.engine.events import Piece
 from ivl.engine.request import EngineRequest
@@ -34,7 +34,6 @@ from ivl.server.ollama_fields import (
     OllamaShow,
     Options,
 )
-from ivl.server.openai_chat import logprob_of
 
 router = APIRouter(tags=["Ollama"])
 NDJSON = "application/x-ndjson"
@@ -239,7 +238,7 @@ class OllamaWriter:
     def _logprobs(self, tokens: Any, model: ServedModel) -> dict[str, Any]:
         if not self.body.logprobs:
             return {}
-        return {"logprobs": [logprob_of(token, model) for token in tokens]}
+        return {"logprobs": [logprob_record(token, model.engine.tokenizer) for token in tokens]}
 
 
 def _end(reason: str, timings: Timings) -> dict[str, Any]:

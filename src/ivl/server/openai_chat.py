@@ -8,7 +8,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
-from ivl.engine.answer import TokenLogprob
+from ivl.engine.answer import logprob_record
 from ivl.engine.events import Piece
 from ivl.engine.grammar import Grammar, GrammarCompiler
 from ivl.server.answers import Answers, WholeAnswer
@@ -150,21 +150,11 @@ class ChatWriter:
     ) -> dict[str, Any]:
         logprobs = None
         if self.body.logprobs and (tokens or reason is None):
-            logprobs = {"content": [logprob_of(t, model) for t in tokens], "refusal": None}
+            logprobs = {
+                "content": [logprob_record(t, model.engine.tokenizer) for t in tokens],
+                "refusal": None,
+            }
         return {"index": index, "finish_reason": reason, "logprobs": logprobs}
-
-
-def logprob_of(token: TokenLogprob, model: ServedModel) -> dict[str, Any]:
-    """A token as chat completions show it."""
-
-    def shown(token_id: int, logprob: float | None) -> dict[str, Any]:
-        raw = model.engine.tokenizer.token_bytes(token_id)
-        # JSON has no minus infinity; this is what OpenAI sends for what is all but impossible.
-        value = -9999.0 if logprob is None else max(logprob, -9999.0)
-        return {"token": raw.decode("utf-8", "replace"), "logprob": value, "bytes": list(raw)}
-
-    top = [shown(token_id, logprob) for token_id, logprob in token.top]
-    return {**shown(token.id, token.logprob), "top_logprobs": top}
 
 
 def in_order(ended: dict[int, WholeAnswer]) -> list[WholeAnswer]:

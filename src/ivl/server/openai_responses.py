@@ -8,6 +8,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
+from ivl.engine.answer import logprob_record
 from ivl.engine.events import Piece
 from ivl.engine.grammar import Grammar, GrammarCompiler
 from ivl.server.answers import Answers, WholeAnswer
@@ -16,7 +17,7 @@ from ivl.server.chat import Asked, PictureSource, Turn
 from ivl.server.context import Context, new_id, now, sse
 from ivl.server.errors import ApiError
 from ivl.server.hub import ServedModel
-from ivl.server.openai_chat import logprob_of, picture_of
+from ivl.server.openai_chat import picture_of
 from ivl.server.openai_fields import limit_of
 from ivl.server.responses_fields import InputFile as FileInput
 from ivl.server.responses_fields import (
@@ -192,7 +193,7 @@ class ResponseWriter:
     def _logprobs(self, model: ServedModel | None, tokens: list[Any]) -> list[dict[str, Any]]:
         if self.body.top_logprobs is None or model is None:
             return []
-        return [logprob_of(token, model) for token in tokens]
+        return [logprob_record(token, model.engine.tokenizer) for token in tokens]
 
 
 def _usage(answer: WholeAnswer) -> dict[str, Any]:
