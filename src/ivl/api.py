@@ -19,7 +19,7 @@ from ivl.documents.reading import read_pages
 from ivl.engine.answer import Answer, joined
 from ivl.engine.conversation import Conversation, Generation
 from ivl.engine.engine import Engine
-from ivl.engine.options import DEFAULT_DRAFT_TOKENS, GenerationKeywords, GenerationOptions
+from ivl.engine.options import DEFAULT_DRAFT_TOKENS, GenerationKeywords, GenerationOptions, Schema
 from ivl.engine.prompt_builder import (
     LIMIT_OPTION,
     Images,
@@ -28,7 +28,6 @@ from ivl.engine.prompt_builder import (
     check_order,
     split_pages,
 )
-from ivl.engine.schema import Schema
 from ivl.errors import RequestError
 from ivl.footprint.workload import DEFAULT_VISION_BATCH
 from ivl.loading import LoadOptions, load_engine

@@ -15,8 +15,8 @@ import torch
 from PIL import Image
 
 import ivl
+from ivl.engine.answer import Ended, Event, Failed, Piece
 from ivl.engine.engine import EngineLimits
-from ivl.engine.events import Ended, Event, Failed, Piece
 from ivl.engine.grammar import GrammarCompiler
 from ivl.engine.options import GenerationOptions
 from ivl.engine.request import EngineRequest

@@ -15,14 +15,14 @@ import torch
 
 import ivl
 from ivl.engine import running as running_module
+from ivl.engine.answer import Ended, Failed, Piece
+from ivl.engine.choosing import Sampler
 from ivl.engine.containment import is_device_fault
 from ivl.engine.engine import EngineLimits
-from ivl.engine.events import Ended, Failed, Piece
 from ivl.engine.grammar import GrammarCompiler, TokenRules
 from ivl.engine.model_runner import ModelRunner
 from ivl.engine.options import GenerationOptions
 from ivl.engine.request import EngineRequest
-from ivl.engine.sampling import Sampler
 from ivl.engine.service import Service
 from ivl.errors import CapacityError, NonFiniteError, UnavailableError
 from ivl.prompt.tokenizer import StreamDecoder

@@ -8,8 +8,8 @@ import pytest
 import torch
 from transformers import generation
 
+from ivl.engine.choosing import Sampler, are_finite
 from ivl.engine.options import GenerationOptions
-from ivl.engine.sampling import Sampler, are_finite
 from ivl.errors import RequestError
 
 LOGITS = torch.tensor([2.0, 1.0, 0.5, 0.0, -1.0, -3.0])

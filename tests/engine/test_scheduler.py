@@ -14,9 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ivl.engine.blocks import BlockPool
+from ivl.engine.blocks import BlockPool, Sequence, Tile
 from ivl.engine.scheduler import Scheduler, StepLimits, StepPlan
-from ivl.engine.sequence import Sequence, Tile
 from ivl.model.cache import BLOCK_TOKENS
 
 TILE_TOKENS = 40

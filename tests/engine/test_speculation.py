@@ -16,12 +16,11 @@ from safetensors.torch import load_file, save_file
 
 import ivl
 from ivl.cli.main import run
-from ivl.engine.choosing import Chooser, Draft
+from ivl.engine.answer import Ended
+from ivl.engine.blocks import Sequence
+from ivl.engine.choosing import Chooser, Draft, Sampler
 from ivl.engine.engine import EngineLimits
-from ivl.engine.events import Ended
 from ivl.engine.options import GenerationOptions
-from ivl.engine.sampling import Sampler
-from ivl.engine.sequence import Sequence
 from ivl.engine.service import Service
 from ivl.engine.speculation import DraftRequest, PromptLookup, check_draft
 from ivl.errors import ConfigError

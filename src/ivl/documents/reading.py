@@ -13,8 +13,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ivl.engine.options import Schema
 from ivl.engine.prompt_builder import LIMIT_OPTION, MaxTiles
-from ivl.engine.schema import Schema
 from ivl.errors import IvlError
 from ivl.pages.reader import Page
 from ivl.pages.sources import DEFAULT_MAX_PIXELS

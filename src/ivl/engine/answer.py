@@ -1,10 +1,12 @@
-"""An answer, and how long it took."""
+"""What the engine says of a request: pieces of text, one ending, and the answer that they make."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+from ivl.errors import IvlError
 
 if TYPE_CHECKING:
     from ivl.prompt.tokenizer import Tokenizer
@@ -138,3 +140,37 @@ def _joined_data(values: Sequence[Any]) -> Any:
     if len(values) == 1:
         return values[0]
     return list(values) if any(value is not None for value in values) else None
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """New text of an answer (perhaps none), and the tokens that it is made of."""
+
+    text: str
+    tokens: tuple[TokenLogprob, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """The answer is complete, or cut off, as `reason` says."""
+
+    reason: FinishReason
+    timings: Timings
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """There will be no answer. `error` None: a defect of ours, whose `cause` is there."""
+
+    error: IvlError | None
+    cause: BaseException | None = field(default=None, compare=False)
+
+
+Event: TypeAlias = Piece | Ended | Failed
+Listener: TypeAlias = Callable[[Event], None]
+"""Called by whoever drives the engine; it must not block. Last comes one `Ended` or `Failed`."""
+
+
+def hears_nothing(event: Event) -> None:
+    """In the place of a listener that has heard the ending. It may hold the request, and the
+    request it: in such a circle pictures stay until the collector comes."""

@@ -13,9 +13,19 @@ from contextlib import suppress
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
-from ivl.engine.answer import Answer, FinishReason, Timings, TokenLogprob
-from ivl.engine.events import Ended, Event, Failed, Piece
-from ivl.engine.options import GenerationOptions
+from ivl.engine.answer import (
+    Answer,
+    Ended,
+    Event,
+    Failed,
+    FinishReason,
+    Piece,
+    Timings,
+    TokenLogprob,
+)
+from ivl.engine.blocks import Sequence as TokenSequence
+from ivl.engine.blocks import Tile
+from ivl.engine.options import GenerationOptions, Schema, schema_text
 from ivl.engine.prompt_builder import (
     LIMIT_OPTION,
     Images,
@@ -23,11 +33,7 @@ from ivl.engine.prompt_builder import (
     check_order,
     split_pages,
 )
-from ivl.engine.request import EngineRequest
-from ivl.engine.running import RunningRequest
-from ivl.engine.schema import Schema, schema_text
-from ivl.engine.sequence import Sequence as TokenSequence
-from ivl.engine.sequence import Tile
+from ivl.engine.request import EngineRequest, RunningRequest
 from ivl.errors import RequestError
 from ivl.pages.sources import DEFAULT_MAX_PIXELS
 from ivl.prompt.template import Message, user_message

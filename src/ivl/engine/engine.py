@@ -23,17 +23,15 @@ from typing import NoReturn, TypeVar
 import torch
 from torch import Tensor
 
-from ivl.engine.blocks import BlockPool
+from ivl.engine.answer import Listener
+from ivl.engine.blocks import BlockPool, Sequence
+from ivl.engine.choosing import are_finite, likeliest, not_finite
 from ivl.engine.containment import Failure, attempt, contained
 from ivl.engine.conversation import Conversation
-from ivl.engine.events import Listener
 from ivl.engine.grammar import GrammarCompiler
 from ivl.engine.model_runner import ModelRunner, Span
-from ivl.engine.request import EngineRequest
-from ivl.engine.running import RunningRequest
-from ivl.engine.sampling import are_finite, likeliest, not_finite
+from ivl.engine.request import EngineRequest, RunningRequest
 from ivl.engine.scheduler import Chunk, Scheduler, StepLimits, StepPlan
-from ivl.engine.sequence import Sequence
 from ivl.engine.speculation import Drafter, DraftRequest, Speculation, check_draft
 from ivl.errors import CapacityError, ConfigError, RequestError
 from ivl.footprint.workload import DEFAULT_VISION_BATCH, resolve_context

@@ -5,17 +5,51 @@ It computes what it is told to, for any number of sequences at once, and decides
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ivl.engine.sequence import Sequence
-from ivl.engine.vision_cache import VisionCache
+from ivl.engine.blocks import Sequence
 from ivl.model.cache import KVCache, Segment
 from ivl.model.internvl import InternVL
 from ivl.model.out_of_memory import capacity_error
+
+
+class VisionCache:
+    """Features (tokens_per_tile, hidden) of tiles by the digest of their pixels, at most
+    `max_bytes` of them; the least recently used go first. One thread uses it."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self.max_bytes = max_bytes
+        self.num_bytes = 0
+        self._features: OrderedDict[bytes, Tensor] = OrderedDict()
+
+    def __contains__(self, digest: bytes) -> bool:
+        return digest in self._features
+
+    def __len__(self) -> int:
+        return len(self._features)
+
+    def get(self, digest: bytes) -> Tensor | None:
+        found = self._features.get(digest)
+        if found is not None:
+            self._features.move_to_end(digest)
+        return found
+
+    def put(self, digest: bytes, features: Tensor) -> None:
+        """Keeps the features, unless they alone are more than the cache may hold."""
+        if digest in self._features or features.nbytes > self.max_bytes:
+            return
+        # A view would keep alive all the tiles that were encoded with it.
+        self._features[digest] = features.clone()
+        self.num_bytes += features.nbytes
+        while self.num_bytes > self.max_bytes:
+            _, oldest = self._features.popitem(last=False)
+            self.num_bytes -= oldest.nbytes
+
 
 LESS_VISION = "Load the model with a smaller `vision_batch`, or give fewer tiles (`max_tiles`)."
 LESS_CONTEXT = (

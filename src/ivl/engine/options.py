@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from numbers import Integral, Real
-from typing import Any, TypedDict
+from typing import Any, Protocol, TypedDict, runtime_checkable
 
 from ivl.errors import RequestError
 from ivl.spelling import did_you_mean
@@ -176,3 +176,28 @@ def _biases(value: Any) -> tuple[tuple[int, float], ...]:
 def _check(holds: bool, name: str, allowed: str) -> None:
     if not holds:
         raise RequestError(f"{name} must be {allowed}.")
+
+
+@runtime_checkable
+class HasSchema(Protocol):
+    """A class of pydantic's, which ivl itself does not need."""
+
+    def model_json_schema(self) -> dict[str, Any]:
+        """The JSON schema of its fields."""
+        ...
+
+
+Schema = Mapping[str, Any] | HasSchema | None
+"""A JSON schema, or a class that has one."""
+
+
+def schema_text(schema: Schema) -> Any:
+    """The JSON schema itself; RequestError for anything that is none."""
+    if isinstance(schema, HasSchema):
+        return schema.model_json_schema()
+    if isinstance(schema, Mapping):
+        return dict(schema)
+    raise RequestError(
+        f"The schema is a {type(schema).__name__}.",
+        'Give a JSON schema, such as {"type": "object", ...}, or a pydantic model.',
+    )

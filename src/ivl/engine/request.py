@@ -1,13 +1,30 @@
-"""What is asked of the engine: a prompt that was checked and made ready."""
+"""A request: a prompt that was made ready, and its answer while the engine works on it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable
+from collections.abc import Sequence as Many
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
+from ivl.engine.answer import (
+    Ended,
+    Failed,
+    FinishReason,
+    Listener,
+    Piece,
+    Timings,
+    TokenLogprob,
+    hears_nothing,
+)
+from ivl.engine.blocks import Sequence, Tile, place_tiles
+from ivl.engine.choosing import Chooser, Draft
+from ivl.engine.containment import contained, log_failure
 from ivl.engine.grammar import Grammar
 from ivl.engine.options import GenerationOptions
 from ivl.engine.prompt_builder import (
@@ -18,10 +35,11 @@ from ivl.engine.prompt_builder import (
     prepare_images,
     tokenize,
 )
-from ivl.engine.sequence import Tile, place_tiles
-from ivl.errors import RequestError
+from ivl.engine.stopping import StopText
+from ivl.errors import IvlError, RequestError
 from ivl.pages.sources import DEFAULT_MAX_PIXELS
 from ivl.prompt.template import Message, Text
+from ivl.prompt.tokenizer import StreamDecoder, Tokenizer
 
 if TYPE_CHECKING:
     from ivl.engine.conversation import Conversation
@@ -60,8 +78,8 @@ class EngineRequest:
     def chat(
         cls,
         engine: Engine,
-        messages: Sequence[Message],
-        images: Sequence[Any] = (),
+        messages: Many[Message],
+        images: Many[Any] = (),
         *,
         after: Conversation | None = None,
         system: str | None = None,
@@ -153,3 +171,151 @@ class _Asked:
     options: GenerationOptions | None
     num_logprobs: int | None
     grammar: Grammar | None
+
+
+class RunningRequest:
+    """Chooses the tokens of one answer, turns them into text, and tells its listener."""
+
+    def __init__(
+        self,
+        request: EngineRequest,
+        listener: Listener,
+        tokenizer: Tokenizer,
+        stop_ids: frozenset[int],
+        *,
+        num_shareable: int,
+        num_alike: int,
+        release: Callable[[RunningRequest], None],
+        owner: object | None = None,
+    ) -> None:
+        """`num_shareable` and `num_alike`: as of `Sequence`. `release` is called once, before the
+        listener hears of the ending: who asks again then finds room. `owner`: who goes on from
+        where it ends."""
+        self._release = release
+        self.request, self.listener, self.stop_ids = request, listener, stop_ids
+        self.owner = owner
+        self.sequence = Sequence(
+            ids=list(request.ids),
+            tiles=request.tiles,
+            max_tokens=request.max_tokens,
+            num_shareable=num_shareable,
+            num_alike=num_alike,
+        )
+        self.chooser = Chooser(
+            request.options, request.ids, stop_ids=stop_ids, grammar=request.grammar
+        )
+        self.draft = Draft()
+        """What is guessed of the answer in this step, if the sequence has `guesses`."""
+        self.has_ended = False
+        self.encode_s = 0.0
+        self.num_tokens = 0
+        """Tokens of the answer so far."""
+        self.num_guessed = self.num_kept = 0
+        self._decoder = StreamDecoder(tokenizer)
+        self._text = StopText(request.options.stop)
+        self._unsent: list[tuple[TokenLogprob, int]] = []
+        """Tokens whose text is not decided, and how many characters there were after each."""
+        self._num_characters = 0
+        self._submitted = time.perf_counter()
+        self._admitted: float | None = None
+        self._first_token: float | None = None
+
+    @property
+    def most_guesses(self) -> int:
+        """As far as there is room for an answer."""
+        return self.request.max_tokens - self.num_tokens - 1
+
+    def note_admitted(self) -> None:
+        if self._admitted is None:
+            self._admitted = time.perf_counter()
+
+    def choose(self, logits: Tensor, likeliest: Many[int] | None) -> None:
+        """float32 logits (1 + guesses, vocab), and of each row the likeliest token, if somebody has
+        looked: takes the next tokens, sends what has become certain, and ends the answer if one of
+        them ends it."""
+        if self._first_token is None:
+            self._first_token = time.perf_counter()
+        draft = self.draft if self.sequence.guesses else Draft()
+        self.num_guessed += len(draft.tokens)
+        for place, token in enumerate(self.chooser.choose(logits, draft, likeliest)):
+            if token in self.stop_ids:
+                self.end("stop")
+                return
+            self.num_tokens += 1
+            self.sequence.ids.append(token)
+            if place < len(draft.tokens) and token == draft.tokens[place]:
+                self.sequence.num_computed += 1
+                self.num_kept += 1
+            self._send(self._decoder.push(token), self._describe(token, logits[place]))
+            if self._text.stopped or self.chooser.is_complete:
+                self.end("stop")
+            elif self.num_tokens >= self.request.max_tokens:
+                self.end("length")
+            if self.has_ended:
+                return
+
+    def end(self, reason: FinishReason) -> None:
+        """Sends what was held back, and the ending."""
+        if self.has_ended:
+            return
+        rest = self._text.push(self._decoder.finish()) + self._text.finish()
+        # What a stop string cut off is not part of the answer, and nor are its tokens.
+        tokens = self._take(self._text.num_settled)
+        if rest or tokens:
+            self.listener(Piece(rest, tokens))
+        self._finish(Ended("stop" if self._text.stopped else reason, self.timings()))
+
+    def fail(self, error: BaseException) -> None:
+        """Ends without an answer; see `Failed`."""
+        if not self.has_ended:
+            known = error if isinstance(error, IvlError) else None
+            self._finish(Failed(known, error))
+
+    def _finish(self, ending: Ended | Failed) -> None:
+        """The last event. A listener that cannot take it has no other to wait for."""
+        self.has_ended = True
+        self._release(self)
+        listener, self.listener = self.listener, hears_nothing
+        with contained(log_failure, "its ending was sent"):
+            listener(ending)
+
+    def _send(self, text: str, token: TokenLogprob) -> None:
+        self._num_characters += len(text)
+        self._unsent.append((token, self._num_characters))
+        shown = self._text.push(text)
+        tokens = self._take(self._text.num_settled)
+        if shown or tokens:
+            self.listener(Piece(shown, tokens))
+
+    def _take(self, num_characters: int) -> tuple[TokenLogprob, ...]:
+        """The unsent tokens whose text lies before this character."""
+        taken = [token for token, until in self._unsent if until <= num_characters]
+        self._unsent = self._unsent[len(taken) :]
+        return tuple(taken)
+
+    def _describe(self, token: int, logits: Tensor) -> TokenLogprob:
+        count = self.request.num_logprobs
+        if count is None:
+            return TokenLogprob(token)
+        logprobs = logits.log_softmax(-1)
+        values, ids = torch.topk(logprobs, count) if count else (logprobs[:0], logprobs[:0])
+        top = tuple(zip(ids.long().tolist(), values.tolist(), strict=True))
+        return TokenLogprob(token, float(logprobs[token]), top)
+
+    def timings(self) -> Timings:
+        """So far."""
+        now = time.perf_counter()
+        admitted = now if self._admitted is None else self._admitted
+        first_token = now if self._first_token is None else self._first_token
+        return Timings(
+            queue_s=admitted - self._submitted,
+            encode_s=self.encode_s,
+            prefill_s=max(0.0, first_token - admitted - self.encode_s),
+            decode_s=now - first_token,
+            num_tiles=self.request.num_new_tiles,
+            num_prompt_tokens=self.sequence.num_prompt_tokens,
+            num_cached_tokens=self.sequence.num_cached,
+            num_answer_tokens=self.num_tokens,
+            num_guessed_tokens=self.num_guessed,
+            num_kept_tokens=self.num_kept,
+        )

@@ -25,8 +25,7 @@ from bisect import insort
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from ivl.engine.blocks import BlockKey, BlockPool
-from ivl.engine.sequence import Sequence
+from ivl.engine.blocks import BlockKey, BlockPool, Sequence
 from ivl.model.cache import BLOCK_TOKENS, num_blocks_for
 
 

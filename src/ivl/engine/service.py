@@ -15,11 +15,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
+from ivl.engine.answer import Ended, Event, Failed, Listener, hears_nothing
 from ivl.engine.containment import contained, log_failure
 from ivl.engine.engine import Engine, EngineState
-from ivl.engine.events import Ended, Event, Failed, Listener, hears_nothing
-from ivl.engine.request import EngineRequest
-from ivl.engine.running import RunningRequest
+from ivl.engine.request import EngineRequest, RunningRequest
 from ivl.errors import BusyError, UnavailableError
 
 log = logging.getLogger("ivl.engine")

@@ -18,11 +18,10 @@ import torch
 from torch import Tensor
 
 from ivl.config import ModelConfig
-from ivl.engine.choosing import Draft
+from ivl.engine.blocks import Sequence as TokenSequence
+from ivl.engine.choosing import Draft, Sampler
 from ivl.engine.model_runner import ModelRunner, Span
 from ivl.engine.options import DEFAULT_DRAFT_TOKENS
-from ivl.engine.sampling import Sampler
-from ivl.engine.sequence import Sequence as TokenSequence
 from ivl.errors import ConfigError
 from ivl.prompt.tokenizer import Tokenizer
 

@@ -11,8 +11,7 @@ from typing import Any, TypeVar
 from anyio import CapacityLimiter, to_thread
 from fastapi import Request
 
-from ivl.engine.answer import FinishReason, Timings, TokenLogprob
-from ivl.engine.events import Ended, Event, Failed, Piece
+from ivl.engine.answer import Ended, Event, Failed, FinishReason, Piece, Timings, TokenLogprob
 from ivl.engine.request import EngineRequest
 from ivl.engine.service import Ticket
 from ivl.errors import IvlError

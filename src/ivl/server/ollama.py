@@ -16,9 +16,8 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
 from ivl import __version__
-from ivl.engine.answer import Timings, logprob_record
+from ivl.engine.answer import Piece, Timings, logprob_record
 from ivl.engine.engine import Engine
-from ivl.engine.events import Piece
 from ivl.engine.request import EngineRequest
 from ivl.server.answers import Answers, WholeAnswer
 from ivl.server.bodies import body_schema, read_body

@@ -9,8 +9,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
-from ivl.engine.answer import TokenLogprob
-from ivl.engine.events import Piece
+from ivl.engine.answer import Piece, TokenLogprob
 from ivl.engine.request import EngineRequest
 from ivl.server.answers import Answers, WholeAnswer, copies, unless_gone
 from ivl.server.bodies import body_schema, read_body

@@ -8,8 +8,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
-from ivl.engine.answer import logprob_record
-from ivl.engine.events import Piece
+from ivl.engine.answer import Piece, logprob_record
 from ivl.engine.grammar import Grammar, GrammarCompiler
 from ivl.server.answers import Answers, WholeAnswer
 from ivl.server.bodies import body_schema, read_body
