@@ -241,9 +241,9 @@ def planned(shape: str, kind: str, num_layers: int | None = None) -> Plan:
 
 def built(subject: Plan) -> Any:
     """Random weights of the plan's types, on the card; all of it is distinct memory."""
-    from ivl.model.assembly import Arrangement, assemble
-    from ivl.model.build_random import PlannedSource
+    from ivl.model.build import PlannedSource
     from ivl.model.device_map import DeviceMap
+    from ivl.model.source import Arrangement, assemble
 
     config, work = subject.subject.config, subject.setting.work
     how = Arrangement(

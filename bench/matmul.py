@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from bench.shapes import commit, machine
-from ivl.kernels import cpu, limits
+from ivl.kernels import cpu
 from ivl.kernels.dispatch import pack
 from ivl.kernels.matrix import Matrix
 from ivl.quant.formats import FORMATS, find_format
@@ -39,7 +39,7 @@ def main() -> None:
         torch.set_num_threads(options.threads)
     print(f"{machine()}, commit {commit()}")
     print(f"{extension.isa()}, {extension.num_threads()} threads")
-    bandwidth, peak = limits.read_bandwidth(), limits.byte_products()
+    bandwidth, peak = cpu.read_bandwidth(), cpu.byte_products()
     assert peak is not None
     print(f"limits: memory {bandwidth / 1e9:.1f} GB/s, products of bytes {peak / 1e9:.0f} GOP/s\n")
     print("| format | 1 row, GB/s | of the limit | 8 rows, GB/s | 512 rows, GOP/s | of the limit |")

@@ -49,7 +49,7 @@ TYPES = ("Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K",
 def main() -> None:
     options = parse_options()
     from ivl.kernels import cpu
-    from ivl.kernels.threads import use_threads
+    from ivl.kernels.cpu import use_threads
 
     threads = use_threads(1 if options.tensors else None)
     print(f"$ python -m bench.quantize {' '.join(sys.argv[1:])}")

@@ -17,7 +17,7 @@ import torch
 
 from ivl.errors import ConfigError
 from ivl.kernels import cpu
-from ivl.kernels.threads import join_pool_of_torch, use_threads
+from ivl.kernels.cpu import join_pool_of_torch, use_threads
 
 TASKS_PER_THREAD = 8
 SIZE = 256

@@ -16,10 +16,9 @@ from torch import Tensor, nn
 
 from ivl.config import parse_config
 from ivl.model.build import empty_model
-from ivl.model.decoder import Attention
+from ivl.model.decoder import Attention, rotate
 from ivl.model.internvl import InternVL
-from ivl.model.projector import pixel_shuffle
-from ivl.model.rotary import rotate
+from ivl.model.vision import pixel_shuffle
 from training.batches import EMPTY, IGNORE, NUM_CLASSES, Batch
 from training.prompts import TOKENS_PER_TILE
 from training.tiles import GRID, PARTS_PER_PATCH

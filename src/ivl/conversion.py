@@ -91,7 +91,7 @@ def convert(
         raise UnsupportedError(
             "This is a text-only model: it has no vision tower.", "Leave `vision` out."
         )
-    from ivl.model.tensors import ModelTensors  # with torch, which what is wrong need not wait for
+    from ivl.model.build import ModelTensors  # with torch, which what is wrong need not wait for
 
     tensors = ModelTensors(config, directory)
     if config.vision is not None and tower is None:
@@ -185,7 +185,7 @@ def _write(
     planned: list[PlannedFile], fingerprint: str, *, force: bool, progress: Progress | None
 ) -> Conversion:
     # With the kernels comes their codec: without it, NumPy would quantize, fifty times slower.
-    from ivl.kernels.threads import use_threads
+    from ivl.kernels.cpu import use_threads
 
     use_threads()
     text, mmproj = planned[0], planned[1] if len(planned) > 1 else None

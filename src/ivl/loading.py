@@ -15,13 +15,12 @@ from ivl.engine.options import DEFAULT_DRAFT_TOKENS, LOOKUP
 from ivl.engine.speculation import Speculation, check_draft
 from ivl.errors import ConfigError
 from ivl.footprint.workload import DEFAULT_VISION_BATCH, resolve_context
-from ivl.kernels.threads import use_threads
+from ivl.kernels.cpu import use_threads
 from ivl.kv import KV_TYPES, KVType
-from ivl.model.assembly import Arrangement, assemble
+from ivl.model.arithmetic import CHOICES, VisionChoice
 from ivl.model.build import Progress
-from ivl.model.cpu_vision import CHOICES, VisionChoice
 from ivl.model.internvl import InternVL
-from ivl.model.source import ModelSource, open_source
+from ivl.model.source import Arrangement, ModelSource, assemble, open_source
 from ivl.prompt.template import get_template
 from ivl.prompt.tokenizer import Tokenizer
 

@@ -19,7 +19,7 @@ from ivl.checkpoint.gguf_writer import GGUFWriter
 from ivl.checkpoint.pair import PairOptions, plan_mmproj, plan_text
 from ivl.config import ModelConfig, read_config
 from ivl.errors import CapacityError, CheckpointError, ConfigError
-from ivl.model.tensors import ModelTensors
+from ivl.model.build import ModelTensors
 from ivl.prompt.gguf_tokenizer import load_gguf_tokenizer
 from ivl.prompt.tokenizer import load_tokenizer
 

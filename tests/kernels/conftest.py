@@ -8,7 +8,7 @@ from types import ModuleType
 import pytest
 
 from ivl.kernels import cpu
-from ivl.kernels.threads import join_pool_of_torch, use_threads
+from ivl.kernels.cpu import join_pool_of_torch, use_threads
 
 
 @pytest.fixture(params=["openmp", "own"])

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ivl.kernels import cpu
-from ivl.kernels.cpu_matrix import CpuFloatMatrix, CpuMatrix
+from ivl.kernels.matrix import CpuFloatMatrix, CpuMatrix
 from tests.kernels.random_blocks import random_blocks
 
 EXTENSION = cpu.loaded()

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from ivl.kernels import cpu
-from ivl.kernels.cpu_matrix import CpuMatrix
 from ivl.kernels.dense import DenseMatrix, Norm, Rows
+from ivl.kernels.matrix import CpuMatrix
 from ivl.model.build import random_model
 from ivl.model.cache import KVCache, Segment
 from ivl.model.cpu_decoder import use_fused_layers
@@ -110,16 +110,16 @@ if sys.argv[1] == "own":
     module.use_openmp("")
 module.set_num_threads(2)
 x, weight = torch.ones(600_000, 16), torch.ones(128, 16)
-from ivl.kernels import float_linear
-float_linear.ours_is_faster = lambda dtype: True
+from ivl.kernels import matrix
+matrix.ours_is_faster = lambda dtype: True
 used = 4096 * int(open("/proc/self/statm").read().split()[0])
 small = torch.ones(9, 16)
-before = float_linear.float_linear(small, weight)
+before = matrix.float_linear(small, weight)
 resource.setrlimit(resource.RLIMIT_AS, (used + (370 << 20),) * 2)
 try:
-    float_linear.float_linear(x, weight)
+    matrix.float_linear(x, weight)
 except MemoryError:
-    same = torch.equal(float_linear.float_linear(small, weight), before)
+    same = torch.equal(matrix.float_linear(small, weight), before)
     print("MemoryError", same, module.tasks_not_run_once(100))
 """
 """The results and the rearranged x, 330 MB, have room; the 73 MB that a thread needs do not."""

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from ivl.kernels import cpu, float_linear
+from ivl.kernels import cpu, matrix
 from ivl.kernels.dispatch import pack
-from ivl.kernels.float_linear import can_multiply
+from ivl.kernels.matrix import can_multiply
 from ivl.quant.formats import find_format
 
 if cpu._extension is None:
@@ -21,7 +21,7 @@ if cpu._extension is None:
 def _isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     before = cpu._extension.isa()
     monkeypatch.delenv("IVL_ISA", raising=False)
-    monkeypatch.setattr(float_linear, "ours_is_faster", lambda dtype: True)
+    monkeypatch.setattr(matrix, "ours_is_faster", lambda dtype: True)
     assert cpu._extension.use_isa(request.param)
     yield
     cpu._extension.use_isa(before)
@@ -38,9 +38,9 @@ def test_products(dtype: torch.dtype, num_x: int, rows: int, columns: int) -> No
     weight, bias = torch.randn(rows, columns).to(dtype), torch.randn(rows)
     x = torch.randn(num_x, columns)
     exact = x.double() @ weight.double().T + bias.double()
-    result = float_linear.float_linear(x, weight, bias)
+    result = matrix.float_linear(x, weight, bias)
     assert float((result - exact).norm() / exact.norm()) < 1e-6
-    rounded = float_linear.float_linear(x.to(dtype), weight)
+    rounded = matrix.float_linear(x.to(dtype), weight)
     assert rounded.dtype == dtype
     exact = x.to(dtype).double() @ weight.double().T
     assert torch.allclose(rounded.double(), exact, rtol=2**-8, atol=1e-5 * columns)
@@ -60,15 +60,15 @@ def test_matrices_of_a_file(name: str) -> None:
 
 
 def test_nothing_in_nothing_out() -> None:
-    assert float_linear.float_linear(torch.empty(0, 32), torch.ones(5, 32)).shape == (0, 5)
-    assert float_linear.float_linear(torch.ones(2, 32), torch.empty(0, 32)).shape == (2, 0)
+    assert matrix.float_linear(torch.empty(0, 32), torch.ones(5, 32)).shape == (0, 5)
+    assert matrix.float_linear(torch.ones(2, 32), torch.empty(0, 32)).shape == (2, 0)
 
 
 def test_a_wanted_gradient_is_left_to_torch() -> None:
     weight = torch.ones(4, 8, requires_grad=True)
     x = torch.ones(1, 8)
     assert not can_multiply(x, weight)
-    float_linear.float_linear(x, weight).sum().backward()
+    matrix.float_linear(x, weight).sum().backward()
     assert weight.grad is not None
     with torch.inference_mode():
         assert can_multiply(x, weight)

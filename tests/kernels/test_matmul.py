@@ -15,8 +15,8 @@ import pytest
 import torch
 
 from ivl.kernels import cpu
-from ivl.kernels.cpu_matrix import CpuMatrix
 from ivl.kernels.dispatch import pack, pack_parts
+from ivl.kernels.matrix import CpuMatrix
 from ivl.quant.formats import FORMATS, find_format
 from tests.kernels.random_blocks import random_blocks, weights_of
 

@@ -12,7 +12,7 @@ import torch
 
 import ivl
 from ivl.kernels import cpu
-from ivl.kernels.threads import join_pool_of_torch, use_threads
+from ivl.kernels.cpu import join_pool_of_torch, use_threads
 from ivl.model.build import random_model
 from ivl.model.cache import KVCache, Segment
 from ivl.model.cpu_decoder import use_fused_layers

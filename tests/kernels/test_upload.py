@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from ivl.kernels.upload import PIECE_BYTES, Uploader, to_device
+from ivl.kernels.mapped import PIECE_BYTES, Uploader, to_device
 
 
 class Lanes:

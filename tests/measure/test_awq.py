@@ -24,8 +24,7 @@ from ivl.measure import awq
 from ivl.measure.awq import Activations, fold_scales, gathering, quantize_awq
 from ivl.measure.data import CALIBRATION
 from ivl.model.build import build_model
-from ivl.model.decoder import DecoderLayer
-from ivl.model.rotary import Rotary
+from ivl.model.decoder import DecoderLayer, Rotary
 from ivl.prompt.template import Message, render, user_message
 from ivl.prompt.tiles import tile_grid
 from tests.model.test_awq import MATRICES, quantize_directory

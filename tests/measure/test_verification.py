@@ -9,7 +9,7 @@ import ivl
 from ivl.footprint.tensors import decoder_plan, vision_plan
 from ivl.loading import choose_dtype
 from ivl.measure.verification import measure_built
-from ivl.model.build_random import random_planned_model
+from ivl.model.build import random_planned_model
 from ivl.model.decoder import Decoder
 from ivl.planner.planning import find_subject
 

@@ -15,8 +15,8 @@ from ivl.config import read_config
 from ivl.errors import ConfigError, UnsupportedError
 from ivl.kernels import cpu
 from ivl.kernels.dense import Arithmetic, arithmetics
+from ivl.model.arithmetic import CpuVisionTower, use_arithmetic
 from ivl.model.build import build_model
-from ivl.model.cpu_vision import CpuVisionTower, use_arithmetic
 from ivl.pages.reader import load_image
 from ivl.prompt.pixels import cut_tiles
 from ivl.prompt.tiles import Grid

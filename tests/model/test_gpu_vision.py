@@ -14,11 +14,9 @@ import ivl
 from ivl.config import read_config
 from ivl.errors import UnsupportedError
 from ivl.kernels.dispatch import pack
-from ivl.kernels.linear import QuantizedLinear
-from ivl.kernels.narrow_linear import Narrow, NarrowLinear
+from ivl.kernels.linear import Narrow, NarrowLinear, QuantizedLinear
+from ivl.model.arithmetic import use_arithmetic, use_narrow
 from ivl.model.build import random_model
-from ivl.model.cpu_vision import use_arithmetic
-from ivl.model.gpu_vision import use_narrow
 from ivl.model.vision import VisionTower
 from ivl.quant.formats import find_format
 

@@ -12,7 +12,7 @@ from ivl.config import DecoderConfig, ModelConfig, VisionConfig
 from ivl.errors import CapacityError, RequestError, UnsupportedError
 from ivl.model.build import random_model
 from ivl.model.internvl import InternVL
-from ivl.model.projector import pixel_shuffle
+from ivl.model.vision import pixel_shuffle
 
 CONFIG = ModelConfig(
     vision=VisionConfig(

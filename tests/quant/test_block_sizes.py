@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ivl.kernels import cpu
-from ivl.kernels.cpu_matrix import CpuMatrix
+from ivl.kernels.matrix import CpuMatrix
 from ivl.quant.block_sizes import BLOCK_SIZES, packed_bytes, stored_bytes
 from ivl.quant.formats import find_format
 

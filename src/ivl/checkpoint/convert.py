@@ -33,7 +33,7 @@ _SPARE_BYTES = 1 << 24
 
 
 class OwnTensors(Protocol):
-    """A model's tensors under ivl's names, read one at a time (`ivl.model.tensors`)."""
+    """A model's tensors under ivl's names, read one at a time (`ivl.model.build`)."""
 
     @property
     def config(self) -> ModelConfig: ...

@@ -35,10 +35,10 @@ def machine_facts(*, measure: bool = False) -> dict[str, Any]:
     }
     facts["kernels"] = _kernels()
     if measure:
-        from ivl.kernels import limits
+        from ivl.kernels import cpu
 
-        facts["read_bytes_per_s"] = limits.read_bandwidth()
-        facts["int8_operations_per_s"] = limits.byte_products()
+        facts["read_bytes_per_s"] = cpu.read_bandwidth()
+        facts["int8_operations_per_s"] = cpu.byte_products()
     if device.type == "cuda":
         facts["gpus"] = [_gpu(index) for index in range(torch.cuda.device_count())]
     return facts
@@ -47,8 +47,8 @@ def machine_facts(*, measure: bool = False) -> dict[str, Any]:
 def _kernels() -> dict[str, Any]:
     """Which kernels run on the processor, why these, and on which threads."""
     from ivl.kernels import cpu
+    from ivl.kernels.cpu import use_threads
     from ivl.kernels.dense import arithmetics
-    from ivl.kernels.threads import use_threads
 
     cores = usable_cores()
     threads = use_threads()

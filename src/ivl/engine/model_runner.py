@@ -6,16 +6,33 @@ It computes what it is told to, for any number of sequences at once, and decides
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ivl.engine.blocks import Sequence
+from ivl.errors import CapacityError
 from ivl.model.cache import KVCache, Segment
 from ivl.model.internvl import InternVL
-from ivl.model.out_of_memory import capacity_error
+
+CPU_MESSAGE = "can't allocate memory"
+"""What torch's allocator for processors says; it has no class of its own for that."""
+
+
+@contextmanager
+def capacity_error(doing: str, hint: str) -> Iterator[None]:
+    """Within it, running out of memory raises CapacityError: "The memory ran out while `doing`"."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError) as error:  # the second: of C++ and of numpy
+        raise CapacityError(f"The memory ran out while {doing}.", hint) from error
+    except RuntimeError as error:
+        if CPU_MESSAGE not in str(error):
+            raise
+        raise CapacityError(f"The memory ran out while {doing}.", hint) from error
 
 
 class VisionCache:

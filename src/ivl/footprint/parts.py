@@ -65,7 +65,7 @@ Keeping = Literal["file", "packed", "gpu", "dense", "panels"]
 """How weights are kept: as in the file (llama.cpp, vLLM), in the panels of ivl's kernels, in the
 strips of its kernels for GPUs, unpacked to 16 bits (ivl on Apple's GPUs); `panels` is packed with
 the tower in float16 panels, as ivl has it on processors with such products
-(`ivl.model.cpu_vision`)."""
+(`ivl.model.arithmetic`)."""
 
 
 def weigh(

@@ -10,10 +10,15 @@ import numpy as np
 import torch
 
 from ivl.kernels import cpu
-from ivl.kernels.cpu_matrix import FLOAT_DTYPES, CpuFloatMatrix, CpuMatrix
 from ivl.kernels.mapped import release_pages
-from ivl.kernels.matrix import Matrix, StackedMatrix
-from ivl.kernels.reference import ReferenceMatrix
+from ivl.kernels.matrix import (
+    FLOAT_DTYPES,
+    CpuFloatMatrix,
+    CpuMatrix,
+    Matrix,
+    ReferenceMatrix,
+    StackedMatrix,
+)
 from ivl.kernels.triton.layout import LAYOUTS
 from ivl.quant.formats import find_format
 

@@ -46,14 +46,13 @@ from ivl.config import DecoderConfig, read_config
 from ivl.conversion import require_directory
 from ivl.errors import RequestError, UnsupportedError
 from ivl.family import vision_parameters
+from ivl.kernels.linear import RMSNorm
 from ivl.measure.activations import listening
 from ivl.measure.data import CALIBRATION, Doing, read_data
 from ivl.measure.sequences import CALIBRATION_TOKENS, TokenizedSample, calibration_samples
 from ivl.model.build import OpenWeights, empty_model, open_weights
-from ivl.model.decoder import DecoderLayer
+from ivl.model.decoder import DecoderLayer, Rotary
 from ivl.model.internvl import InternVL
-from ivl.model.norm import RMSNorm
-from ivl.model.rotary import Rotary
 from ivl.model.source import check_tokenizer
 from ivl.quant.awq import GROUP_SIZE, HIGHEST_LEVEL, Groups, join_groups
 from ivl.quant.block_format import Bytes

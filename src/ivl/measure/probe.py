@@ -8,11 +8,10 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
+from ivl.kernels.cpu import read_bandwidth, use_threads
 from ivl.kernels.dense import DenseMatrix, Rows, arithmetics
 from ivl.kernels.dispatch import pack
-from ivl.kernels.float_linear import float_linear
-from ivl.kernels.limits import read_bandwidth
-from ivl.kernels.threads import use_threads
+from ivl.kernels.matrix import float_linear
 from ivl.quant.formats import find_format
 
 ROWS, OUTPUTS, INPUTS = 512, 2048, 2048

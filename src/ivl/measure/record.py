@@ -30,7 +30,7 @@ from ivl.errors import CheckpointError, RequestError, UnsupportedError
 from ivl.footprint.room import fit, require_room
 from ivl.footprint.tensors import planned_tensors
 from ivl.footprint.workload import Workload
-from ivl.kernels.threads import use_threads
+from ivl.kernels.cpu import use_threads
 from ivl.measure.data import Doing
 from ivl.measure.integrity import sample_tile
 from ivl.measure.reference import IMAGE_TOKEN_KEY

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ivl.api import Model, load
 from ivl.errors import ConfigError, RequestError
-from ivl.kernels import limits
+from ivl.kernels import cpu
 from ivl.kernels.linear import QuantizedEmbedding, QuantizedLinear
 from ivl.measure.data import Doing
 from ivl.model.internvl import InternVL
@@ -168,7 +168,7 @@ def decoder_bytes(model: InternVL) -> int:
 def read_bandwidth(device: torch.device) -> float:
     """Bytes a second that the device reads from its memory, at best."""
     if device.type == "cpu":
-        return limits.read_bandwidth()
+        return cpu.read_bandwidth()
     a = torch.ones(BANDWIDTH_BYTES // 4, dtype=torch.float32, device=device)
     best = min(_device_seconds(a.device, lambda: torch.dot(a, a)) for _ in range(BANDWIDTH_ROUNDS))
     return a.nbytes / best

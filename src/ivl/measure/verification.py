@@ -37,10 +37,10 @@ def measure_built(
     os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # as NVML counts cards
     import torch
 
-    from ivl.kernels.threads import use_threads
+    from ivl.kernels.cpu import use_threads
     from ivl.loading import choose_dtype
-    from ivl.model.assembly import Arrangement, assemble
-    from ivl.model.build_random import PlannedSource
+    from ivl.model.build import PlannedSource
+    from ivl.model.source import Arrangement, assemble
 
     use_threads(None)
     where = _where(placement, gpus, config.decoder.num_layers, vision_offload=vision_offload)

@@ -1,30 +1,46 @@
-"""Builds a model from a directory: strictly, and one tensor at a time."""
+"""Builds a model from files, safetensors or GGUF: strictly, and one tensor at a time."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+import threading
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ivl.checkpoint.awq import AwqTensors, stored_shapes, to_blocks
+from ivl.checkpoint.gguf import GGUFFile
+from ivl.checkpoint.gguf_names import (
+    GGUFSource,
+    check_names,
+    order_of,
+    text_sources,
+    vision_sources,
+)
+from ivl.checkpoint.gguf_pair import GGUFPair
 from ivl.checkpoint.names import IGNORED_SUFFIXES, Source, canonical, sources, with_awq
 from ivl.checkpoint.safetensors import FLOAT_DTYPES, SafetensorsDirectory
 from ivl.config import DecoderConfig, ModelConfig
-from ivl.errors import CheckpointError
-from ivl.kernels.dispatch import pack
-from ivl.kernels.linear import QuantizedLinear
-from ivl.kernels.matrix import Matrix
-from ivl.kernels.upload import to_device
+from ivl.errors import CheckpointError, UnsupportedError
+from ivl.footprint.tensors import TypedTensor
+from ivl.kernels.dispatch import keeps_blocks, pack, pack_parts
+from ivl.kernels.linear import QuantizedEmbedding, QuantizedLinear
+from ivl.kernels.mapped import release_pages, to_device
+from ivl.kernels.matrix import Matrix, StackedMatrix
 from ivl.model.device_map import DeviceMap, as_map
 from ivl.model.internvl import InternVL
 from ivl.model.vision import VisionTower
 from ivl.quant.awq import AWQ
 from ivl.quant.block_format import Bytes
+from ivl.quant.formats import find_format
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 AWQ_DTYPES = ("I32", "I32", "F16")
 """The types of qweight, qzeros and scales."""
@@ -305,3 +321,310 @@ def _shape_of(
 def _some(names: Iterable[str], count: int = 3) -> str:
     names = list(names)
     return ", ".join(names[:count]) + (" ..." if len(names) > count else "")
+
+
+class ModelTensors:
+    """All tensors of a model directory whose headers have been checked against its configuration.
+
+    Attributes:
+        config: as the tensors settle it (`open_weights`).
+        shapes: our name -> shape, as a model of that configuration has them.
+    """
+
+    def __init__(self, config: ModelConfig, directory: Path) -> None:
+        """Errors: `open_weights`; UnsupportedError for weights that are quantized (AWQ)."""
+        if config.quantization is not None:
+            raise UnsupportedError(
+                f"The weights of {directory} are quantized (AWQ).",
+                "What was rounded once is not rounded again; take the 16-bit model.",
+            )
+        self._weights: OpenWeights = open_weights(config, directory)
+        self.config: ModelConfig = self._weights.config
+        # The files are opened one at a time; pieces are made on several threads.
+        self._lock = threading.Lock()
+        parameters = dict(empty_model(self.config).named_parameters())
+        self.shapes: Mapping[str, tuple[int, ...]] = {
+            name: tuple(parameters[name].shape) for name in self._weights.table
+        }
+
+    def read(self, name: str) -> Tensor:
+        """On the CPU, in the type that it is stored in; a view of the file where it can be."""
+        source = self._weights.table[name]
+        with self._lock:
+            parts = [self._weights.read(part) for part in source.names]
+        return combine(source, parts, self.config.decoder)
+
+    def stored_type(self, name: str) -> str:
+        """The type of a tensor in the files, such as `BF16`."""
+        found = self._weights.available[self._weights.table[name].names[0]]
+        return self._weights.files.tensors[found].dtype
+
+
+def build_gguf_model(
+    config: ModelConfig,
+    pair: GGUFPair,
+    *,
+    device: DeviceMap | torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    progress: Progress | None = None,
+) -> InternVL:
+    """The model of a pair; `dtype` is that of activations and of what is dense.
+
+    Names and shapes are checked before anything is read: a missing, an unexpected or a wrongly
+    shaped tensor raises CheckpointError.
+    """
+    parts = tables(config, pair)
+    model = empty_model(config)
+    shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    for file, table in parts:
+        _check_gguf_shapes(file, table, shapes)
+    total, done = pair.weights_bytes, 0
+    devices = as_map(device, config.decoder.num_layers)
+    for file, table in parts:
+        for ours, source in table.items():
+            _place(model, config, file, ours, source, devices, dtype)
+            done += sum(file.tensors[name].num_bytes for name in source.names)
+            if progress:
+                progress(done, total)
+    if config.decoder.tied_embeddings:
+        _tie_gguf(model, config, parts[0], devices)
+    return placed(model, devices)
+
+
+def tables(config: ModelConfig, pair: GGUFPair) -> list[tuple[GGUFFile, dict[str, GGUFSource]]]:
+    """Each file, and where in it every tensor of ours is. CheckpointError for names that are
+    missing or unexpected."""
+    text = text_sources(config.decoder)
+    check_names(text, pair.text.tensors.keys(), str(pair.text.path))
+    parts = [(pair.text, text)]
+    if pair.mmproj is not None and config.vision is not None:
+        vision = vision_sources(config.vision, pair.mmproj.tensors)
+        check_names(vision, pair.mmproj.tensors.keys(), str(pair.mmproj.path))
+        parts.append((pair.mmproj, vision))
+    return parts
+
+
+def dense(file: GGUFFile, source: GGUFSource, config: ModelConfig) -> Tensor:
+    """A tensor of ours, dequantized, float32, its rows in our order."""
+    arrays = []
+    for name in source.names:
+        entry = file.tensors[name]
+        arrays.append(entry.format.dequantize(file.read(name)).reshape(entry.shape))
+    values = np.concatenate(arrays) if len(arrays) > 1 else arrays[0]
+    order = order_of(source, config)
+    return torch.from_numpy(np.ascontiguousarray(values if order is None else values[order]))
+
+
+def _place(
+    model: InternVL,
+    config: ModelConfig,
+    file: GGUFFile,
+    ours: str,
+    source: GGUFSource,
+    devices: DeviceMap,
+    dtype: torch.dtype,
+) -> None:
+    """Puts one tensor into the model: as a matrix of blocks, or dense, as are the layers of a tower
+    that is streamed."""
+    device = devices.of(ours)
+    streamed = devices.streams_vision and ours.startswith("vision.layers.")
+    path, _, leaf = ours.rpartition(".")
+    module = model.get_submodule(path)
+    is_matrix = leaf == "weight" and isinstance(module, nn.Linear | nn.Embedding)
+    formats = (file.tensors[name].format.name for name in source.names)
+    kept = is_matrix and not streamed
+    if not kept or not all(keeps_blocks(format_, device) for format_ in formats):
+        assign(model, ours, dense(file, source, config).to(device, dtype))
+        return
+    matrix = _matrix(file, source, config, device)
+    if isinstance(module, nn.Embedding):
+        model.set_submodule(path, QuantizedEmbedding(matrix, dtype))
+        return
+    # The bias may have been placed already, or follow: it is taken over either way.
+    bias = module.bias
+    assert bias is None or isinstance(bias, Tensor)
+    model.set_submodule(path, QuantizedLinear(matrix, bias))
+
+
+def _matrix(
+    file: GGUFFile, source: GGUFSource, config: ModelConfig, device: torch.device
+) -> Matrix:
+    order = order_of(source, config)
+    blocks = [file.read(name) for name in source.names]
+    formats = [file.tensors[name].format.name for name in source.names]
+    if order is not None:
+        blocks = [_copied(blocks[0], blocks[0][order])]
+    if len(set(formats)) == 1:
+        return pack_parts(blocks, formats[0], device)
+    return StackedMatrix([pack(b, f, device) for b, f in zip(blocks, formats, strict=True)])
+
+
+def _copied(view: np.ndarray, copy: np.ndarray) -> np.ndarray:
+    """The copy; what it was made of need not stay in memory."""
+    release_pages(view)
+    return copy
+
+
+def _tie_gguf(
+    model: InternVL,
+    config: ModelConfig,
+    text: tuple[GGUFFile, dict[str, GGUFSource]],
+    devices: DeviceMap,
+) -> None:
+    """The embeddings as the head; a copy of them where that is on another device."""
+    embed = model.decoder.embed
+    if isinstance(embed, QuantizedEmbedding):
+        matrix = embed.matrix
+        if devices.head != devices.embeddings:
+            file, table = text
+            matrix = _matrix(file, table["decoder.embed.weight"], config, devices.head)
+        model.set_submodule("decoder.lm_head", QuantizedLinear(matrix))
+    elif devices.head != devices.embeddings:
+        model.decoder.lm_head.weight = nn.Parameter(embed.weight.to(devices.head))
+    else:
+        model.decoder.lm_head.weight = embed.weight
+
+
+def _check_gguf_shapes(
+    file: GGUFFile, table: dict[str, GGUFSource], shapes: dict[str, tuple[int, ...]]
+) -> None:
+    wrong = list(_wrong_shapes(file, table, shapes))
+    if wrong:
+        raise CheckpointError(
+            f"{len(wrong)} tensors of {file.path} have other shapes than its metadata ask for: "
+            f"{wrong[0]}.",
+            "The file was written wrongly, or its metadata are of another model.",
+        )
+
+
+def _wrong_shapes(
+    file: GGUFFile, table: dict[str, GGUFSource], shapes: dict[str, tuple[int, ...]]
+) -> Iterator[str]:
+    for ours, source in table.items():
+        found = [file.tensors[name].shape for name in source.names]
+        rows = sum(shape[0] for shape in found)
+        rest = {shape[1:] for shape in found}
+        wanted = shapes[ours]
+        if rest != {wanted[1:]} or rows != wanted[0]:
+            given = " + ".join(str(list(shape)) for shape in found)
+            yield f"{source.names[0]} is {given}, for {list(wanted)} here"
+
+
+NUM_ROWS = 64
+PLAIN = ("F32", "F16", "BF16")
+
+
+def random_planned_model(
+    config: ModelConfig,
+    tensors: Iterable[TypedTensor],
+    *,
+    device: DeviceMap | torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> InternVL:
+    """`tensors` as `ivl.footprint.tensors` has them. Where any is quantized, matrices are kept as
+    they would be of a GGUF file on their device; else all is dense and of `dtype`, as of
+    safetensors."""
+    by_name = {tensor.name: tensor for tensor in tensors}
+    model = empty_model(config)
+    table = text_sources(config.decoder)
+    if config.vision is not None:
+        table |= vision_sources(config.vision, by_name)
+    filler = _Filler()
+    keeps = any(tensor.format not in PLAIN for tensor in by_name.values())
+    devices = as_map(device, config.decoder.num_layers)
+    for ours, source in table.items():
+        path, _, leaf = ours.rpartition(".")
+        module = model.get_submodule(path)
+        parts = [by_name[name] for name in source.names]
+        where = devices.of(ours)
+        streamed = devices.streams_vision and ours.startswith("vision.layers.")
+        is_matrix = leaf == "weight" and isinstance(module, nn.Linear | nn.Embedding)
+        kept = is_matrix and keeps and not streamed
+        if kept and all(keeps_blocks(part.format, where) for part in parts):
+            matrices = [filler.matrix(part, where) for part in parts]
+            matrix = matrices[0] if len(matrices) == 1 else StackedMatrix(matrices)
+            if isinstance(module, nn.Embedding):
+                model.set_submodule(path, QuantizedEmbedding(matrix, dtype))
+            else:
+                assert isinstance(module, nn.Linear)
+                model.set_submodule(path, QuantizedLinear(matrix, module.bias))
+            continue
+        shape = dict(module.named_parameters(recurse=False))[leaf].shape
+        assign(model, ours, filler.dense(shape, dtype, where, is_norm=leaf == "weight"))
+    if config.decoder.tied_embeddings:
+        _tie_random(model, by_name["token_embd.weight"], devices, filler)
+    return placed(model, devices)
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedSource:
+    """In the place of files: the tensors that a plan names, with random values."""
+
+    config: ModelConfig
+    tensors: tuple[TypedTensor, ...]
+
+    def build(
+        self, *, device: DeviceMap, dtype: torch.dtype, progress: Progress | None = None
+    ) -> InternVL:
+        """See `random_planned_model`."""
+        return random_planned_model(self.config, self.tensors, device=device, dtype=dtype)
+
+
+def _tie_random(model: InternVL, tensor: TypedTensor, devices: DeviceMap, filler: _Filler) -> None:
+    """The embeddings as the head, or as many bytes of its own on another device."""
+    embed = model.decoder.embed
+    apart = devices.head != devices.embeddings
+    if isinstance(embed, QuantizedEmbedding):
+        matrix = filler.matrix(tensor, devices.head) if apart else embed.matrix
+        model.set_submodule("decoder.lm_head", QuantizedLinear(matrix))
+    else:
+        rows = nn.Parameter(embed.weight.to(devices.head)) if apart else embed.weight
+        model.decoder.lm_head.weight = rows
+
+
+class _Filler:
+    def __init__(self) -> None:
+        self._rng = np.random.default_rng(0)
+        self._generator = torch.Generator().manual_seed(0)
+        self._rows: dict[tuple[str, int], np.ndarray] = {}
+
+    def matrix(self, tensor: TypedTensor, device: torch.device) -> Matrix:
+        rows, columns = tensor.shape
+        key = tensor.format, columns
+        if key not in self._rows:
+            weights = self._rng.standard_normal((NUM_ROWS, columns), np.float32)
+            self._rows[key] = self._quantized(tensor.format, weights * np.float32(columns**-0.5))
+        blocks = self._rows[key][self._rng.integers(0, NUM_ROWS, rows)]
+        return pack(blocks, tensor.format, device)
+
+    def _quantized(self, format_name: str, weights: np.ndarray) -> np.ndarray:
+        """Rows of a format; of one that is read and not written, random levels of a small scale."""
+        found = find_format(format_name)
+        try:
+            return found.quantize(weights)
+        except UnsupportedError:
+            rows = self._rng.integers(0, 256, (len(weights), found.row_bytes(weights.shape[1])))
+            blocks = rows.astype(np.uint8).reshape(-1, found.block_bytes)
+            scale = np.array([1e-5], np.float16)  # the first two bytes of IQ4_NL and IQ4_XS
+            blocks[:, :2] = scale.view(np.uint8)
+            return blocks.reshape(len(weights), -1)
+
+    def dense(
+        self,
+        shape: torch.Size,
+        dtype: torch.dtype,
+        device: torch.device | str,
+        *,
+        is_norm: bool,
+    ) -> torch.Tensor:
+        tensor = torch.empty(shape, dtype=dtype, device=device)
+        if len(shape) == 1:
+            return tensor.fill_(1.0 if is_norm else 0.0)
+        spread = shape[1:].numel() ** -0.5
+        # A few random rows, repeated: filling gigabytes with new numbers takes minutes.
+        few = torch.randn(min(NUM_ROWS, shape[0]), *shape[1:], generator=self._generator) * spread
+        few = few.to(device, dtype)
+        for start in range(0, shape[0], len(few)):
+            part = tensor[start : start + len(few)]
+            part.copy_(few[: len(part)])
+        return tensor

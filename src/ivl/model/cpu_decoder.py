@@ -17,9 +17,8 @@ from torch.utils.dlpack import to_dlpack  # pyright: ignore[reportPrivateImportU
 
 from ivl.config import DecoderConfig
 from ivl.kernels import cpu
-from ivl.kernels.cpu_matrix import CpuFloatMatrix, CpuMatrix
-from ivl.kernels.float_linear import DTYPES, FEW_ROWS, ours_is_faster
 from ivl.kernels.linear import QuantizedLinear
+from ivl.kernels.matrix import DTYPES, FEW_ROWS, CpuFloatMatrix, CpuMatrix, ours_is_faster
 from ivl.kv import BLOCK_TOKENS, KVType, kv_bytes_per_token
 from ivl.model.cache import KVStore, Segment
 from ivl.model.decoder import Decoder, DecoderLayer

@@ -19,8 +19,7 @@ from ivl.model.cache import (
 from ivl.model.cpu_decoder import CpuKVStore
 from ivl.model.decoder import Decoder
 from ivl.model.device_map import DeviceMap
-from ivl.model.projector import Projector
-from ivl.model.vision import VisionTower
+from ivl.model.vision import Projector, VisionTower
 from ivl.prompt.pixels import IMAGENET_MEAN, IMAGENET_STD
 
 

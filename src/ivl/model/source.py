@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -16,8 +17,10 @@ from ivl.checkpoint.files import open_files
 from ivl.checkpoint.gguf_pair import GGUFPair
 from ivl.config import ModelConfig
 from ivl.errors import CheckpointError, ConfigError
-from ivl.model.build import Progress, build_model, open_weights
-from ivl.model.build_gguf import build_gguf_model, dense, tables
+from ivl.kv import KVType
+from ivl.model.arithmetic import VisionChoice, use_arithmetic
+from ivl.model.build import Progress, build_gguf_model, build_model, dense, open_weights, tables
+from ivl.model.cpu_decoder import use_fused_layers
 from ivl.model.device_map import DeviceMap
 from ivl.model.internvl import InternVL
 from ivl.prompt.gguf_tokenizer import load_gguf_tokenizer
@@ -149,3 +152,39 @@ def require_own_tokenizer(config: ModelConfig, tokenizer: Tokenizer) -> None:
             f"{config.decoder.vocab_size}.",
             "The tokenizer's files are not those of this model.",
         )
+
+
+class WeightSource(Protocol):
+    """Files, or a plan that random weights are made for."""
+
+    def build(
+        self, *, device: DeviceMap, dtype: torch.dtype, progress: Progress | None = None
+    ) -> InternVL:
+        """The bare network, its weights where they belong."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arrangement:
+    """Where a network runs, and in what it computes; nothing is left to be chosen.
+
+    context: the most tokens of a sequence. kv: what keys and values are kept in. vision: the
+    arithmetic of the tower, see `use_arithmetic`.
+    """
+
+    device: DeviceMap
+    dtype: torch.dtype
+    context: int
+    kv: KVType
+    vision: VisionChoice = "auto"
+
+
+def assemble(source: WeightSource, how: Arrangement, progress: Progress | None = None) -> InternVL:
+    """The network, with everything that makes it fast; errors as of the source's `build` and of
+    `use_arithmetic`."""
+    network = source.build(device=how.device, dtype=how.dtype, progress=progress)
+    network.kv = how.kv
+    use_fused_layers(network.decoder)
+    network.decoder.use_graphs(how.context)
+    use_arithmetic(network, how.vision)
+    return network

@@ -9,15 +9,129 @@ import warnings
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import BinaryIO, Final, Literal, TypeAlias
+from typing import Any, BinaryIO, Final, Literal, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ivl.errors import CapacityError, RequestError
 from ivl.lfs_pointer import is_lfs_pointer, lfs_complaint
-from ivl.pages.background import choose_background
 from ivl.pages.sources import PixelLimit, page_label
+
+WHITE: Final = (255, 255, 255)
+BLACK: Final = (0, 0, 0)
+GREY: Final = (128, 128, 128)
+
+# A step of so many levels is seen as well as a larger one.
+_CLEAR_STEP: Final = 64
+# White stays while it shows so much of what there is to see.
+_ENOUGH: Final = 0.75
+_MOST_SIDE_PX: Final = 2048
+
+
+def choose_background(image: Image.Image) -> tuple[int, int, int] | None:
+    """White, black or grey, for an image of mode RGBA; None where no pixel shows at all.
+
+    White is what people expect, and what black letters need. White or pale letters need black, and
+    black and white ones together need grey. For each colour the steps of brightness from one pixel
+    to the next are added up, as far as they are clear; white is taken if it shows three quarters of
+    what shows on any of the three, otherwise the one that shows most. Steps inside opaque parts
+    show on all, so that a photograph which is cut out stays on white.
+
+    With all pixels transparent, the colours under them are all that there is (some programs write
+    32-bit pictures so): then alpha is best dropped, as the official code does.
+    """
+    small = image.convert("LA")
+    factor = -(-max(image.size) // _MOST_SIDE_PX)
+    if factor > 1:
+        small = small.reduce(factor)
+    samples = np.asarray(small, dtype=np.float32)
+    brightness, alpha = samples[..., 0], samples[..., 1] / 255
+    if not alpha.any():
+        return None
+    shown = {
+        colour: _clear_steps(brightness * alpha + colour[0] * (1 - alpha))
+        for colour in (WHITE, BLACK, GREY)
+    }
+    most = sum(float(np.maximum.reduce(steps).sum()) for steps in zip(*shown.values(), strict=True))
+    shares = {
+        colour: sum(float(part.sum()) for part in steps) / (most or 1.0)
+        for colour, steps in shown.items()
+    }
+    if most == 0 or shares[WHITE] >= _ENOUGH:
+        return WHITE
+    return max(shares, key=lambda colour: shares[colour])
+
+
+def _clear_steps(brightness: NDArray[np.floating]) -> tuple[NDArray[np.floating], ...]:
+    """How clear the steps between neighbours are, across and down; a border of its own is none."""
+    return tuple(np.minimum(np.abs(np.diff(brightness, axis=axis)), _CLEAR_STEP) for axis in (0, 1))
+
+
+_SHAPES = "Give (height, width), (height, width, 3) for RGB or (height, width, 4) for RGBA."
+
+
+def is_tensor(source: object) -> bool:
+    """Whether it is a tensor of torch's, which is not imported for it."""
+    return type(source).__module__.partition(".")[0] == "torch"
+
+
+def image_of_array(source: Any) -> Image.Image:
+    """An image from a NumPy array, or what can be viewed as one without a copy.
+
+    shape: (height, width) or (height, width, 1) is grey, (height, width, 3) RGB in this order
+        (OpenCV's is the other way round), (height, width, 4) RGB and alpha.
+    dtype: whole numbers are 0 to 255, uint16 0 to 65535, floats 0 to 1; bool is black and white.
+    Raises RequestError for every other shape, dtype and range.
+    """
+    if is_tensor(source):
+        raise RequestError(
+            "The image is a torch tensor.",
+            "Give a NumPy array: `tensor.permute(1, 2, 0).cpu().numpy()` where the colours come "
+            "first.",
+        )
+    array = np.asarray(source)
+    _check_shape(array.shape)
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[..., 0]
+    return Image.fromarray(np.ascontiguousarray(_to_bytes(array)))
+
+
+def _check_shape(shape: tuple[int, ...]) -> None:
+    if len(shape) == 2 or (len(shape) == 3 and shape[2] in (1, 3, 4)):
+        if 0 in shape:
+            raise RequestError(f"The image has no pixels (its shape is {shape}).")
+        return
+    hint = _SHAPES
+    if len(shape) == 3 and shape[0] in (1, 3, 4):
+        hint = "Its colours come first: give `array.transpose(1, 2, 0)`."
+    elif len(shape) == 4:
+        hint = "Several images are a list: give `list(array)`."
+    raise RequestError(f"An array of shape {shape} is no image.", hint)
+
+
+def _to_bytes(array: NDArray[Any]) -> NDArray[np.uint8]:
+    kind = array.dtype
+    if kind == np.uint8:
+        return array
+    if kind == np.bool_:
+        return array.astype(np.uint8) * 255
+    if kind == np.uint16:  # 65535 is 255 * 257
+        return ((array.astype(np.uint32) + 128) // 257).astype(np.uint8)
+    if not (np.issubdtype(kind, np.integer) or np.issubdtype(kind, np.floating)):
+        hint = "Give uint8, or floats from 0 to 1."
+        raise RequestError(f"An array of {kind} is no image.", hint)
+    top, what = (1, "floats") if np.issubdtype(kind, np.floating) else (255, "whole numbers")
+    low, high = array.min(), array.max()
+    if not (low >= 0 and high <= top):  # not-a-number is neither
+        raise RequestError(
+            f"The image is an array of {what} from {low} to {high}.",
+            f"{what.capitalize()} of an image are 0 to {top}; "
+            f"`array.clip(0, {255 if top == 1 else top}).astype('uint8')` makes bytes of others.",
+        )
+    return np.floor(array * 255.0 + 0.5).astype(np.uint8) if top == 1 else array.astype(np.uint8)
+
 
 Background: TypeAlias = tuple[int, int, int] | Literal["auto"] | None
 

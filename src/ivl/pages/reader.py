@@ -18,8 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ivl.errors import IvlError, RequestError
-from ivl.pages.arrays import image_of_array, is_tensor
-from ivl.pages.images import Background, HeldImage, ImageFile
+from ivl.pages.images import Background, HeldImage, ImageFile, image_of_array, is_tensor
 from ivl.pages.pdf import PdfFile, is_pdf, open_pdf
 from ivl.pages.sources import (
     DEFAULT_MAX_PIXELS,

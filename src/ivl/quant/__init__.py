@@ -14,7 +14,7 @@ uint8 array of (rows, columns / block_size * block_bytes). The formats are those
 and one that is not: AWQ, 128 weights of 4 bits with a float16 scale and an integer zero point.
 
 A format is four things that must agree, and one parametrised test compares them: a docstring with
-the byte layout, a NumPy reference (both here), a C++ kernel (`ivl.kernels.codec`, in `csrc/`)
+the byte layout, a NumPy reference (both here), a C++ kernel (`ivl.kernels.cpu`, in `csrc/`)
 and a Triton kernel (`ivl.kernels.triton`). The reference defines what is right and is what everyone
 falls back to; the kernels are what makes it fast. Quantizing follows the same plan in every format;
 `ivl.quant.search` describes it.

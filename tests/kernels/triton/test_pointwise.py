@@ -8,9 +8,9 @@ import torch.nn.functional as F
 
 pytest.importorskip("triton", reason="Triton is there on Linux only")
 
+from ivl.kernels.linear import RMSNorm
 from ivl.kernels.triton import pointwise
-from ivl.model.norm import RMSNorm
-from ivl.model.rotary import rotate
+from ivl.model.decoder import rotate
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]

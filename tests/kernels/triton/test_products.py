@@ -93,7 +93,7 @@ def test_a_matrix_of_more_columns_than_a_program_takes_at_once() -> None:
 def test_rows_that_are_loaded_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     blocks = random_blocks("Q6_K", 10, 256)
     whole = TritonMatrix(blocks, "Q6_K", DEVICE).dequantize()
-    monkeypatch.setattr("ivl.kernels.triton.repack.WEIGHTS_AT_ONCE", 3 * 256)
+    monkeypatch.setattr("ivl.kernels.triton.layout.WEIGHTS_AT_ONCE", 3 * 256)
     assert torch.equal(TritonMatrix(blocks, "Q6_K", DEVICE).dequantize(), whole)
 
 

@@ -8,12 +8,12 @@ The cache is that of `ivl.model.cache.TorchKVStore`.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from ivl.kernels.triton import Kernel
 
 TILE = 32
 """Tokens of the cache that are looked at at once."""
@@ -95,8 +95,8 @@ def _join(
 
 
 # To a type checker they are the functions that Triton compiles.
-attend: Any = _attend
-join: Any = _join
+attend: Kernel = _attend
+join: Kernel = _join
 
 
 def paged_attention(

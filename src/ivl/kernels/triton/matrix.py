@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import torch
 import triton
@@ -11,15 +9,14 @@ from torch import Tensor
 
 from ivl.kernels.mapped import release_pages
 from ivl.kernels.matrix import Matrix
-from ivl.kernels.triton import products
-from ivl.kernels.triton.layout import LAYOUTS, TILES, num_strips
-from ivl.kernels.triton.repack import repack
+from ivl.kernels.triton import Kernel, products
+from ivl.kernels.triton.layout import LAYOUTS, TILES, num_strips, repack
 from ivl.quant.formats import find_format
 
 # To a type checker they are the functions that Triton compiles.
-matvec: Any = products.matvec
-matmul: Any = products.matmul
-take_rows: Any = products.take_rows
+matvec: Kernel = products.matvec
+matmul: Kernel = products.matmul
+take_rows: Kernel = products.take_rows
 
 MATVEC_ROWS = 8
 """Up to so many rows of activations go to the kernel that reads every weight once; beyond that,
@@ -119,16 +116,16 @@ class TritonMatrix(Matrix):
         return tuple(planes.low if p is None else p for p in (*parts, self._table))
 
 
-def matvec_tiles(strips: int, num_x: int) -> dict[str, Any]:
+def matvec_tiles(strips: int, num_x: int) -> dict[str, int]:
     """Rows and strips of a program such that a thread reads 16 neighbouring bytes, and registers
     hold the sums of all rows of x."""
-    block_s = min(16, triton.next_power_of_2(strips))
-    block_x = triton.next_power_of_2(num_x)
+    block_s = min(16, 1 << (strips - 1).bit_length())
+    block_x = 1 << (num_x - 1).bit_length()
     warps = 4 if block_x <= 2 else 8
     return {"block_n": 128 // block_s, "block_s": block_s, "block_x": block_x, "num_warps": warps}
 
 
-def matmul_tiles(num_x: int, dtype: torch.dtype) -> dict[str, Any]:
+def matmul_tiles(num_x: int, dtype: torch.dtype) -> dict[str, int]:
     """Tiles of out and of the columns. float32 products run without tensor cores: smaller ones."""
     if dtype == torch.float32:
         return {"block_m": 32, "block_n": 32, "block_s": 2, "num_warps": 4}

@@ -6,12 +6,12 @@ the results are those of the plain layers.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from ivl.kernels.triton import Kernel
 
 
 @triton.jit
@@ -69,9 +69,9 @@ def _rotate(x, cos, sin, out, heads, half, block: tl.constexpr):
 
 
 # To a type checker they are the functions that Triton compiles.
-rms_norm_kernel: Any = _rms_norm
-swiglu_kernel: Any = _swiglu
-rotate_kernel: Any = _rotate
+rms_norm_kernel: Kernel = _rms_norm
+swiglu_kernel: Kernel = _swiglu
+rotate_kernel: Kernel = _rotate
 SWIGLU_BLOCK = 1024
 
 

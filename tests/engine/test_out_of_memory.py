@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from ivl.engine.model_runner import capacity_error
 from ivl.errors import CapacityError
-from ivl.model.out_of_memory import capacity_error
 
 
 def test_a_real_failure_of_the_processors_allocator() -> None:

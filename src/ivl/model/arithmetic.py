@@ -1,9 +1,3 @@
-"""The vision tower on a CPU in int8 or float16: the layers of vision.py over kernels/dense.py.
-
-`use_arithmetic` takes the place of a loaded model's tower. The residual is float32; what is rounded
-is the input of each product, row by row, in the same pass as the norm before it.
-"""
-
 from __future__ import annotations
 
 import functools
@@ -15,15 +9,35 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ivl.errors import UnsupportedError
-from ivl.kernels.cpu_matrix import CpuFloatMatrix
 from ivl.kernels.dense import Arithmetic, DenseMatrix, Norm, Rows, arithmetics, tile_attention
-from ivl.kernels.linear import QuantizedLinear
+from ivl.kernels.linear import Narrow, NarrowLinear, QuantizedLinear, RMSNorm
 from ivl.kernels.mapped import release_freed
-from ivl.kernels.matrix import StackedMatrix
-from ivl.model.gpu_vision import use_narrow
+from ivl.kernels.matrix import CpuFloatMatrix, StackedMatrix
 from ivl.model.internvl import InternVL
-from ivl.model.norm import RMSNorm
-from ivl.model.vision import VisionAttention, VisionLayer, VisionTower
+from ivl.model.vision import VisionAttention, VisionLayer, VisionMLP, VisionTower
+
+
+def use_narrow(tower: nn.Module, kind: Narrow) -> None:
+    """Replaces the products of a tower of plain weights, one by one. UnsupportedError for another,
+    and for one that is streamed."""
+    parts = [part for part in tower.modules() if isinstance(part, VisionAttention | VisionMLP)]
+    places = [
+        (part, name)
+        for part in parts
+        for name in (("qkv", "proj") if isinstance(part, VisionAttention) else ("fc1", "fc2"))
+    ]
+    if not isinstance(tower, VisionTower) or tower.streamed is not None:
+        raise UnsupportedError(
+            f"A streamed vision tower does not run in {kind}.", "Leave one of the two out."
+        )
+    if not all(NarrowLinear.can_be(getattr(part, name)) for part, name in places):
+        raise UnsupportedError(
+            f"This vision tower cannot run in {kind}: its weights are quantized, or of odd shapes.",
+            "Take one of 16 bits, or leave the choice out.",
+        )
+    for part, name in places:
+        setattr(part, name, NarrowLinear(getattr(part, name), kind))
+
 
 VisionChoice = Literal["auto", "torch", "float16", "int8", "fp8"]
 CHOICES: tuple[VisionChoice, ...] = ("auto", "torch", "float16", "int8", "fp8")
