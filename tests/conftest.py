@@ -93,8 +93,8 @@ def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     from ivl.checkpoint.names import sources
     from ivl.config import parse_config
-    from ivl.model.build import random_model
     from ivl.prompt.template import get_template
+    from tests.random_model import random_model
     from training.demo_tokenizer import build_tokenizer, save_tokenizer
 
     directory = tmp_path_factory.mktemp("models") / "tiny"

@@ -91,9 +91,14 @@ def convert(
         raise UnsupportedError(
             "This is a text-only model: it has no vision tower.", "Leave `vision` out."
         )
-    from ivl.model.build import ModelTensors  # with torch, which what is wrong need not wait for
+    if config.quantization is not None:
+        raise UnsupportedError(
+            f"The weights of {directory} are quantized (AWQ).",
+            "What was rounded once is not rounded again; take the 16-bit model.",
+        )
+    from ivl.model.build import open_weights  # with torch, which what is wrong need not wait for
 
-    tensors = ModelTensors(config, directory)
+    tensors = open_weights(config, directory)
     if config.vision is not None and tower is None:
         tower = exact_vision_type(tensors.stored_type("projector.fc1.weight"))
     identity = identity_of_directory(directory)

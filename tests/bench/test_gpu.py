@@ -54,8 +54,8 @@ def test_a_table_has_a_row_for_each_figure() -> None:
 
 
 def test_several_sequences_write_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    from ivl.model.build import random_model
     from tests.model.test_cache import CONFIG
+    from tests.random_model import random_model
 
     def run_once(run: object) -> float:
         run()  # type: ignore[operator]

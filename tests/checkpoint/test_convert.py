@@ -19,7 +19,7 @@ from ivl.checkpoint.gguf_writer import GGUFWriter
 from ivl.checkpoint.pair import PairOptions, plan_mmproj, plan_text
 from ivl.config import ModelConfig, read_config
 from ivl.errors import CapacityError, CheckpointError, ConfigError
-from ivl.model.build import ModelTensors
+from ivl.model.build import open_weights
 from ivl.prompt.gguf_tokenizer import load_gguf_tokenizer
 from ivl.prompt.tokenizer import load_tokenizer
 
@@ -27,7 +27,7 @@ from ivl.prompt.tokenizer import load_tokenizer
 def plans(
     directory: Path, out: Path, mix: str = "F32", vision: str = "F32"
 ) -> tuple[PlannedFile, PlannedFile]:
-    model = ModelTensors(read_config(directory), directory)
+    model = open_weights(read_config(directory), directory)
     options = PairOptions(mix=mix, vision_type=vision, name="a model")
     text = plan_text(model, directory, out / "text.gguf", options)
     return text, plan_mmproj(model, out / "mmproj.gguf", options)
@@ -56,7 +56,7 @@ def test_a_pair_tells_the_same_model(
 ) -> None:
     directory = request.getfixturevalue(which)
     text, mmproj = convert(directory, tmp_path)
-    original = ModelTensors(read_config(directory), directory)
+    original = open_weights(read_config(directory), directory)
     found = read_gguf_config(text, mmproj)
     expected = original.config
     assert found.decoder == expected.decoder
@@ -88,7 +88,7 @@ def test_the_layout_of_transformers_gives_the_same_files(
         shutil.copy(tiny_model_dir / name, directory)
     config = read_config(directory)
     written, mmproj = convert(directory, tmp_path)
-    original = ModelTensors(config, directory)
+    original = open_weights(config, directory)
     found = read_gguf_config(written, mmproj)
     assert found.decoder == original.config.decoder
     assert found.vision == original.config.vision
@@ -103,7 +103,7 @@ def test_bfloat16_and_quantized_tensors_are_what_the_format_gives(
     tiny_model_dir: Path, tmp_path: Path
 ) -> None:
     text, mmproj = convert(tiny_model_dir, tmp_path, mix="Q8_0", vision="BF16")
-    original = ModelTensors(read_config(tiny_model_dir), tiny_model_dir)
+    original = open_weights(read_config(tiny_model_dir), tiny_model_dir)
     weights = original.read("decoder.layers.1.ffn.down.weight").float().numpy()
     entry = text.tensors["blk.1.ffn_down.weight"]
     assert entry.format.name == "Q8_0"

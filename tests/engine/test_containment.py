@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import ivl
-from ivl.engine import running as running_module
+from ivl.engine import request as running_module
 from ivl.engine.answer import Ended, Failed, Piece
 from ivl.engine.choosing import Sampler
 from ivl.engine.containment import is_device_fault

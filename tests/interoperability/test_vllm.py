@@ -20,8 +20,8 @@ from ivl.config import parse_config
 from ivl.documents.reading import READ_QUESTION
 from ivl.engine.prompt_builder import prepare_images, tokenize
 from ivl.measure.awq import quantize_awq
-from ivl.model.build import random_model
 from ivl.prompt.template import Prompt, prompt_string, render, user_message
+from tests.random_model import random_model
 
 HERE = Path(__file__).parent
 SAMPLES = HERE.parents[1] / "samples"

@@ -15,11 +15,11 @@ import torch
 from ivl.kernels import cpu
 from ivl.kernels.dense import DenseMatrix, Norm, Rows
 from ivl.kernels.matrix import CpuMatrix
-from ivl.model.build import random_model
 from ivl.model.cache import KVCache, Segment
 from ivl.model.cpu_decoder import use_fused_layers
 from tests.kernels.random_blocks import random_blocks
 from tests.model.test_cache import CONFIG
+from tests.random_model import random_model
 
 pytestmark = pytest.mark.skipif(cpu.loaded() is None, reason="the C++ extension was not built")
 

@@ -13,10 +13,10 @@ import torch
 import ivl
 from ivl.kernels import cpu
 from ivl.kernels.cpu import join_pool_of_torch, use_threads
-from ivl.model.build import random_model
 from ivl.model.cache import KVCache, Segment
 from ivl.model.cpu_decoder import use_fused_layers
 from tests.model.test_cache import CONFIG
+from tests.random_model import random_model
 
 pytestmark = pytest.mark.skipif(cpu.loaded() is None, reason="the C++ extension was not built")
 

@@ -9,7 +9,7 @@ import ivl
 from ivl.footprint.tensors import decoder_plan, vision_plan
 from ivl.loading import choose_dtype
 from ivl.measure.verification import measure_built
-from ivl.model.build import random_planned_model
+from ivl.model.build import PlannedSource
 from ivl.model.decoder import Decoder
 from ivl.planner.planning import find_subject
 
@@ -20,7 +20,7 @@ def test_random_models_have_the_planned_types(type_name: str) -> None:
     config = find_subject("demo").config
     tensors = [*decoder_plan(config.decoder, type_name), *vision_plan(config, "F16")]
     dtype = torch.bfloat16 if type_name == "BF16" else torch.float32
-    model = random_planned_model(config, tensors, dtype=dtype)
+    model = PlannedSource(config, tensors).build(dtype=dtype)
     with torch.inference_mode():
         ids = torch.arange(5)
         logits = model.logits(ids, torch.zeros(5, dtype=torch.bool), None)
@@ -42,7 +42,7 @@ def test_what_is_measured_is_what_ask_runs(type_name: str, monkeypatch: pytest.M
         Decoder, "use_graphs", lambda self, context, capture=None: asked.append(context)
     )
     monkeypatch.setattr(
-        "ivl.model.assembly.use_arithmetic", lambda model, choice: asked.append((model, choice))
+        "ivl.model.source.use_arithmetic", lambda model, choice: asked.append((model, choice))
     )
     found = measure_built(config, tensors, plan.setting.work, plan.placement)
     assert found["step_s"] > 0
@@ -58,7 +58,7 @@ def test_what_is_measured_is_what_ask_runs(type_name: str, monkeypatch: pytest.M
 def test_types_that_are_read_only_can_be_measured(type_name: str) -> None:
     config = find_subject("demo").config
     tensors = [*decoder_plan(config.decoder, type_name), *vision_plan(config, "F16")]
-    model = random_planned_model(config, tensors)
+    model = PlannedSource(config, tensors).build()
     assert model.decoder.layers[0].attn.o.matrix.format == type_name  # type: ignore[union-attr]
     with torch.inference_mode():
         logits = model.logits(torch.arange(5), torch.zeros(5, dtype=torch.bool), None)

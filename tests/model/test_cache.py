@@ -11,9 +11,9 @@ from torch import Tensor
 from ivl.config import DecoderConfig, ModelConfig
 from ivl.errors import CapacityError
 from ivl.kv import BLOCK_TOKENS, KV_TYPES, KVType
-from ivl.model.build import random_model
 from ivl.model.cache import KVCache, KVStore, Segment
 from ivl.model.internvl import InternVL
+from tests.random_model import random_model
 
 CONFIG = ModelConfig(
     vision=None,

@@ -14,12 +14,12 @@ from ivl.kernels import cpu
 from ivl.kernels.dispatch import pack
 from ivl.kernels.linear import Linear, QuantizedLinear
 from ivl.kv import KV_TYPES, KVType
-from ivl.model.build import random_model
 from ivl.model.cache import KVCache, Segment
 from ivl.model.cpu_decoder import CpuKVStore, use_fused_layers
 from ivl.model.internvl import InternVL
 from ivl.quant.formats import find_format
 from tests.model.test_cache import CONFIG
+from tests.random_model import random_model
 
 pytestmark = pytest.mark.skipif(cpu.loaded() is None, reason="the C++ extension is not built")
 

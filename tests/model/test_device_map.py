@@ -18,13 +18,14 @@ import ivl
 from ivl.config import ModelConfig, read_config
 from ivl.kernels import cpu
 from ivl.kv import KV_TYPES, KVType
-from ivl.model.build import build_model, empty_model, placed, random_model
+from ivl.model.build import build_model, empty_model, placed
 from ivl.model.cache import SplitKVStore, TorchKVStore
 from ivl.model.cpu_decoder import CpuKVStore, FusedLayers
 from ivl.model.device_map import DeviceMap
 from ivl.model.internvl import InternVL
 from ivl.model.source import open_source
 from tests.model.test_cpu_decoder import WIDE
+from tests.random_model import random_model
 
 CONFIG = read_config(Path(ivl.__file__).parent / "assets" / "demo")
 HOST, ELSEWHERE = torch.device("cpu"), torch.device("meta")

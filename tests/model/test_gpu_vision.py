@@ -16,9 +16,9 @@ from ivl.errors import UnsupportedError
 from ivl.kernels.dispatch import pack
 from ivl.kernels.linear import Narrow, NarrowLinear, QuantizedLinear
 from ivl.model.arithmetic import use_arithmetic, use_narrow
-from ivl.model.build import random_model
 from ivl.model.vision import VisionTower
 from ivl.quant.formats import find_format
+from tests.random_model import random_model
 
 CONFIG = read_config(Path(ivl.__file__).parent / "assets" / "demo")
 

@@ -12,11 +12,11 @@ pytest.importorskip("triton", reason="Triton is there on Linux only")
 
 from ivl.kernels import dispatch
 from ivl.kv import BLOCK_TOKENS
-from ivl.model.build import random_model
 from ivl.model.cache import KVCache, Segment
 from ivl.model.graphs import SIZES
 from ivl.model.internvl import InternVL
 from tests.model.test_cache import CONFIG
+from tests.random_model import random_model
 
 CONTEXT = 4 * BLOCK_TOKENS
 

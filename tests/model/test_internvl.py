@@ -10,9 +10,9 @@ import torch
 
 from ivl.config import DecoderConfig, ModelConfig, VisionConfig
 from ivl.errors import CapacityError, RequestError, UnsupportedError
-from ivl.model.build import random_model
 from ivl.model.internvl import InternVL
 from ivl.model.vision import pixel_shuffle
+from tests.random_model import random_model
 
 CONFIG = ModelConfig(
     vision=VisionConfig(

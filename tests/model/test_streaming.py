@@ -11,9 +11,9 @@ from torch import Tensor
 
 import ivl
 from ivl.config import read_config
-from ivl.model.build import random_model
 from ivl.model.streaming import NUM_SLOTS, DirectTransfers, StreamedLayers, Transfers
 from ivl.model.vision import VisionTower
+from tests.random_model import random_model
 
 CONFIG = read_config(Path(ivl.__file__).parent / "assets" / "demo")
 

@@ -137,7 +137,7 @@ def _quantize_layer(
     with gathering(layer, every) as inputs:
         following = [_forward(layer, x, decoder) for x in hidden]
     prefix = f"decoder.layers.{index}."
-    norm_dtype = weights.read_combined(weights.table[prefix + "attn_norm.weight"]).dtype
+    norm_dtype = weights.read(prefix + "attn_norm.weight").dtype
     scales = fold_scales(layer, inputs, decoder, norm_dtype)
     matrices = round_matrices(layer, inputs, scales)
     files.write_layer(
@@ -158,8 +158,8 @@ def _read_layer(weights: OpenWeights, index: int) -> DecoderLayer:
     with torch.device("meta"):
         layer = DecoderLayer(weights.config.decoder)
     tensors = {
-        ours.removeprefix(prefix): weights.read_combined(source).to(torch.float32, copy=True)
-        for ours, source in weights.table.items()
+        ours.removeprefix(prefix): weights.read(ours).to(torch.float32, copy=True)
+        for ours in weights.table
         if ours.startswith(prefix)
     }
     layer.load_state_dict(tensors, assign=True)
@@ -239,7 +239,7 @@ def _embed(
 
 
 def _embed_words(weights: OpenWeights, sequences: Sequence[TokenizedSample]) -> list[Tensor]:
-    table = weights.read_combined(weights.table["decoder.embed.weight"])
+    table = weights.read("decoder.embed.weight")
     ids = (torch.tensor(s.whole.ids) for s in sequences)
     return [table[some].float()[None] for some in ids]
 
@@ -251,8 +251,8 @@ def _seeing_part(weights: OpenWeights) -> InternVL:
     dtype = torch.float32 if small else torch.bfloat16
     model = empty_model(weights.config)
     tensors = {
-        ours: weights.read_combined(source).to(dtype, copy=True)
-        for ours, source in weights.table.items()
+        ours: weights.read(ours).to(dtype, copy=True)
+        for ours in weights.table
         if ours.startswith(("vision.", "projector.", "decoder.norm."))
     }
     model.load_state_dict(tensors, strict=False, assign=True)

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -19,7 +18,14 @@ from ivl.config import ModelConfig
 from ivl.errors import CheckpointError, ConfigError
 from ivl.kv import KVType
 from ivl.model.arithmetic import VisionChoice, use_arithmetic
-from ivl.model.build import Progress, build_gguf_model, build_model, dense, open_weights, tables
+from ivl.model.build import (
+    PlannedSource,
+    Progress,
+    build,
+    build_model,
+    open_pair_weights,
+    open_weights,
+)
 from ivl.model.cpu_decoder import use_fused_layers
 from ivl.model.device_map import DeviceMap
 from ivl.model.internvl import InternVL
@@ -75,48 +81,36 @@ class ModelSource:
         dtype: torch.dtype = torch.bfloat16,
         progress: Progress | None = None,
     ) -> InternVL:
-        """The network, loaded strictly; see `build_model` and `build_gguf_model`."""
+        """The network; as `build`, after the checks of `open_weights` or `open_pair_weights`."""
         if self.pair is not None:
-            return build_gguf_model(
-                self.config, self.pair, device=device, dtype=dtype, progress=progress
-            )
+            weights = open_pair_weights(self.config, self.pair)
+            return build(weights, device=device, dtype=dtype, progress=progress)
         return build_model(self.config, self.path, device=device, dtype=dtype, progress=progress)
 
     def stored_tensors(self) -> tuple[int, Iterator[StoredTensor]]:
         """How many tensors there are, and each in turn; errors for names and shapes as `build`."""
         if self.pair is not None:
-            return self._gguf_tensors(self.pair)
+            pair = open_pair_weights(self.config, self.pair)
+            return len(pair.table), (
+                StoredTensor(
+                    name=source.names[0],
+                    dtype=file.tensors[source.names[0]].format.name,
+                    num_bytes=sum(file.tensors[name].num_bytes for name in source.names),
+                    values=pair.read(ours),
+                )
+                for ours, (file, source) in pair.table.items()
+            )
         weights = open_weights(self.config, self.path)
         names = list(dict.fromkeys(n for source in weights.table.values() for n in source.names))
-
-        def each() -> Iterator[StoredTensor]:
-            for name in names:
-                values = weights.read(name)
-                kind = str(values.dtype).removeprefix("torch.")
-                yield StoredTensor(
-                    name=weights.available[name],
-                    dtype=kind,
-                    num_bytes=values.nbytes,
-                    values=values,
-                )
-
-        return len(names), each()
-
-    def _gguf_tensors(self, pair: GGUFPair) -> tuple[int, Iterator[StoredTensor]]:
-        parts = tables(self.config, pair)
-
-        def each() -> Iterator[StoredTensor]:
-            for file, table in parts:
-                for source in table.values():
-                    entries = [file.tensors[name] for name in source.names]
-                    yield StoredTensor(
-                        name=source.names[0],
-                        dtype=entries[0].format.name,
-                        num_bytes=sum(entry.num_bytes for entry in entries),
-                        values=dense(file, source, self.config),
-                    )
-
-        return sum(len(table) for _, table in parts), each()
+        return len(names), (
+            StoredTensor(
+                name=weights.available[name],
+                dtype=str(values.dtype).removeprefix("torch."),
+                num_bytes=values.nbytes,
+                values=values,
+            )
+            for name, values in ((name, weights.read_stored(name)) for name in names)
+        )
 
 
 def open_source(path: Path, mmproj: Path | None = None) -> ModelSource:
@@ -154,16 +148,6 @@ def require_own_tokenizer(config: ModelConfig, tokenizer: Tokenizer) -> None:
         )
 
 
-class WeightSource(Protocol):
-    """Files, or a plan that random weights are made for."""
-
-    def build(
-        self, *, device: DeviceMap, dtype: torch.dtype, progress: Progress | None = None
-    ) -> InternVL:
-        """The bare network, its weights where they belong."""
-        ...
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Arrangement:
     """Where a network runs, and in what it computes; nothing is left to be chosen.
@@ -179,9 +163,11 @@ class Arrangement:
     vision: VisionChoice = "auto"
 
 
-def assemble(source: WeightSource, how: Arrangement, progress: Progress | None = None) -> InternVL:
-    """The network, with everything that makes it fast; errors as of the source's `build` and of
-    `use_arithmetic`."""
+def assemble(
+    source: ModelSource | PlannedSource, how: Arrangement, progress: Progress | None = None
+) -> InternVL:
+    """The network, with everything that makes it fast: one order for all, so that what is loaded,
+    checked and measured is the same. Errors as of the source's `build` and of `use_arithmetic`."""
     network = source.build(device=how.device, dtype=how.dtype, progress=progress)
     network.kv = how.kv
     use_fused_layers(network.decoder)

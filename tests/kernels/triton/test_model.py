@@ -12,10 +12,10 @@ from ivl.cli.main import run
 from ivl.kernels import dispatch
 from ivl.kernels.linear import QuantizedEmbedding, QuantizedLinear
 from ivl.kv import KV_TYPES, KVType
-from ivl.model.build import random_model
 from ivl.model.cache import KVCache, Segment
 from ivl.model.source import open_source
 from tests.model.test_cache import CONFIG
+from tests.random_model import random_model
 
 pytest.importorskip("triton", reason="Triton is there on Linux only")
 

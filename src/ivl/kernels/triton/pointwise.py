@@ -76,7 +76,7 @@ SWIGLU_BLOCK = 1024
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """x (..., width) / rms(x) * weight, as `ivl.model.norm.RMSNorm`."""
+    """x (..., width) / rms(x) * weight, as `ivl.kernels.linear.RMSNorm`."""
     flat = x.reshape(-1, x.shape[-1]).contiguous()
     out = torch.empty_like(flat)
     _launch_norm(flat, flat, weight, flat, out, eps, adds=False)
@@ -103,7 +103,7 @@ def swiglu(gate: Tensor, up: Tensor) -> Tensor:
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """x (tokens, heads, head_dim), cos and sin (tokens, head_dim), as `ivl.model.rotary.rotate`."""
+    """x (tokens, heads, head_dim), cos and sin (tokens, head_dim), as `ivl.model.decoder.rotate`."""
     x = x.contiguous()
     tokens, heads, width = x.shape
     out = torch.empty_like(x)
