@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from ivl.errors import IvlError
+from ivl.json_values import JsonObject, JsonValue
 
 if TYPE_CHECKING:
     from ivl.prompt.tokenizer import Tokenizer
@@ -80,16 +81,16 @@ class TokenLogprob:
     top: tuple[tuple[int, float], ...] = ()
 
 
-def logprob_record(token: TokenLogprob, tokenizer: Tokenizer) -> dict[str, Any]:
+def logprob_record(token: TokenLogprob, tokenizer: Tokenizer) -> JsonObject:
     """For JSON, as OpenAI's API shows a token of a chat: its text, its bytes, and the likeliest."""
 
-    def shown(token_id: int, logprob: float | None) -> dict[str, Any]:
+    def shown(token_id: int, logprob: float | None) -> JsonObject:
         raw = tokenizer.token_bytes(token_id)
         # JSON has no minus infinity; this is what OpenAI sends for what is all but impossible.
         value = -9999.0 if logprob is None else max(logprob, -9999.0)
         return {"token": raw.decode("utf-8", "replace"), "logprob": value, "bytes": list(raw)}
 
-    top = [shown(token_id, logprob) for token_id, logprob in token.top]
+    top: list[JsonValue] = [shown(token_id, logprob) for token_id, logprob in token.top]
     return {**shown(token.id, token.logprob), "top_logprobs": top}
 
 
@@ -102,7 +103,7 @@ class Answer:
     tokens: tuple[int, ...]
     timings: Timings
     finish_reason: FinishReason
-    data: Any = None
+    data: JsonValue = None
     """What the JSON says, of an answer that had to follow a schema and is complete."""
     logprobs: tuple[TokenLogprob, ...] = ()
     """One for each token, if they were asked for."""
@@ -110,7 +111,7 @@ class Answer:
     def __str__(self) -> str:
         return self.text
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """For JSON."""
         return asdict(self)
 
@@ -135,7 +136,7 @@ def joined(answers: Sequence[Answer]) -> Answer:
     )
 
 
-def _joined_data(values: Sequence[Any]) -> Any:
+def _joined_data(values: Sequence[JsonValue]) -> JsonValue:
     """Of one page what it says, of several a list; None where no form was asked for."""
     if len(values) == 1:
         return values[0]

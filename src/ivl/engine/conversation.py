@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import suppress
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ivl.engine.answer import (
     Answer,
@@ -35,6 +35,7 @@ from ivl.engine.prompt_builder import (
 )
 from ivl.engine.request import EngineRequest, RunningRequest
 from ivl.errors import RequestError
+from ivl.pages.reader import ImageSource
 from ivl.pages.sources import DEFAULT_MAX_PIXELS
 from ivl.prompt.template import Message, user_message
 
@@ -91,7 +92,7 @@ class Conversation:
     def resume(
         self,
         messages: Sequence[Message],
-        images: Sequence[Any] = (),
+        images: Sequence[ImageSource] = (),
         *,
         max_tiles: MaxTiles = None,
         max_pixels: int = DEFAULT_MAX_PIXELS,
@@ -110,7 +111,7 @@ class Conversation:
     def _submit(
         self,
         messages: Sequence[Message],
-        images: Sequence[Any],
+        images: Sequence[ImageSource],
         max_tiles: MaxTiles,
         max_pixels: int,
         options: GenerationOptions | None,

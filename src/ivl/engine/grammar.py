@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Any
 
 import numpy as np
 import torch
@@ -85,7 +84,7 @@ class GrammarCompiler:
         """Any JSON object."""
         return self.json_schema({"type": "object"})
 
-    def json_schema(self, schema: Any) -> Grammar:
+    def json_schema(self, schema: object) -> Grammar:
         """JSON of a schema; RequestError for a schema with something that is not enforced."""
         if not isinstance(schema, dict | bool):
             raise RequestError("A JSON schema is an object.")

@@ -67,11 +67,11 @@ class GenerationOptions:
         _check(-2 <= self.presence_penalty <= 2, "presence_penalty", "between -2 and 2")
         _check(-2 <= self.frequency_penalty <= 2, "frequency_penalty", "between -2 and 2")
 
-    def _set(self, name: str, value: Any) -> None:
+    def _set(self, name: str, value: object) -> None:
         object.__setattr__(self, name, value)
 
     @classmethod
-    def of(cls, given: Mapping[str, Any]) -> GenerationOptions:
+    def of(cls, given: Mapping[str, object]) -> GenerationOptions:
         """From keyword arguments; an unknown one is an error that names the one that is meant."""
         known = [field.name for field in dataclasses.fields(cls)]
         for name in given:
@@ -82,10 +82,12 @@ class GenerationOptions:
                     f"There is no option {name!r}.",
                     otherwise or did_you_mean(name, known, f"Options: {', '.join(known)}."),
                 )
-        return cls(**given)
+        return cls(**given)  # type: ignore[arg-type]
 
     @classmethod
-    def from_any(cls, options: GenerationOptions | Mapping[str, Any] | None) -> GenerationOptions:
+    def from_any(
+        cls, options: GenerationOptions | Mapping[str, object] | None
+    ) -> GenerationOptions:
         """Options as they are, from a mapping, or (None) the defaults."""
         if options is None or isinstance(options, Mapping):
             return cls.of(options or {})
@@ -133,7 +135,7 @@ _OTHER_NAMES = {
 }
 
 
-def _whole(name: str, value: Any, *, optional: bool) -> int | None:
+def _whole(name: str, value: object, *, optional: bool) -> int | None:
     """Any type of whole numbers, NumPy's too; truth values are none."""
     if value is None and optional:
         return None
@@ -142,7 +144,7 @@ def _whole(name: str, value: Any, *, optional: bool) -> int | None:
     return int(value)
 
 
-def _number(name: str, value: Any) -> float:
+def _number(name: str, value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
         raise RequestError(f"{name} must be a number, not {value!r}.")
     return float(value)
@@ -182,16 +184,16 @@ def _check(holds: bool, name: str, allowed: str) -> None:
 class HasSchema(Protocol):
     """A class of pydantic's, which ivl itself does not need."""
 
-    def model_json_schema(self) -> dict[str, Any]:
+    def model_json_schema(self) -> dict[str, object]:
         """The JSON schema of its fields."""
         ...
 
 
-Schema = Mapping[str, Any] | HasSchema | None
+Schema = Mapping[str, object] | HasSchema | None
 """A JSON schema, or a class that has one."""
 
 
-def schema_text(schema: Schema) -> Any:
+def schema_text(schema: Schema) -> dict[str, object]:
     """The JSON schema itself; RequestError for anything that is none."""
     if isinstance(schema, HasSchema):
         return schema.model_json_schema()

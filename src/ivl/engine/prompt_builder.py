@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -99,7 +98,7 @@ def build_prompt(
     return tokenize(prompt, tokenizer, bos=not is_next)
 
 
-def as_list(images: Images) -> list[Any]:
+def as_list(images: Images) -> list[ImageSource]:
     """One image, several, or none, as a list."""
     if images is None:
         return []
@@ -108,7 +107,7 @@ def as_list(images: Images) -> list[Any]:
     return list(images) if is_many else [images]  # type: ignore[arg-type]
 
 
-def check_order(question: Any, images: Images, hint: str) -> None:
+def check_order(question: object, images: Images, hint: str) -> None:
     """RequestError for a question that is no text, and where it has changed places with an image;
     the hint says which comes first."""
     if not isinstance(question, str):
@@ -130,7 +129,7 @@ LIMIT_OPTION = "max_pixels"
 
 
 def prepare_images(
-    images: Sequence[Any],
+    images: Sequence[ImageSource],
     config: ModelConfig,
     max_tiles: MaxTiles = None,
     *,

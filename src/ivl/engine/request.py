@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from collections.abc import Sequence as Many
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -37,6 +37,7 @@ from ivl.engine.prompt_builder import (
 )
 from ivl.engine.stopping import StopText
 from ivl.errors import IvlError, RequestError
+from ivl.pages.reader import ImageSource
 from ivl.pages.sources import DEFAULT_MAX_PIXELS
 from ivl.prompt.template import Message, Text
 from ivl.prompt.tokenizer import StreamDecoder, Tokenizer
@@ -79,7 +80,7 @@ class EngineRequest:
         cls,
         engine: Engine,
         messages: Many[Message],
-        images: Many[Any] = (),
+        images: Many[ImageSource] = (),
         *,
         after: Conversation | None = None,
         system: str | None = None,

@@ -1,3 +1,10 @@
+"""The vision tower in another arithmetic: int8 or float16 on a CPU, int8 or 8-bit floats on a GPU.
+
+`use_arithmetic` takes the place of a loaded model's tower. On a CPU its layers run over
+kernels/dense.py: the residual is float32; what is rounded is the input of each product, row by row,
+in the same pass as the norm before it. On a GPU only its products change, to those of tensor cores.
+"""
+
 from __future__ import annotations
 
 import functools

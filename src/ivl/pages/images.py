@@ -77,7 +77,7 @@ def is_tensor(source: object) -> bool:
     return type(source).__module__.partition(".")[0] == "torch"
 
 
-def image_of_array(source: Any) -> Image.Image:
+def image_of_array(source: object) -> Image.Image:
     """An image from a NumPy array, or what can be viewed as one without a copy.
 
     shape: (height, width) or (height, width, 1) is grey, (height, width, 3) RGB in this order

@@ -200,15 +200,16 @@ def open_together(
 
 @contextmanager
 def _opened(
-    source: Any, background: Background, limit: PixelLimit, label: str | None = None
+    source: object, background: Background, limit: PixelLimit, label: str | None = None
 ) -> Iterator[_Opened]:
     """The source, open for its pages; closed at the end of the block."""
     if isinstance(source, Page):
         source, label = source.source, source.name
-    is_image = isinstance(source, Image.Image)
-    if not is_image and (hasattr(source, "__array_interface__") or is_tensor(source)):
-        source, is_image = image_of_array(source), True
-    if is_image:
+    if not isinstance(source, Image.Image) and (
+        hasattr(source, "__array_interface__") or is_tensor(source)
+    ):
+        source = image_of_array(source)
+    if isinstance(source, Image.Image):
         yield HeldImage(source, background, limit)
         return
     label = label_of(source) if label is None else label

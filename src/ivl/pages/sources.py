@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from numbers import Integral
-from typing import Any, BinaryIO, Final
+from typing import BinaryIO, Final, TypeVar, cast
 
 from ivl.errors import RequestError
 from ivl.paths import local_path
@@ -17,6 +17,7 @@ from ivl.paths import local_path
 DEFAULT_MAX_PIXELS: Final = 200_000_000
 
 NAMELESS: Final = "The file"
+Source = TypeVar("Source")
 
 
 def check_max_pixels(given: object) -> None:
@@ -62,14 +63,14 @@ def label_of(source: object) -> str:
 
 
 @contextmanager
-def open_file(source: Any, label: str) -> Iterator[BinaryIO]:
+def open_file(source: object, label: str) -> Iterator[BinaryIO]:
     """The source as a seekable binary file that is not empty; closed if it was opened here."""
     if isinstance(source, (bytes, bytearray, memoryview)):
         file: BinaryIO = io.BytesIO(source)
     elif isinstance(source, (str, os.PathLike)):
         file = _open_path(source, label)
     elif hasattr(source, "read"):
-        file = source
+        file = cast(BinaryIO, source)
     else:
         raise RequestError(
             f"An image cannot be read from a {type(source).__name__}.",
@@ -82,7 +83,7 @@ def open_file(source: Any, label: str) -> Iterator[BinaryIO]:
             file.close()
 
 
-def rereadable(source: Any) -> Any:
+def rereadable(source: Source) -> Source | bytes:
     """What can be opened several times in the place of what cannot: the bytes of a pipe."""
     if isinstance(source, (str, os.PathLike)):
         path = local_path(source)

@@ -103,7 +103,7 @@ def swiglu(gate: Tensor, up: Tensor) -> Tensor:
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """x (tokens, heads, head_dim), cos and sin (tokens, head_dim), as `ivl.model.decoder.rotate`."""
+    """x (tokens, heads, head_dim), cos and sin (tokens, head_dim), as `model.decoder.rotate`."""
     x = x.contiguous()
     tokens, heads, width = x.shape
     out = torch.empty_like(x)
