@@ -11,7 +11,7 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import TypeVar
 
 import torch
 
@@ -72,15 +72,10 @@ class Failure:
             raise self.error
 
 
-@dataclass(frozen=True, slots=True)
-class Done(Generic[T]):
-    result: T
-
-
-def attempt(compute: Callable[[], T]) -> Done[T] | Failure:
+def attempt(compute: Callable[[], T]) -> T | Failure:
     """The result, or what was raised instead, but for a fault of the device."""
     try:
-        return Done(compute())
+        return compute()
     except BaseException as error:
         if not _is_contained(error):
             raise

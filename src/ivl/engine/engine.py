@@ -37,8 +37,9 @@ from ivl.errors import CapacityError, ConfigError, RequestError
 from ivl.footprint.workload import DEFAULT_VISION_BATCH, resolve_context
 from ivl.model.cache import BLOCK_TOKENS, num_blocks_for
 from ivl.model.internvl import InternVL
+from ivl.model.source import require_own_tokenizer
 from ivl.prompt.template import get_template
-from ivl.prompt.tokenizer import Tokenizer, require_image_tokens
+from ivl.prompt.tokenizer import Tokenizer
 
 log = logging.getLogger("ivl.engine")
 
@@ -142,14 +143,7 @@ class Engine:
         vocabulary.
         """
         check_at_least_one("vision_batch", vision_batch)
-        if tokenizer.vocab_size > model.config.decoder.vocab_size:
-            raise ConfigError(
-                f"The tokenizer has {tokenizer.vocab_size} tokens, and the model "
-                f"{model.config.decoder.vocab_size}.",
-                "The tokenizer's files are not those of this model.",
-            )
-        if model.config.vision is not None:
-            require_image_tokens(tokenizer)
+        require_own_tokenizer(model.config, tokenizer)
         self.model, self.tokenizer, self.config = model, tokenizer, model.config
         self.context = resolve_context(context, model.config)
         self.vision_batch = vision_batch
@@ -239,19 +233,19 @@ class Engine:
 
         `owner`: keeps the blocks when it has ended, as long as it lives and nobody needs them.
         """
-        length = len(request.ids)
         running = RunningRequest(
             request,
             listener,
             self.tokenizer,
             self.stop_ids,
-            # Keys beyond the trained length depend on the length of the whole prompt there.
-            num_shareable=self._num_alike if length <= self._num_alike else 0,
             num_alike=self._num_alike,
             release=self._forget,
             owner=owner,
         )
-        if length + request.max_tokens > num_blocks_for(self.max_request_tokens) * BLOCK_TOKENS:
+        if (
+            len(request.ids) + request.max_tokens
+            > num_blocks_for(self.max_request_tokens) * BLOCK_TOKENS
+        ):
             most = self.limits.kv_tokens or self.context
             raise CapacityError(
                 f"Prompt and answer may need more than the {most} tokens of the cache.",
@@ -322,7 +316,7 @@ class Engine:
         if isinstance(drafts, Failure):
             self._give_up_guessing(drafts.error)
             return
-        for wish, draft in zip(wishes, drafts.result, strict=True):
+        for wish, draft in zip(wishes, drafts, strict=True):
             self._requests[wish.sequence].draft = draft
             wish.sequence.guesses = list(draft.tokens)
 
@@ -387,7 +381,7 @@ class Engine:
             return []
         together = attempt(lambda: compute([item for items in work.values() for item in items]))
         if not isinstance(together, Failure):
-            return [together.result]
+            return [together]
         if len(work) > 1:
             log.warning("%s failed for %d requests together: %r", doing, len(work), together.error)
         results = []
@@ -396,7 +390,7 @@ class Engine:
             if isinstance(alone, Failure):
                 alone.end(self._requests[sequence].fail, doing)
             else:
-                results.append(alone.result)
+                results.append(alone)
         return results
 
     def _choose(self, spans: list[Span], logits: list[Tensor]) -> None:

@@ -184,12 +184,11 @@ class RunningRequest:
         tokenizer: Tokenizer,
         stop_ids: frozenset[int],
         *,
-        num_shareable: int,
         num_alike: int,
         release: Callable[[RunningRequest], None],
         owner: object | None = None,
     ) -> None:
-        """`num_shareable` and `num_alike`: as of `Sequence`. `release` is called once, before the
+        """`num_alike`: as of `Sequence`. `release` is called once, before the
         listener hears of the ending: who asks again then finds room. `owner`: who goes on from
         where it ends."""
         self._release = release
@@ -199,7 +198,8 @@ class RunningRequest:
             ids=list(request.ids),
             tiles=request.tiles,
             max_tokens=request.max_tokens,
-            num_shareable=num_shareable,
+            # Keys beyond the trained length depend on the length of the whole prompt there.
+            num_shareable=num_alike if len(request.ids) <= num_alike else 0,
             num_alike=num_alike,
         )
         self.chooser = Chooser(

@@ -100,13 +100,9 @@ class Scheduler:
         self._num_added = 0
         self._held: list[tuple[Sequence, weakref.ref[object]]] = []
 
-    def can_ever_run(self, sequence: Sequence) -> bool:
-        """Whether the store, all of it, holds the sequence at its longest."""
-        return sequence.most_blocks <= self.pool.num_blocks
-
     def add(self, sequence: Sequence) -> None:
-        """A new sequence, behind all others."""
-        assert self.can_ever_run(sequence)
+        """A new sequence, behind all others. The whole store must hold it at its longest."""
+        assert sequence.most_blocks <= self.pool.num_blocks
         sequence.arrival = self._num_added
         self._num_added += 1
         self.waiting.append(sequence)

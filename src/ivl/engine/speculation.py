@@ -41,22 +41,19 @@ class DraftRequest:
 
 
 class Drafter(ABC):
-    """Guesses for all sequences of an engine."""
-
-    @abstractmethod
-    def encode(self, tiles: Iterable[tuple[TokenSequence, int]]) -> None:
-        """The model has looked at these tiles, given as of `ModelRunner.encode`."""
-
-    @abstractmethod
-    def read(self, spans: Iterable[Span]) -> None:
-        """The model has read these parts of prompts."""
+    """Guesses for all sequences of an engine. What it need not know of changes nothing."""
 
     @abstractmethod
     def propose(self, wishes: Sequence[DraftRequest]) -> list[Draft]:
         """Guesses for each. There are blocks for them."""
 
-    @abstractmethod
-    def go_on(self, held: TokenSequence, sequence: TokenSequence) -> None:
+    def encode(self, tiles: Iterable[tuple[TokenSequence, int]]) -> None:  # noqa: B027
+        """The model has looked at these tiles, given as of `ModelRunner.encode`."""
+
+    def read(self, spans: Iterable[Span]) -> None:  # noqa: B027
+        """The model has read these parts of prompts."""
+
+    def go_on(self, held: TokenSequence, sequence: TokenSequence) -> None:  # noqa: B027
         """`sequence`, which is new, begins with what is held, and will have its blocks."""
 
     @abstractmethod
@@ -71,12 +68,6 @@ class PromptLookup(Drafter):
     def __init__(self) -> None:
         self._followers: WeakKeyDictionary[TokenSequence, _Followers] = WeakKeyDictionary()
 
-    def encode(self, tiles: Iterable[tuple[TokenSequence, int]]) -> None:
-        """Nothing: all that counts is in the tokens."""
-
-    def read(self, spans: Iterable[Span]) -> None:
-        """Nothing, likewise."""
-
     def propose(self, wishes: Sequence[DraftRequest]) -> list[Draft]:
         drafts = []
         for wish in wishes:
@@ -84,9 +75,6 @@ class PromptLookup(Drafter):
             found = self._followers.setdefault(wish.sequence, _Followers()).find(ids)
             drafts.append(Draft(ids[found : found + wish.most] if found is not None else ()))
         return drafts
-
-    def go_on(self, held: TokenSequence, sequence: TokenSequence) -> None:
-        """Nothing: what was found out about a text is soon found out again."""
 
     def forget(self, sequence: TokenSequence) -> None:
         self._followers.pop(sequence, None)

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from types import ModuleType
@@ -133,18 +132,8 @@ def ours_is_faster(dtype: torch.dtype) -> bool:
     rows, outputs, inputs = TRIAL_SHAPE
     x, weight = torch.ones(rows, inputs, dtype=dtype), torch.ones(outputs, inputs, dtype=dtype)
 
-    def seconds(ours: bool) -> float:
-        best = float("inf")
-        for _ in range(3):
-            began = time.perf_counter()
-            if ours:
-                _multiply(x, weight, None)
-            else:
-                torch.nn.functional.linear(x, weight)
-            best = min(best, time.perf_counter() - began)
-        return best
-
-    return seconds(ours=True) < 0.8 * seconds(ours=False)
+    ours_s = cpu.fastest_s(lambda: _multiply(x, weight, None), 3)
+    return ours_s < 0.8 * cpu.fastest_s(lambda: torch.nn.functional.linear(x, weight), 3)
 
 
 def _multiply(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

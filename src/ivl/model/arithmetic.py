@@ -8,7 +8,6 @@ in the same pass as the norm before it. On a GPU only its products change, to th
 from __future__ import annotations
 
 import functools
-import time
 from typing import Literal
 
 import torch
@@ -16,35 +15,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ivl.errors import UnsupportedError
+from ivl.kernels import cpu
 from ivl.kernels.dense import Arithmetic, DenseMatrix, Norm, Rows, arithmetics, tile_attention
 from ivl.kernels.linear import Narrow, NarrowLinear, QuantizedLinear, RMSNorm
 from ivl.kernels.mapped import release_freed
 from ivl.kernels.matrix import CpuFloatMatrix, StackedMatrix
 from ivl.model.internvl import InternVL
 from ivl.model.vision import VisionAttention, VisionLayer, VisionMLP, VisionTower
-
-
-def use_narrow(tower: nn.Module, kind: Narrow) -> None:
-    """Replaces the products of a tower of plain weights, one by one. UnsupportedError for another,
-    and for one that is streamed."""
-    parts = [part for part in tower.modules() if isinstance(part, VisionAttention | VisionMLP)]
-    places = [
-        (part, name)
-        for part in parts
-        for name in (("qkv", "proj") if isinstance(part, VisionAttention) else ("fc1", "fc2"))
-    ]
-    if not isinstance(tower, VisionTower) or tower.streamed is not None:
-        raise UnsupportedError(
-            f"A streamed vision tower does not run in {kind}.", "Leave one of the two out."
-        )
-    if not all(NarrowLinear.can_be(getattr(part, name)) for part, name in places):
-        raise UnsupportedError(
-            f"This vision tower cannot run in {kind}: its weights are quantized, or of odd shapes.",
-            "Take one of 16 bits, or leave the choice out.",
-        )
-    for part, name in places:
-        setattr(part, name, NarrowLinear(getattr(part, name), kind))
-
 
 VisionChoice = Literal["auto", "torch", "float16", "int8", "fp8"]
 CHOICES: tuple[VisionChoice, ...] = ("auto", "torch", "float16", "int8", "fp8")
@@ -101,23 +78,10 @@ def float16_is_faster(dtype: torch.dtype) -> bool:
     if "float16" not in arithmetics():
         return False
     x, weight = torch.randn(512, 1024), torch.randn(1024, 1024)
-    matrix, rows, out = (
-        DenseMatrix(weight, None, "float16"),
-        Rows("float16"),
-        torch.empty(512, 1024),
-    )
-    narrow_x, narrow_weight = x.to(dtype), weight.to(dtype)
-
-    def seconds(product: functools.partial) -> float:
-        times = []
-        for _ in range(4):
-            began = time.perf_counter()
-            product()
-            times.append(time.perf_counter() - began)
-        return min(times)
-
-    ours = seconds(functools.partial(lambda: matrix.multiply(rows.fill(x), out)))
-    return ours < seconds(functools.partial(F.linear, narrow_x, narrow_weight))
+    matrix, rows = DenseMatrix(weight, None, "float16"), Rows("float16")
+    out, narrow_x, narrow_weight = torch.empty(512, 1024), x.to(dtype), weight.to(dtype)
+    ours_s = cpu.fastest_s(lambda: matrix.multiply(rows.fill(x), out), 4)
+    return ours_s < cpu.fastest_s(lambda: F.linear(narrow_x, narrow_weight), 4)
 
 
 class CpuVisionTower(nn.Module):
@@ -210,3 +174,25 @@ def _is_dense(tower: nn.Module | None) -> bool:
         for module in tower.modules()
         if isinstance(module, QuantizedLinear)
     )
+
+
+def use_narrow(tower: nn.Module, kind: Narrow) -> None:
+    """Replaces the products of a tower of plain weights, one by one. UnsupportedError for another,
+    and for one that is streamed."""
+    parts = [part for part in tower.modules() if isinstance(part, VisionAttention | VisionMLP)]
+    places = [
+        (part, name)
+        for part in parts
+        for name in (("qkv", "proj") if isinstance(part, VisionAttention) else ("fc1", "fc2"))
+    ]
+    if not isinstance(tower, VisionTower) or tower.streamed is not None:
+        raise UnsupportedError(
+            f"A streamed vision tower does not run in {kind}.", "Leave one of the two out."
+        )
+    if not all(NarrowLinear.can_be(getattr(part, name)) for part, name in places):
+        raise UnsupportedError(
+            f"This vision tower cannot run in {kind}: its weights are quantized, or of odd shapes.",
+            "Take one of 16 bits, or leave the choice out.",
+        )
+    for part, name in places:
+        setattr(part, name, NarrowLinear(getattr(part, name), kind))

@@ -8,70 +8,74 @@ which compute, and write to the cache, what it does.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ivl.kernels import dispatch
 from ivl.kv import BLOCK_TOKENS
-from ivl.model.cache import KVStore, Segment, SplitKVStore, TorchKVStore
+from ivl.model.cache import KVStore, Segment, SplitKVStore, TorchKVStore, num_blocks_for
 
 FEW_TOKENS = 8
 """Segments with more, of prompts, are read by PyTorch's attention, which shares the keys among
 them."""
 
 
+@dataclass(frozen=True, slots=True)
 class PagedBatch:
-    """Which blocks every token of a batch sees. Made once for all layers of a device."""
+    """Which blocks every token of a batch sees; made once for all layers of a device.
 
-    def __init__(self, segments: Sequence[Segment], device: torch.device) -> None:
-        """All segments are in one store."""
-        self.store = segments[0].cache.store
-        self.most_tokens = max(segment.end for segment in segments)
-        most_blocks = -(-self.most_tokens // BLOCK_TOKENS)
-        tables, places, numbers, lengths = [], [], [], []
-        for number, segment in enumerate(segments):
-            blocks = segment.cache.blocks[:most_blocks]
-            tables.append(blocks + [0] * (most_blocks - len(blocks)))
-            for token in range(segment.cache.length, segment.end):
-                block, rest = divmod(token, BLOCK_TOKENS)
-                places.append(segment.cache.blocks[block] * BLOCK_TOKENS + rest)
-                numbers.append(number)
-                lengths.append(token + 1)
-        self.tables = torch.tensor(tables, dtype=torch.int32).to(device, non_blocking=True)
-        self.places = torch.tensor(places).to(device, non_blocking=True)
-        self.numbers = torch.tensor(numbers, dtype=torch.int32).to(device, non_blocking=True)
-        self.lengths = torch.tensor(lengths, dtype=torch.int32).to(device, non_blocking=True)
+    tables, sequences and lengths: see `ivl.kernels.triton.attention`. places int64 (tokens,): where
+    the new keys and values go. most_tokens: of a sequence.
+    """
 
-    @classmethod
-    def over(
-        cls,
-        store: KVStore,
-        tables: Tensor,
-        places: Tensor,
-        numbers: Tensor,
-        lengths: Tensor,
-        most_tokens: int,
-    ) -> PagedBatch:
-        """A batch whose tensors are there already, see `ivl.kernels.triton.attention`; `places`
-        int64 (tokens,): where the new keys and values go."""
-        batch = cls.__new__(cls)
-        batch.store, batch.most_tokens = store, most_tokens
-        batch.tables, batch.places = tables, places
-        batch.numbers, batch.lengths = numbers, lengths
-        return batch
+    store: KVStore
+    tables: Tensor
+    places: Tensor
+    sequences: Tensor
+    lengths: Tensor
+    most_tokens: int
 
     @classmethod
     def of(cls, segments: Sequence[Segment], device: torch.device) -> PagedBatch | None:
         """None where a device has no such attention, or prompts are read."""
         if not segments or not dispatch.runs_triton(device):
             return None
+        store = segments[0].cache.store
         if any(segment.num_tokens > FEW_TOKENS for segment in segments):
             return None
-        if not isinstance(segments[0].cache.store, TorchKVStore | SplitKVStore):
+        if not isinstance(store, TorchKVStore | SplitKVStore):
             return None
-        same = all(segment.cache.store is segments[0].cache.store for segment in segments)
-        return cls(segments, device) if same else None
+        same = all(segment.cache.store is store for segment in segments)
+        return cls.made_of(segments, device) if same else None
+
+    @classmethod
+    def made_of(cls, segments: Sequence[Segment], device: torch.device) -> PagedBatch:
+        """All segments are in one store."""
+        most_tokens = max(segment.end for segment in segments)
+        most_blocks = num_blocks_for(most_tokens)
+        tables, places, sequences, lengths = [], [], [], []
+        for number, segment in enumerate(segments):
+            blocks = segment.cache.blocks[:most_blocks]
+            tables.append(blocks + [0] * (most_blocks - len(blocks)))
+            for token in range(segment.cache.length, segment.end):
+                block, rest = divmod(token, BLOCK_TOKENS)
+                places.append(segment.cache.blocks[block] * BLOCK_TOKENS + rest)
+                sequences.append(number)
+                lengths.append(token + 1)
+
+        def there(numbers: list[int] | list[list[int]], dtype: torch.dtype) -> Tensor:
+            return torch.tensor(numbers, dtype=dtype).to(device, non_blocking=True)
+
+        return cls(
+            segments[0].cache.store,
+            there(tables, torch.int32),
+            there(places, torch.int64),
+            there(sequences, torch.int32),
+            there(lengths, torch.int32),
+            most_tokens,
+        )
 
     def attend(
         self, layer: int, q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor
@@ -86,7 +90,7 @@ class PagedBatch:
         store.write(layer, self.places, rotate(k, cos, sin), v)
         numbers, scales = store.of(layer)
         return paged_attention(
-            rotate(q, cos, sin), numbers, scales, self.tables, self.numbers, self.lengths,
+            rotate(q, cos, sin), numbers, scales, self.tables, self.sequences, self.lengths,
             block_tokens=BLOCK_TOKENS, most_tokens=self.most_tokens,
         )  # fmt: skip
 
@@ -117,7 +121,7 @@ class StepGraphs:
             torch.zeros((largest, head_dim), dtype=dtype, device=device) for _ in range(2)
         )
         self._out = torch.zeros_like(self._x)
-        blocks = -(-context // BLOCK_TOKENS)
+        blocks = num_blocks_for(context)
         self._tables = torch.zeros((largest, blocks), dtype=torch.int32, device=device)
         self._places = torch.zeros(largest, dtype=torch.int64, device=device)
         self._lengths = torch.ones(largest, dtype=torch.int32, device=device)
@@ -143,7 +147,7 @@ class StepGraphs:
         """
         count = len(segments)
         size = next(size for size in SIZES if size >= count)
-        batch = PagedBatch(segments, x.device)
+        batch = PagedBatch.made_of(segments, x.device)
         fill = torch.arange(size).clamp(max=count - 1).to(x.device)
         for static, given in (
             (self._x, x), (self._cos, cos), (self._sin, sin), (self._places, batch.places),
@@ -160,7 +164,7 @@ class StepGraphs:
 
     def _compute(self, run: Run, size: int) -> None:
         assert self._store is not None
-        batch = PagedBatch.over(
+        batch = PagedBatch(
             self._store, self._tables[:size], self._places[:size], self._numbers[:size],
             self._lengths[:size], self._context,
         )  # fmt: skip

@@ -8,7 +8,6 @@ tiles go through a layer before the next comes, so the weights pass once, whatev
 from __future__ import annotations
 
 import copy
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import torch
@@ -17,39 +16,23 @@ from torch import Tensor, nn
 NUM_SLOTS = 2
 
 
-class Transfers(ABC):
-    """Copies into slots beside the computing, in the right order: a slot is filled when what was
-    computed with it has ended, and computed with when it is full."""
-
-    @abstractmethod
-    def fill(self, slot: int, targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
-        """Begins to copy."""
-
-    @abstractmethod
-    def wait(self, slot: int) -> None:
-        """What is computed from now on finds the slot full."""
-
-    @abstractmethod
-    def release(self, slot: int) -> None:
-        """What was computed up to now was the last that needed the slot as it is."""
-
-
-class DirectTransfers(Transfers):
-    """Copies at once; for devices without streams."""
+class Transfers:
+    """Copies into slots, at once; for devices without streams."""
 
     def fill(self, slot: int, targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
+        """Begins to copy, when what was computed with the slot has ended."""
         for target, source in zip(targets, sources, strict=True):
             target.copy_(source)
 
     def wait(self, slot: int) -> None:
-        pass
+        """What is computed from now on finds the slot full."""
 
     def release(self, slot: int) -> None:
-        pass
+        """What was computed up to now was the last that needed the slot as it is."""
 
 
 class CudaTransfers(Transfers):
-    """Copies on a stream of its own. The sources must be in pinned memory to run beside."""
+    """Copies on a stream of its own, beside the computing if the sources are in pinned memory."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -88,7 +71,7 @@ class StreamedLayers:
         ]
         self._targets = [list(slot.parameters()) for slot in self._slots]
         if transfers is None:
-            transfers = CudaTransfers(device) if device.type == "cuda" else DirectTransfers()
+            transfers = CudaTransfers(device) if device.type == "cuda" else Transfers()
         self._transfers = transfers
 
     @property
