@@ -117,7 +117,7 @@ def test_an_answer_ends_where_its_numbers_do(overflowing: Path, capsys: Captured
     capsys.readouterr()
     assert run([*command, "--dtype", "float16"]) == 2
     err = capsys.readouterr().err
-    assert "error: The model has computed, in float16, numbers that are not finite" in err
+    assert "error: The model has computed numbers that are not finite, in float16" in err
     assert "--dtype bfloat16" in err
     assert "`ivl check`" in err
 

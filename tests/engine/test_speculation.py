@@ -165,7 +165,7 @@ def test_the_command_line_refuses_a_draft_that_sees_otherwise(
     tiny_model_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(["ask", "Who?", "--context", "512", "--draft", str(tiny_model_dir)]) == 2
-    assert "its tiles are others" in capsys.readouterr().err
+    assert "its tiles differ" in capsys.readouterr().err
     assert run(["ask", "Who?", "--draft", "lookup", "--draft-tokens", "0"]) == 2
     assert "at least 1" in capsys.readouterr().err
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from ivl.kernels import cpu
-from ivl.kernels.dispatch import pack, pack_parts
+from ivl.kernels.dispatch import pack
 from ivl.kernels.matrix import CpuMatrix
 from ivl.quant.formats import FORMATS, find_format
 from tests.kernels.random_blocks import random_blocks, weights_of
@@ -133,7 +133,7 @@ def test_rows_in_several_arrays(extension: ModuleType, rows: tuple[int, ...]) ->
     """As those of queries, keys and values are, whether they end with a panel or within one."""
     blocks = random_blocks("Q4_K", sum(rows), 512)
     parts = np.split(blocks, np.cumsum(rows)[:-1])
-    joined, whole = pack_parts(parts, "Q4_K"), pack(blocks, "Q4_K")
+    joined, whole = pack(parts, "Q4_K"), pack(blocks, "Q4_K")
     assert torch.equal(joined.dequantize(), whole.dequantize())
     x = torch.randn(3, 512)
     assert torch.equal(joined.linear(x), whole.linear(x))

@@ -219,7 +219,7 @@ def test_a_file_that_has_lost_pages_since_it_was_opened(tmp_path: Path) -> None:
     path.write_bytes(THREE)
     page = open_pages(path)[2]
     path.write_bytes(pdf((A4, "1 0 0")))
-    with pytest.raises(RequestError, match="no page 3 any more"):
+    with pytest.raises(RequestError, match="no longer has a page 3"):
         page.load()
 
 

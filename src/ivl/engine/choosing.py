@@ -39,7 +39,7 @@ def not_finite(dtype: torch.dtype, num_tokens: int) -> NonFiniteError:
         hint = f'Numbers of float16 end at 65504: load it with `dtype="bfloat16"`. {hint}'
     kind = str(dtype).removeprefix("torch.")
     return NonFiniteError(
-        f"The model has computed, in {kind}, numbers that are not finite{after}.", hint
+        f"The model has computed numbers that are not finite, in {kind}{after}.", hint
     )
 
 

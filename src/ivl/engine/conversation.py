@@ -104,7 +104,7 @@ class Conversation:
         RequestError when something has been asked already."""
         if self._num_begun:
             raise RequestError(
-                "This conversation has begun already.", "A history starts a new conversation."
+                "This conversation has already begun.", "Start a new conversation with the history."
             )
         return self._submit(messages, images, max_tiles, max_pixels, options, schema, logprobs)
 
@@ -259,5 +259,5 @@ class Generation:
 def _another_has_begun() -> RequestError:
     return RequestError(
         "Another answer of this conversation has begun.",
-        "Take it to its end, or close() it, and ask then; two at once need two conversations.",
+        "Finish it, or close() it, before you ask again; two at once need two conversations.",
     )

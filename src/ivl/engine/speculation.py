@@ -206,8 +206,8 @@ def check_draft(tokenizer: Tokenizer, config: ModelConfig, draft: Engine) -> Non
         ours.token_bytes(i) != theirs.token_bytes(i) for i in ids
     ):
         raise ConfigError(
-            f"The draft model has another vocabulary: {theirs.vocab_size} tokens, and the model "
-            f"{ours.vocab_size}.",
+            f"The draft model has a different vocabulary: {theirs.vocab_size} tokens, and the "
+            f"model has {ours.vocab_size}.",
             "Of the official sizes, 1b, 4b, 38b and 78b share one, and 2b, 8b and 26b another; "
             '`draft="lookup"` needs no model.',
         )
@@ -218,7 +218,7 @@ def check_draft(tokenizer: Tokenizer, config: ModelConfig, draft: Engine) -> Non
         config.tokens_per_tile,
     ):
         raise ConfigError(
-            "The draft model does not see what the model sees: its tiles are others.",
+            "The draft model does not see what the model sees: its tiles differ.",
             "Both must be models for images, with tiles of the same size.",
         )
 
@@ -234,7 +234,7 @@ class Speculation:
         if self.num_tokens < 1:
             raise ConfigError(
                 f"draft_tokens must be at least 1, not {self.num_tokens}.",
-                "The default is a good one.",
+                f"The default is {DEFAULT_DRAFT_TOKENS}.",
             )
 
     def new_drafter(self, num_blocks: int, vocab_size: int, *, reserve: bool) -> Drafter:

@@ -23,24 +23,34 @@ from ivl.kernels.triton.layout import LAYOUTS
 from ivl.quant.formats import find_format
 
 
-def pack(blocks: np.ndarray, format: str, device: torch.device | str = "cpu") -> Matrix:
-    """A matrix of blocks uint8 (rows, row_bytes), in the best implementation for the device.
+def pack(
+    blocks: np.ndarray | Sequence[np.ndarray], format: str, device: torch.device | str = "cpu"
+) -> Matrix:
+    """A matrix of blocks uint8 (rows, row_bytes), in the best implementation for the device; of
+    several arrays of rows, such as those of queries, keys and values, one below the other.
 
     The blocks may be a view of a mapped file; they are copied where the implementation keeps them
     in another order, and kept where it does not. Raises UnsupportedError for unknown formats.
     """
     found = find_format(format)
-    if torch.device(device).type == "cpu":
-        extension = cpu.extension()
-        if extension is not None and extension.supports_format(found.type_id):
-            return CpuMatrix(blocks, format, extension)
-        if extension is not None and found.name in FLOAT_DTYPES:
-            return CpuFloatMatrix(blocks, format)
+    parts = [blocks] if isinstance(blocks, np.ndarray) else blocks
+    extension = cpu.extension() if torch.device(device).type == "cpu" else None
+    if extension is not None and found.name in FLOAT_DTYPES:  # they stay where they are
+        matrices = [CpuFloatMatrix(part, format) for part in parts]
+        return matrices[0] if len(matrices) == 1 else StackedMatrix(matrices)
+    if extension is not None and extension.supports_format(found.type_id):
+        if CpuMatrix.can_join(parts, extension):
+            return CpuMatrix(parts[0], format, extension, *parts[1:])
+    if len(parts) > 1:
+        whole = np.concatenate(parts)
+        for part in parts:
+            release_pages(part)
+        return pack(whole, format, device)
     if runs_triton(device) and found.name in LAYOUTS:
         from ivl.kernels.triton.matrix import TritonMatrix
 
-        return TritonMatrix(blocks, found.name, device)
-    return ReferenceMatrix(blocks, format, device)
+        return TritonMatrix(parts[0], found.name, device)
+    return ReferenceMatrix(parts[0], format, device)
 
 
 def keeps_blocks(format: str, device: torch.device | str) -> bool:
@@ -59,22 +69,3 @@ def runs_triton(device: torch.device | str) -> bool:
 @functools.cache
 def _has_triton() -> bool:
     return importlib.util.find_spec("triton") is not None
-
-
-def pack_parts(
-    parts: Sequence[np.ndarray], format: str, device: torch.device | str = "cpu"
-) -> Matrix:
-    """`pack` of rows that lie in several arrays, such as those of queries, keys and values."""
-    if len(parts) == 1:
-        return pack(parts[0], format, device)
-    extension = cpu.extension() if torch.device(device).type == "cpu" else None
-    if extension is not None:
-        found = find_format(format)
-        if found.name in FLOAT_DTYPES:  # they stay where they are
-            return StackedMatrix([CpuFloatMatrix(part, format) for part in parts])
-        if extension.supports_format(found.type_id) and CpuMatrix.can_join(parts, extension):
-            return CpuMatrix(parts[0], format, extension, *parts[1:])
-    whole = np.concatenate(parts)
-    for part in parts:
-        release_pages(part)
-    return pack(whole, format, device)

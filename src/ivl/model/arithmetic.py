@@ -56,7 +56,7 @@ def use_arithmetic(model: InternVL, choice: VisionChoice) -> None:
     if model.vision_device.type != "cpu":
         raise UnsupportedError(
             f"The vision tower runs in {choice} on a CPU only, and it is on {model.vision_device}.",
-            "Leave the choice out, or load the model with device cpu.",
+            'Leave out `vision`, or load the model with `device="cpu"`.',
         )
     if choice == "fp8":
         raise UnsupportedError(
@@ -187,12 +187,13 @@ def use_narrow(tower: nn.Module, kind: Narrow) -> None:
     ]
     if not isinstance(tower, VisionTower) or tower.streamed is not None:
         raise UnsupportedError(
-            f"A streamed vision tower does not run in {kind}.", "Leave one of the two out."
+            f"A streamed vision tower does not run in {kind}.", "Use one of the two."
         )
     if not all(NarrowLinear.can_be(getattr(part, name)) for part, name in places):
         raise UnsupportedError(
-            f"This vision tower cannot run in {kind}: its weights are quantized, or of odd shapes.",
-            "Take one of 16 bits, or leave the choice out.",
+            f"This vision tower cannot run in {kind}: its weights are quantized, or their shapes do "
+            "not fit.",
+            "Use one of 16 bits, or leave out `vision`.",
         )
     for part, name in places:
         setattr(part, name, NarrowLinear(getattr(part, name), kind))

@@ -35,7 +35,7 @@ from ivl.checkpoint.safetensors import FLOAT_DTYPES, SafetensorsDirectory, Tenso
 from ivl.config import DecoderConfig, ModelConfig
 from ivl.errors import CheckpointError, UnsupportedError
 from ivl.footprint.tensors import TypedTensor
-from ivl.kernels.dispatch import keeps_blocks, pack, pack_parts
+from ivl.kernels.dispatch import keeps_blocks, pack
 from ivl.kernels.linear import QuantizedEmbedding, QuantizedLinear
 from ivl.kernels.mapped import release_pages, to_device
 from ivl.kernels.matrix import FLOAT_DTYPES as PLAIN
@@ -328,7 +328,7 @@ class OpenPair:
             blocks = [view[order]]
             release_pages(view)
         if len(set(formats)) == 1:
-            return pack_parts(blocks, formats[0], device)
+            return pack(blocks, formats[0], device)
         return StackedMatrix([pack(b, f, device) for b, f in zip(blocks, formats, strict=True)])
 
     def tensor(self, ours: str, device: torch.device, dtype: torch.dtype) -> Tensor:
@@ -409,7 +409,7 @@ def _check_names(table: dict[str, Source], available: dict[str, str], directory:
     unexpected = sorted(n for n in available.keys() - wanted if not n.endswith(IGNORED_SUFFIXES))
     if unexpected:
         raise CheckpointError(
-            f"{directory} holds {len(unexpected)} tensors that its config.json does not explain: "
+            f"{directory} has {len(unexpected)} tensors that its config.json does not call for: "
             f"{_some(unexpected)}.",
             "The weights are of another model, or the config.json is.",
         )

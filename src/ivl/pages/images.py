@@ -108,7 +108,7 @@ def _check_shape(shape: tuple[int, ...]) -> None:
         hint = "Its colours come first: give `array.transpose(1, 2, 0)`."
     elif len(shape) == 4:
         hint = "Several images are a list: give `list(array)`."
-    raise RequestError(f"An array of shape {shape} is no image.", hint)
+    raise RequestError(f"An array of shape {shape} is not an image.", hint)
 
 
 def _to_bytes(array: NDArray[Any]) -> NDArray[np.uint8]:
@@ -121,7 +121,7 @@ def _to_bytes(array: NDArray[Any]) -> NDArray[np.uint8]:
         return ((array.astype(np.uint32) + 128) // 257).astype(np.uint8)
     if not (np.issubdtype(kind, np.integer) or np.issubdtype(kind, np.floating)):
         hint = "Give uint8, or floats from 0 to 1."
-        raise RequestError(f"An array of {kind} is no image.", hint)
+        raise RequestError(f"An array of {kind} is not an image.", hint)
     top, what = (1, "floats") if np.issubdtype(kind, np.floating) else (255, "whole numbers")
     low, high = array.min(), array.max()
     if not (low >= 0 and high <= top):  # not-a-number is neither
@@ -172,7 +172,7 @@ class HeldImage:
     def __init__(self, image: Image.Image, background: Background, limit: PixelLimit) -> None:
         if _is_closed(image):
             raise RequestError(
-                "The image of Pillow's is closed.",
+                "The Pillow image is closed.",
                 "Use it inside its `with` block, or give a `.copy()`.",
             )
         self._image, self._limit = image, limit
@@ -289,9 +289,7 @@ def _not_an_image(file: BinaryIO, label: str) -> RequestError:
         return RequestError(*lfs_complaint(label))
     if _is_heif(file):
         if "HEIF" in Image.OPEN:
-            return RequestError(
-                f"{label} is a damaged HEIC image.", "Save it again, or send it anew."
-            )
+            return RequestError(f"{label} is a damaged HEIC image.", "Save it again.")
         return RequestError(
             f"{label} is a HEIC image.",
             "`pip install 'ivl[heif]'` lets ivl read it; or save it as JPEG or PNG.",
@@ -341,7 +339,7 @@ def _refuse_damage(label: str) -> Iterator[None]:
     except _DAMAGE as error:
         raise RequestError(
             f"{label} is damaged or incomplete: {_reason(error)}.",
-            "Open and save it again, or send it anew.",
+            "Open it and save it again.",
         ) from None
 
 

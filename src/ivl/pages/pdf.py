@@ -125,7 +125,7 @@ def open_pdf(file: BinaryIO, label: str, limit: PixelLimit) -> Iterator[PdfFile]
                 raise RequestError(f"{label} needs a password.", "Save it without one.") from None
             raise RequestError(
                 f"{label} is a PDF that has no pages, is damaged or incomplete.",
-                "Save it again, or send it anew.",
+                "Save it again.",
             ) from None
         try:
             with _refuse_damage(label):
@@ -153,7 +153,7 @@ def _refuse_damage(label: str) -> Iterator[None]:
         yield
     except pypdfium2.PdfiumError:
         raise RequestError(
-            f"{label} is damaged and cannot be drawn.", "Save the PDF again, or send it anew."
+            f"{label} is damaged and cannot be drawn.", "Save the PDF again."
         ) from None
     except MemoryError:
         raise CapacityError(f"{label} does not fit into memory.", "Free some memory.") from None

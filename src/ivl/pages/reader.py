@@ -73,7 +73,7 @@ class Page:
 
     def _index_in(self, file: _Opened) -> int:
         if file.num_pages < self.number and not isinstance(file, HeldImage):
-            raise RequestError(f"{self.name} has no page {self.number} any more.", "Open it again.")
+            raise RequestError(f"{self.name} no longer has a page {self.number}.", "Open it again.")
         return 0 if isinstance(file, HeldImage) else self.number - 1
 
 
@@ -235,6 +235,6 @@ def _check_together(file: _Opened, label: str, most: int, limit: PixelLimit) -> 
 def _check_count(num_pages: int, label: str, most: int) -> None:
     if num_pages > most:
         raise RequestError(
-            f"{label} has {num_pages} pages; at most {most} are looked at together.",
-            "Save those that you mean as files of their own.",
+            f"{label} has {num_pages} pages; at most {most} can be asked about together.",
+            "Save the pages that you mean as files of their own.",
         )

@@ -115,7 +115,9 @@ def _open_path(path: str | os.PathLike[str], label: str) -> BinaryIO:
     except IsADirectoryError:
         raise RequestError(f"{label} is a directory.", "Give the image files in it.") from None
     except PermissionError:
-        raise RequestError(f"{label} may not be read.", "Check its permissions.") from None
+        raise RequestError(
+            f"{label} cannot be read: permission denied.", "Check its permissions."
+        ) from None
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         is_data = len(label) > 255 and "/" not in label[:4]
