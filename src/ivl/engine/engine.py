@@ -242,10 +242,8 @@ class Engine:
             release=self._forget,
             owner=owner,
         )
-        if (
-            len(request.ids) + request.max_tokens
-            > num_blocks_for(self.max_request_tokens) * BLOCK_TOKENS
-        ):
+        needed = num_blocks_for(len(request.ids) + request.max_tokens)
+        if needed > num_blocks_for(self.max_request_tokens):
             most = self.limits.kv_tokens or self.context
             raise CapacityError(
                 f"Prompt and answer may need more than the {most} tokens of the cache.",

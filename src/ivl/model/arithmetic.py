@@ -191,8 +191,8 @@ def use_narrow(tower: nn.Module, kind: Narrow) -> None:
         )
     if not all(NarrowLinear.can_be(getattr(part, name)) for part, name in places):
         raise UnsupportedError(
-            f"This vision tower cannot run in {kind}: its weights are quantized, or their shapes do "
-            "not fit.",
+            f"This vision tower cannot run in {kind}: its weights are quantized, or their shapes "
+            "do not fit.",
             "Use one of 16 bits, or leave out `vision`.",
         )
     for part, name in places:

@@ -148,7 +148,9 @@ def load_pages(
     if isinstance(source, Page):
         return [load_image(source, background=background, max_pixels=max_pixels)]
     with _opened(source, background, limit) as file:
-        _check_together(file, label_of(source), most, limit)
+        _check_count(file.num_pages, label_of(source), most)
+        if not isinstance(file, HeldImage):
+            _check_pixels(file, label_of(source), limit)
         return [file.load(page) for page in range(file.num_pages)]
 
 
@@ -161,12 +163,7 @@ def open_pages(
 ) -> list[Page]:
     """The pages of a source, to be loaded one by one, in what it is called in messages: `name`, or
     its path. Errors as in `load_image`, as far as headers show them."""
-    if isinstance(source, Page):
-        return [source]
-    kept, called = rereadable(source), label_of(source) if name is None else name
-    with _opened(kept, "auto", PixelLimit(max_pixels, limit_option), called) as file:
-        count = file.num_pages
-    return [Page(name=called, source=kept, number=n + 1, count=count) for n in range(count)]
+    return _pages(source, name, PixelLimit(max_pixels, limit_option))
 
 
 def open_together(
@@ -180,18 +177,23 @@ def open_together(
     """The pages of a source that are asked about together. As `open_pages`, but RequestError for
     more than `most`. The pictures of an image with several are decoded here, and may not have more
     than `max_pixels` together: an animation cannot be entered in the middle."""
+    return _pages(source, name, PixelLimit(max_pixels, limit_option), most)
+
+
+def _pages(
+    source: ImageSource, name: str | None, limit: PixelLimit, most_together: int | None = None
+) -> list[Page]:
     if isinstance(source, Page):
         return [source]
     kept, called = rereadable(source), label_of(source) if name is None else name
-    limit = PixelLimit(max_pixels, limit_option)
     with _opened(kept, "auto", limit, called) as file:
         count = file.num_pages
         sources: list[ImageSource] = [kept] * count
-        if isinstance(file, ImageFile) and count > 1:
-            _check_together(file, called, most, limit)
-            sources = [file.load(page) for page in range(count)]
-        else:
-            _check_count(count, called, most)
+        if most_together is not None:
+            _check_count(count, called, most_together)
+            if isinstance(file, ImageFile) and count > 1:
+                _check_pixels(file, called, limit)
+                sources = [file.load(page) for page in range(count)]
     return [
         Page(name=called, source=one, number=number, count=count)
         for number, one in enumerate(sources, start=1)
@@ -221,12 +223,9 @@ def _opened(
             yield ImageFile(file, label, background, limit)
 
 
-def _check_together(file: _Opened, label: str, most: int, limit: PixelLimit) -> None:
-    """RequestError, before anything is decoded, for more than `most` pages, and for pages that have
-    more pixels than the limit together."""
-    _check_count(file.num_pages, label, most)
-    if isinstance(file, HeldImage):
-        return
+def _check_pixels(file: ImageFile | PdfFile, label: str, limit: PixelLimit) -> None:
+    """RequestError, before anything is decoded, for pages that have more pixels than the limit
+    together."""
     num_pixels = sum(file.num_pixels(page) for page in range(file.num_pages))
     if num_pixels > limit.max_pixels:
         raise limit.exceeded(label, f" ({file.num_pages} pages together)")
