@@ -51,7 +51,7 @@ docs: $(DEV_STAMP) ## the documentation and the API reference as a site, in buil
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	@echo 'Open build/site/index.html, or run: $(BIN)/mkdocs serve'
 
-format: $(DEV_STAMP) ## mend the layout, and what else ruff can mend
+format: $(DEV_STAMP) ## fix the layout, and what else ruff can fix
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
