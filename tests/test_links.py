@@ -1,10 +1,12 @@
-"""Links of all Markdown files to files and headings of the repository; `make docs` follows its own.
+"""Markdown files: their links lead to files and headings that exist, and files they name are there.
 
-Anchors are made as GitHub makes them: lower case, no punctuation, hyphens for spaces.
+Anchors are made as GitHub makes them: lower case, no punctuation, hyphens for spaces. `make docs`
+checks the links of its pages once more.
 """
 
 from __future__ import annotations
 
+import fnmatch
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +18,12 @@ ROOT = Path(__file__).parents[1]
 FOLDERS = ("docs", "training", "bench", "tests", "src", "csrc", "samples")
 FENCE = re.compile(r"^ *```.*?^ *```$", re.MULTILINE | re.DOTALL)
 CODE = re.compile(r"`[^`\n]*`")
+NAMED_FILE = re.compile(r"`([\w./*-]+\.(?:py|cpp|hpp|h|csv))`")
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)|<(?:a|img)[^>]*(?:href|src)=\"([^\"]+)\"")
+
+FOREIGN = {"configuration_internvl_chat.py", "convert_hf_to_gguf.py"}
+"""Files of other projects, and what CONTRIBUTING.md forbids or leaves to fill in."""
+FOREIGN |= {"utils.py", "helpers.py", "common.py", "src/ivl/cli/NAME.py"}
 
 
 def markdown_files() -> list[Path]:
@@ -68,3 +75,17 @@ def test_links_lead_somewhere(path: Path) -> None:
 )
 def test_broken_links_are_found(text: str, targets: list[str]) -> None:
     assert list(broken(ROOT / "README.md", text)) == targets
+
+
+def test_files_that_are_named_exist() -> None:
+    """A name may leave out the folders before it, such as src/ivl."""
+    there = [
+        f"/{path.relative_to(ROOT)}" for folder in FOLDERS for path in (ROOT / folder).rglob("*.*")
+    ]
+    missing = [
+        f"{path.relative_to(ROOT)} names {name}"
+        for path in markdown_files()
+        for name in NAMED_FILE.findall(path.read_text("utf-8"))
+        if name not in FOREIGN and not fnmatch.filter(there, f"*/{name}")
+    ]
+    assert not missing, "\n".join(missing)
