@@ -26,7 +26,9 @@ PAGES = {
 """Pages of the site that are elsewhere in the repository."""
 
 REFERENCE = {
-    "Loading and asking": "load Model Conversation Generation Answer Timings GenerationOptions",
+    "Loading and asking": (
+        "load loading.LoadOptions Model Conversation Generation Answer Timings GenerationOptions"
+    ),
     "Images and pages": "load_image load_pages open_pages Page Grid tile_grid",
     "Messages": "Message IMAGE ImageSlot",
     "Planning": "plan Report",
@@ -38,7 +40,9 @@ REFERENCE = {
     "Types": "ImageSource Images MaxTiles GenerationKeywords",
     "Errors": "IvlError",
 }
-"""The names of `ivl.__all__` by subject; one that is missing here ends the build."""
+"""The names of `ivl.__all__` by subject; one that is missing here ends the build. What has a dot is
+of a module below it."""
+PLACED = " ".join(REFERENCE.values()).split()
 
 LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)\s]+)\)")
 FENCE = re.compile(r"(^```.*?^```$)", re.MULTILINE | re.DOTALL)
@@ -93,19 +97,16 @@ def public_names() -> set[str]:
 
 def reference() -> str:
     """A page of directives, which mkdocstrings fills with signatures and docstrings."""
-    if odd := {*" ".join(REFERENCE.values()).split()} ^ public_names():
+    if odd := {name for name in PLACED if "." not in name} ^ public_names():
         raise PluginError(f"docs/site.py and ivl.__all__ differ: {', '.join(sorted(odd))}")
     errors = ast.parse((ROOT / "src/ivl/errors.py").read_text("utf-8"))
-    others = {
-        "Loading and asking": ["loading.LoadOptions"],
-        "Errors": [
-            f"errors.{node.name}" for node in errors.body[2:] if isinstance(node, ast.ClassDef)
-        ],
-    }
+    classes = [node.name for node in errors.body if isinstance(node, ast.ClassDef)]
+    others = [f"errors.{name}" for name in classes if name not in PLACED]
     lines = ["# Python API", "", "What `import ivl` offers. [Python](python.md) shows it in use."]
     for title, names in REFERENCE.items():
         lines += ["", f"## {title}", ""]
-        lines += [f"::: ivl.{name}\n" for name in [*names.split(), *others.get(title, [])]]
+        own = others if title == "Errors" else []
+        lines += [f"::: ivl.{name}\n" for name in [*names.split(), *own]]
     return "\n".join(lines)
 
 
@@ -113,8 +114,7 @@ class DocstringsAsMarkdown(griffe.Extension):
     """Public names in backticks become links, and options, told as `name: what it is`, a list."""
 
     def __init__(self) -> None:
-        self.names = {name: f"ivl.{name}" for name in public_names()}
-        self.names["LoadOptions"] = "ivl.loading.LoadOptions"
+        self.names = {name.split(".")[-1]: f"ivl.{name}" for name in PLACED}
 
     def on_object(self, *, obj: griffe.Object, **_: object) -> None:
         if not obj.docstring:
