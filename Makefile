@@ -16,7 +16,7 @@ DEV_STAMP := $(VENV)/.stamp-dev-without-$(MISSING)
 SOURCES := CMakeLists.txt $(wildcard csrc/*.* csrc/*/*.*)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint browser format clean
+.PHONY: help demo test lint docs browser format clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
@@ -27,7 +27,7 @@ demo: $(PACKAGE_STAMP) ## read a sample receipt with the bundled model, and ask 
 	$(BIN)/ivl ask -q samples/receipt.png 'How much is the total?'
 	$(BIN)/ivl ask -q samples/receipt.png 'Extract as JSON: shop, total.'
 
-test: lint browser ## lint, then run the tests
+test: lint docs browser ## lint, build the documentation, then run the tests
 	$(BIN)/python -m pytest
 
 # The page is tested in Chromium, by a driver that needs libatomic; both come from the system. Where
@@ -46,7 +46,12 @@ lint: $(DEV_STAMP) ## ruff and pyright
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
-format: $(DEV_STAMP) ## mend the layout, and what else ruff can mend
+# A broken link, or a public name that the reference lacks, ends it.
+docs: $(DEV_STAMP) ## the documentation and the API reference as a site, in build/site
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	@echo 'Open build/site/index.html, or run: $(BIN)/mkdocs serve'
+
+format: $(DEV_STAMP) ## fix the layout, and what else ruff can fix
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
