@@ -30,6 +30,7 @@ FLOORS = {
     "api": 7,
     "devices": 7,
     "loading": 7,
+    "serving": 7,
     "conversion": 7,
     "engine": 6,
     "model": 5,

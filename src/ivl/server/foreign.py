@@ -202,9 +202,7 @@ _FIELDS: Final[tuple[tuple[str, str, tuple[object, ...]], ...]] = (
 )  # fmt: skip
 """Fields of others: their names, what to do instead (with `Words` in braces), and values that ask
 for nothing."""
-FIELDS: Final = {
-    name: (advice, idle) for names, advice, idle in _FIELDS for name in names.split()
-}
+FIELDS: Final = {name: (advice, idle) for names, advice, idle in _FIELDS for name in names.split()}
 
 PART_FIELDS: Final = (
     *("max_dynamic_patch", "min_dynamic_patch", "max_num", "max_patches", "max_tiles"),
