@@ -12,7 +12,6 @@ from typing import Any, ClassVar, NoReturn, TypeVar, get_args
 from fastapi import FastAPI, Request
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from pydantic.json_schema import models_json_schema
-from pydantic_core import ErrorDetails
 
 from ivl.server.errors import ApiError
 from ivl.server.foreign import (
@@ -169,7 +168,7 @@ def shown(path: Iterable[Step]) -> str:
     return text
 
 
-def _problem(found: ErrorDetails, raw: Any) -> Problem:
+def _problem(found: Mapping[str, Any], raw: Any) -> Problem:
     is_missing = found["type"] == "missing"
     path = client_path(raw, found["loc"], is_missing=is_missing)
     message = found["msg"].removeprefix("Value error, ").rstrip(".")

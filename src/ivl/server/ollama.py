@@ -32,7 +32,7 @@ from ivl.server.bodies import Fields, body_schema, read_body
 from ivl.server.errors import ApiError
 from ivl.server.foreign import OLLAMA
 from ivl.server.hub import LATEST, ServedModel, StoredFacts
-from ivl.server.openai import NO_TOOLS, JsonSchema, MaxTiles, Sampling, TopLogprobs
+from ivl.server.openai import NO_TOOLS, JsonSchema, MaxTiles, SamplingFields, TopLogprobs
 
 router = APIRouter(tags=["Ollama"])
 NDJSON = "application/x-ndjson"
@@ -68,7 +68,7 @@ def parse_duration(given: float | str) -> float:
     return -seconds if text.startswith("-") else seconds
 
 
-class Options(Sampling):
+class Options(SamplingFields):
     """Ollama's options. What says how a model is placed is taken and changes nothing, as it changes
     no answer; num_ctx must be within the context that the server has."""
 

@@ -62,7 +62,7 @@ LogitBias = Annotated[
 """What is added to the logits of tokens, by their ids (JSON has them as strings)."""
 
 
-class Sampling(Fields):
+class SamplingFields(Fields):
     """How tokens are chosen, by the names that all APIs use."""
 
     top_p: Annotated[float, Field(ge=0, le=1)] | None = None
@@ -89,7 +89,7 @@ class Sampling(Fields):
         return GenerationOptions.of({k: v for k, v in given.items() if v is not None})
 
 
-class OpenAIRequest(Sampling):
+class OpenAIRequest(SamplingFields):
     """What several of the requests have in common.
 
     Without a temperature the likeliest token is taken. top_k, min_p and repetition_penalty are
