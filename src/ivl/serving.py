@@ -161,21 +161,18 @@ def stored_facts(options: LoadOptions) -> StoredFacts | None:
         source = open_source(found.path, found.mmproj)
     except IvlError:
         return None
-    parameters = num_parameters(source.config)
     if source.pair is not None:
-        text = source.pair.text
+        text, num_bytes = source.pair.text, source.pair.weights_bytes
         types = Counter(entry.format.name for entry in text.tensors.values())
         kind = mix_of_file_type(text.metadata.get("general.file_type"))
-        return StoredFacts(
-            num_bytes=source.pair.weights_bytes,
-            num_parameters=parameters,
-            format="gguf",
-            kind=kind or types.most_common(1)[0][0],
-        )
-    kinds = Counter(entry.dtype for entry in SafetensorsDirectory(source.path).tensors.values())
+    else:
+        num_bytes = sum(file.stat().st_size for file in source.path.glob("*.safetensors"))
+        tensors = SafetensorsDirectory(source.path).tensors
+        types = Counter(entry.dtype for entry in tensors.values())
+        kind = "AWQ" if source.config.quantization == "awq" else None
     return StoredFacts(
-        num_bytes=sum(file.stat().st_size for file in source.path.glob("*.safetensors")),
-        num_parameters=parameters,
-        format="safetensors",
-        kind="AWQ" if source.config.quantization == "awq" else kinds.most_common(1)[0][0],
+        num_bytes=num_bytes,
+        num_parameters=num_parameters(source.config),
+        format="safetensors" if source.pair is None else "gguf",
+        kind=kind or types.most_common(1)[0][0],
     )

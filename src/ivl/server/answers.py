@@ -113,7 +113,7 @@ async def _lines(writer: Writer, answers: Answers) -> AsyncIterator[str]:
         known = error if isinstance(error, IvlError) else None
         if known is None:
             log_failure(error)
-        failed.append(shown_error(known))
+        failed.append(api_error(known))
 
     with contained(fail, "its answer was sent"):
         try:
@@ -131,7 +131,7 @@ class WholeAnswer:
 
     text: str = ""
     tokens: list[TokenLogprob] = field(default_factory=list)
-    reason: FinishReason = "cancelled"
+    reason: FinishReason | None = None
     end: Timings | None = None
 
     def add(self, event: Piece | Ended) -> None:
@@ -190,7 +190,7 @@ class Answers:
         while self._open:
             index, event = await self._events.get()
             if isinstance(event, Failed):
-                raise shown_error(event.error)
+                raise api_error(event.error)
             if isinstance(event, Ended):
                 self._open -= 1
                 self._metrics.observe(self.model.name, event.timings)
@@ -202,14 +202,6 @@ class Answers:
     def logprobs(self, tokens: Sequence[TokenLogprob]) -> list[dict[str, Any]]:
         """Tokens as OpenAI and Ollama show them."""
         return [logprob_record(token, self.model.engine.tokenizer) for token in tokens]
-
-
-def shown_error(error: IvlError | None) -> ApiError:
-    """What ended a request without an answer, as `Failed` has it."""
-    if error is None:
-        text = "The request has failed by a defect of the server; its log says which."
-        return ApiError(500, text)
-    return api_error(error)
 
 
 def copies(request: EngineRequest, count: int) -> list[EngineRequest]:

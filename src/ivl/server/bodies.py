@@ -7,7 +7,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, NoReturn, TypeVar, get_args
+from typing import Any, ClassVar, NoReturn, TypeVar
 
 from fastapi import FastAPI, Request
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
@@ -259,27 +259,11 @@ def _wrong_value(problem: Problem, alike: list[str], words: Words) -> str:
     return f"{place or 'The body'}: {problem.message}."
 
 
-def _names(kind: type[BaseModel], *, deep: bool) -> list[str]:
+def _names(kind: type[Fields], *, deep: bool) -> list[str]:
     """Fields of a body, and, if `deep`, of all its parts."""
-    names: dict[str, None] = {}
-    seen: set[type[BaseModel]] = set()
-
-    def visit(model: type[BaseModel]) -> None:
-        seen.add(model)
-        for name, field in model.model_fields.items():
-            names[field.alias or name] = None
-            for part in _models(field.annotation):
-                if deep and part not in seen:
-                    visit(part)
-
-    visit(kind)
-    return list(names)
-
-
-def _models(annotation: Any) -> list[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    return [model for inner in get_args(annotation) for model in _models(inner)]
+    schema = kind.model_json_schema()
+    parts = [schema, *(schema.get("$defs", {}).values() if deep else ())]
+    return list(dict.fromkeys(name for part in parts for name in part.get("properties", ())))
 
 
 def body_schema(kind: type[Fields]) -> dict[str, Any]:

@@ -17,8 +17,6 @@ from ivl.spelling import nearest
 
 OLLAMA_PREFIX = "/api/"
 SERVE_OPTIONS = frozenset({"context", "device", "dtype", "kv", "mmproj", "vision_batch", "vision"})
-RETRY_AFTER_S = 2
-BACK_AFTER_S = 10
 
 
 class ApiError(Exception):
@@ -45,19 +43,25 @@ KINDS = {
 }
 
 
-def api_error(error: IvlError) -> ApiError:
-    """What a person can mend, as an API says it. What only who runs the server can mend is 5xx."""
-    text = _in_words_of_the_server(str(error))
-    if isinstance(error, UnavailableError):
-        return ApiError(503, text, headers={"Retry-After": str(BACK_AFTER_S)})
-    if isinstance(error, NonFiniteError):
-        return ApiError(500, text, code="not_finite")
-    if isinstance(error, BusyError):
-        retry = {"Retry-After": str(RETRY_AFTER_S)}
-        return ApiError(429, text, code="rate_limit_exceeded", headers=retry)
-    if isinstance(error, CapacityError):
-        return ApiError(400, text, code="context_length_exceeded")
-    return ApiError(400, text)
+STATUSES: tuple[tuple[type[IvlError], int, str | None, int | None], ...] = (
+    (UnavailableError, 503, None, 10),
+    (NonFiniteError, 500, "not_finite", None),
+    (BusyError, 429, "rate_limit_exceeded", 2),
+    (CapacityError, 400, "context_length_exceeded", None),
+    (IvlError, 400, None, None),
+)
+"""Of errors: status, code, and seconds after which to ask again. The first that it is counts."""
+
+
+def api_error(error: IvlError | None) -> ApiError:
+    """What a person can mend, as an API says it. What only who runs the server can mend is 5xx; so
+    is None, a defect of ours."""
+    if error is None:
+        text = "The request has failed by a defect of the server; its log says which."
+        return ApiError(500, text)
+    status, code, retry_s = next(row[1:] for row in STATUSES if isinstance(error, row[0]))
+    headers = {} if retry_s is None else {"Retry-After": str(retry_s)}
+    return ApiError(status, _in_words_of_the_server(str(error)), code=code, headers=headers)
 
 
 def _in_words_of_the_server(text: str) -> str:

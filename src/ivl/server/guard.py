@@ -93,16 +93,18 @@ class Guard:
             elapsed_s = time.perf_counter() - began
             route = getattr(scope.get("route"), "path", "other")
             self.metrics.requests.labels(route, str(status)).inc()
-            log_line(
-                "request",
-                id=request_id,
-                method=method,
-                path=scope["path"],
-                status=status,
-                seconds=round(elapsed_s, 4),
-                client=(scope.get("client") or ("",))[0],
+            facts = {
+                "event": "request",
+                "id": request_id,
+                "method": method,
+                "path": scope["path"],
+                "status": status,
+                "seconds": round(elapsed_s, 4),
+                "client": (scope.get("client") or ("",))[0],
                 **scope["state"].get("facts", {}),
-            )
+            }
+            # One line of JSON, which no text of a client can break.
+            log.info("%s", json.dumps(facts, ensure_ascii=True, default=str))
 
     def _refusal(self, scope: Scope, headers: Headers) -> ApiError | None:
         settings = self.settings
@@ -250,8 +252,3 @@ def _too_large(settings: ServerSettings) -> ApiError:
     most = settings.max_body_bytes / 1024**2
     close = {"Connection": "close"}
     return ApiError(413, f"The body is larger than {most:g} MiB.", headers=close)
-
-
-def log_line(event: str, **facts: object) -> None:
-    """One line of JSON, which no text of a client can break."""
-    log.info("%s", json.dumps({"event": event, **facts}, ensure_ascii=True, default=str))

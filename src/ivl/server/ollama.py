@@ -16,7 +16,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from ivl import __version__
 from ivl.engine.answer import TokenLogprob
@@ -111,29 +111,17 @@ class Options(SamplingFields):
 
 
 class OllamaRequest(Fields):
-    """`keep_alive`: how long the model stays when it is not used; by default until another needs
-    its memory."""
+    """`keep_alive`: seconds that the model stays when it is not used, negative ones for ever; by
+    default until another needs its memory."""
 
     words = OLLAMA
     model: Annotated[str, Field(min_length=1)]
     stream: bool | None = None
     format: Literal["", "json"] | JsonSchema | None = None
     options: Options | None = None
-    keep_alive: float | str | None = None
+    keep_alive: Annotated[float | str, AfterValidator(parse_duration)] | None = None
     logprobs: bool | None = None
     top_logprobs: TopLogprobs | None = None
-
-    @field_validator("keep_alive")
-    @classmethod
-    def _is_a_time(cls, given: float | str | None) -> float | str | None:
-        if given is not None:
-            parse_duration(given)
-        return given
-
-    @property
-    def keep_alive_s(self) -> float | None:
-        """Seconds, negative ones for ever; None: not said."""
-        return None if self.keep_alive is None else parse_duration(self.keep_alive)
 
     def grammar(self, grammars: GrammarCompiler) -> Grammar | None:
         if not self.format:
@@ -301,7 +289,7 @@ async def show(request: Request) -> dict[str, Any]:
 async def _load_or_unload(request: Request, writer: OllamaWriter) -> Response:
     """Nothing was asked: the model is to be there, or, with a keep_alive of 0, to go."""
     hub, body = Context.of(request).hub, writer.body
-    if body.keep_alive_s == 0:
+    if body.keep_alive == 0:
         hub.find(body.model)
         await hub.unload(body.model)
         reason = "unload"
@@ -315,7 +303,8 @@ async def _load_or_unload(request: Request, writer: OllamaWriter) -> Response:
 
 def _keep(model: ServedModel, body: OllamaRequest) -> None:
     """How long the model stays unused: what the last request said of it counts."""
-    if (seconds := body.keep_alive_s) is not None:
+    if body.keep_alive is not None:
+        seconds = float(body.keep_alive)
         model.keep_alive_s = None if seconds < 0 else seconds
 
 

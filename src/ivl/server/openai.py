@@ -17,7 +17,6 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from ivl import __version__
 from ivl.engine.answer import TokenLogprob
-from ivl.engine.events import Ended, Piece
 from ivl.engine.grammar import Grammar, GrammarCompiler
 from ivl.engine.options import GenerationOptions
 from ivl.engine.prompt_builder import LARGEST_MAX_TILES
@@ -183,13 +182,18 @@ class StructuredOutputs(Fields):
         return None if self.json_ is None else grammars.json_schema(self.json_)
 
 
-class TextPart(Fields):
-    type: Literal["text"]
+class TextOf(Fields):
+    """A part of a message that is a text; `shown` of every part is what the model is shown."""
+
     text: str
 
     @property
     def shown(self) -> str:
         return self.text
+
+
+class TextPart(TextOf):
+    type: Literal["text"]
 
 
 class ImageUrl(Fields):
@@ -474,14 +478,12 @@ class ChoicesWriter(Writer):
         self.id, self.created = new_id(self.id_prefix), int(time.time())
 
     @abstractmethod
-    def choice(self, index: int, answer: WholeAnswer, answers: Answers) -> dict[str, Any]:
-        """A whole answer."""
+    def choice(
+        self, index: int, part: WholeAnswer, answers: Answers, *, is_piece: bool = False
+    ) -> dict[str, Any]:
+        """A whole answer, or a piece of one in a stream."""
 
-    @abstractmethod
-    def piece(self, index: int, event: Piece | Ended, answers: Answers) -> dict[str, Any]:
-        """A choice of the stream."""
-
-    def beginnings(self) -> list[dict[str, Any]]:
+    def beginnings(self, answers: Answers) -> list[dict[str, Any]]:
         """Choices that come before all others in a stream."""
         return []
 
@@ -510,10 +512,12 @@ class ChoicesWriter(Writer):
             head = self._head(self.chunk_kind, answers.model)
             return sse({**head, "choices": choices, **tail})
 
-        for choice in self.beginnings():
+        for choice in self.beginnings(answers):
             yield chunk([choice], tail)
         async for index, event in answers:
-            yield chunk([self.piece(index, event, answers)], tail)
+            part = WholeAnswer()
+            part.add(event)
+            yield chunk([self.choice(index, part, answers, is_piece=True)], tail)
         if self.body.include_usage:
             yield chunk([], self.tail(answers))
         yield "data: [DONE]\n\n"
@@ -532,31 +536,24 @@ class ChatWriter(ChoicesWriter):
     id_prefix, kind, chunk_kind = "chatcmpl", "chat.completion", "chat.completion.chunk"
     chunk_tail: ClassVar[dict[str, None]] = {"usage": None}
 
-    def beginnings(self) -> list[dict[str, Any]]:
+    def beginnings(self, answers: Answers) -> list[dict[str, Any]]:
         delta = {"role": "assistant", "content": ""}
-        logprobs = self._logprobs([]) if self.body.logprobs else None
+        nothing, indices = WholeAnswer(), range(self.body.n or 1)
         return [
-            {"index": index, "finish_reason": None, "logprobs": logprobs, "delta": delta}
-            for index in range(self.body.n or 1)
+            {**self.choice(i, nothing, answers, is_piece=True), "delta": delta} for i in indices
         ]
 
-    def choice(self, index: int, answer: WholeAnswer, answers: Answers) -> dict[str, Any]:
-        message = {"role": "assistant", "content": answer.text, "refusal": None}
-        wanted = self.body.logprobs and answer.tokens
-        return {
-            "index": index,
-            "finish_reason": answer.reason,
-            "logprobs": self._logprobs(answers.logprobs(answer.tokens)) if wanted else None,
-            "message": message,
-        }
-
-    def piece(self, index: int, event: Piece | Ended, answers: Answers) -> dict[str, Any]:
-        choice: dict[str, Any] = {"index": index, "finish_reason": None, "logprobs": None}
-        if isinstance(event, Ended):
-            return {**choice, "finish_reason": event.reason, "delta": {}}
-        if self.body.logprobs:
-            choice["logprobs"] = self._logprobs(answers.logprobs(event.tokens))
-        return {**choice, "delta": {"content": event.text}}
+    def choice(
+        self, index: int, part: WholeAnswer, answers: Answers, *, is_piece: bool = False
+    ) -> dict[str, Any]:
+        logprobs = None
+        if self.body.logprobs and (part.tokens or part.reason is None):
+            logprobs = {"content": answers.logprobs(part.tokens), "refusal": None}
+        choice = {"index": index, "finish_reason": part.reason, "logprobs": logprobs}
+        if is_piece:
+            return {**choice, "delta": {"content": part.text} if part.reason is None else {}}
+        message = {"role": "assistant", "content": part.text, "refusal": None}
+        return {**choice, "message": message}
 
     def tail(self, answers: Answers) -> dict[str, Any]:
         """Our own addition: where the time of the first answer, which read the prompt, went."""
@@ -570,39 +567,30 @@ class ChatWriter(ChoicesWriter):
         }
         return {**super().tail(answers), "timings": timings}
 
-    def _logprobs(self, records: list[dict[str, Any]]) -> dict[str, Any]:
-        return {"content": records, "refusal": None}
-
 
 class CompletionWriter(ChoicesWriter):
     id_prefix, kind, chunk_kind = "cmpl", "text_completion", "text_completion"
     chunk_tail: ClassVar[dict[str, None]] = {}
 
-    def choice(self, index: int, answer: WholeAnswer, answers: Answers) -> dict[str, Any]:
-        logprobs = self._logprobs(answer.tokens, answers.model)
-        reason = answer.reason
-        return {"index": index, "text": answer.text, "finish_reason": reason, "logprobs": logprobs}
+    def choice(
+        self, index: int, part: WholeAnswer, answers: Answers, *, is_piece: bool = False
+    ) -> dict[str, Any]:
+        logprobs = None
+        if self.body.logprobs is not None and part.tokens:
+            logprobs = _completion_logprobs(part.tokens, answers.model)
+        reason = part.reason
+        return {"index": index, "text": part.text, "finish_reason": reason, "logprobs": logprobs}
 
-    def piece(self, index: int, event: Piece | Ended, answers: Answers) -> dict[str, Any]:
-        part = WholeAnswer()
-        part.add(event)
-        reason = {"finish_reason": event.reason if isinstance(event, Ended) else None}
-        return {**self.choice(index, part, answers), **reason}
 
-    def _logprobs(
-        self, tokens: Sequence[TokenLogprob], model: ServedModel
-    ) -> dict[str, Any] | None:
-        if self.body.logprobs is None or not tokens:
-            return None
+def _completion_logprobs(tokens: Sequence[TokenLogprob], model: ServedModel) -> dict[str, Any]:
+    def text(token_id: int) -> str:
+        return model.engine.tokenizer.token_bytes(token_id).decode("utf-8", "replace")
 
-        def text(token_id: int) -> str:
-            return model.engine.tokenizer.token_bytes(token_id).decode("utf-8", "replace")
-
-        texts = [text(token.id) for token in tokens]
-        lengths = [len(shown) for shown in texts]
-        return {
-            "tokens": texts,
-            "token_logprobs": [token.logprob for token in tokens],
-            "top_logprobs": [{text(i): value for i, value in token.top} for token in tokens],
-            "text_offset": [sum(lengths[:index]) for index in range(len(tokens))],
-        }
+    texts = [text(token.id) for token in tokens]
+    lengths = [len(shown) for shown in texts]
+    return {
+        "tokens": texts,
+        "token_logprobs": [token.logprob for token in tokens],
+        "top_logprobs": [{text(i): value for i, value in token.top} for token in tokens],
+        "text_offset": [sum(lengths[:index]) for index in range(len(tokens))],
+    }

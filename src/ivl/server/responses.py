@@ -27,6 +27,7 @@ from ivl.server.openai import (
     MessageOf,
     SchemaOf,
     TextFormat,
+    TextOf,
     new_id,
     picture_of,
 )
@@ -34,26 +35,16 @@ from ivl.server.openai import (
 router = APIRouter(tags=["OpenAI"])
 
 
-class InputText(Fields):
+class InputText(TextOf):
     type: Literal["input_text"]
-    text: str
-
-    @property
-    def shown(self) -> str:
-        return self.text
 
 
-class OutputText(Fields):
+class OutputText(TextOf):
     """A text of an earlier answer."""
 
     type: Literal["output_text"]
-    text: str
     annotations: Annotated[list[Any], Field(max_length=0)] | None = None
     logprobs: list[Any] | None = None
-
-    @property
-    def shown(self) -> str:
-        return self.text
 
 
 class InputImage(Fields):
