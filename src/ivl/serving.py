@@ -31,7 +31,7 @@ from ivl.paths import local_path
 from ivl.prompt.template import user_message
 from ivl.quant.mixes import mix_of_file_type
 from ivl.server.hub import StoredFacts
-from ivl.server.run import bound_free_memory, log_to_stderr, make_server
+from ivl.server.run import LOG_LEVELS, bound_free_memory, log_to_stderr, make_server
 from ivl.server.settings import ServerSettings
 
 KV_SHARE = 0.5
@@ -69,8 +69,9 @@ def serve(
         models = {name_of(one.model): one}
     chosen = {name: _options_of(model) for name, model in models.items()}
     limits = limits or SERVER_LIMITS
-    if log_level is not None:
-        log_to_stderr(log_level)
+    if log_level not in (None, *LOG_LEVELS):
+        known = ", ".join(LOG_LEVELS)
+        raise ConfigError(f"There is no --log-level {log_level!r}.", f"Known: {known}.")
     server = make_server(
         {name: partial(_load, options, limits) for name, options in chosen.items()},
         settings or ServerSettings(),
@@ -80,6 +81,8 @@ def serve(
         tls_cert=tls_cert,
         tls_key=tls_key,
     )
+    if log_level is not None:
+        log_to_stderr(log_level)
     bound_free_memory()
     server.serve_models()
 

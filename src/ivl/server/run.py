@@ -208,9 +208,7 @@ class StderrHandler(logging.StreamHandler):
 
 
 def log_to_stderr(level: str) -> None:
-    """One line each: JSON about requests, words about the rest. ConfigError for another level."""
-    if level not in LOG_LEVELS:
-        raise ConfigError(f"There is no --log-level {level!r}.", f"Known: {', '.join(LOG_LEVELS)}.")
+    """One line each: JSON about requests, words about the rest."""
     handler = StderrHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
     for name, lowest in (("ivl", level), ("uvicorn.error", "warning")):
