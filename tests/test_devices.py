@@ -24,7 +24,7 @@ from ivl.model.device_map import DeviceMap, map_of
 from ivl.model.source import open_source
 from ivl.planner.backends import command_of
 from ivl.planner.planning import plan
-from ivl.server.loading import start_engine
+from ivl.serving import start_engine
 
 HOST = torch.device("cpu")
 GPUS = (torch.device("cuda", 0), torch.device("cuda", 1))
@@ -152,7 +152,7 @@ def test_what_loading_checks_is_what_the_plan_says(monkeypatch: pytest.MonkeyPat
 def test_a_server_holds_as_much_cache_as_the_plan_says() -> None:
     planned = plan("demo", device="cpu", context=512, parallel=3, images=0).plan
     model = ivl.load("demo", device="cpu", context=512)
-    engine = start_engine(model, EngineLimits(max_sequences=3))
+    engine = start_engine(model.engine, EngineLimits(max_sequences=3))
     try:
         assert engine.state().kv_bytes == planned.parts.kv
     finally:

@@ -31,6 +31,7 @@ FLOORS = {
     "api": 7,
     "devices": 7,
     "loading": 7,
+    "serving": 7,
     "conversion": 7,
     "engine": 6,
     "model": 5,
@@ -56,6 +57,13 @@ FLOORS = {
     "toolchain": 1,
 }
 """A file imports only from its own floor or from floors below it."""
+
+WORDS = {"errors", "family", "host", "interrupts", "json_values", "kv", "paths", "spelling"}
+ABOVE_THE_API = {
+    "server": {"server", "api", "loading", "engine", "documents", "measure", *WORDS},
+}
+"""Rooms that use the API and the engine and nothing below them, and what they may import. The names
+that the lazy door opens on are the API's."""
 
 LAZY_DOOR = PACKAGE / "__init__.py"
 """Exempt from the floors: it opens on the names that users import. Through it one reaches `api`."""
@@ -236,6 +244,41 @@ def test_nothing_imports_from_a_floor_above() -> None:
 )
 def test_the_floors_are_read_rightly(file: str, source: str, num_climbs: int) -> None:
     assert len(climbs(PACKAGE / file, source)) == num_climbs
+
+
+def reaches_below(path: Path, source: str) -> list[str]:
+    """The imports of a file in a room above the API that go around it."""
+    allowed = ABOVE_THE_API[path.relative_to(PACKAGE).parts[0]]
+    return [
+        f"{path.relative_to(ROOT)}:{line} imports {module}"
+        for line, module in imports(path, source)
+        if (parts := module.split("."))[0] == "ivl"
+        and len(parts) > 1
+        and is_module(".".join(parts[:2]))
+        and parts[1] not in allowed
+    ]
+
+
+@pytest.mark.parametrize("room", ABOVE_THE_API)
+def test_what_is_above_the_api_does_not_go_around_it(room: str) -> None:
+    found = [
+        reach
+        for path in python_files(f"src/ivl/{room}")
+        for reach in reaches_below(path, path.read_text("utf-8"))
+    ]
+    assert not found, "\n".join(found)
+
+
+@pytest.mark.parametrize(
+    ("source", "num_reaches"),
+    [
+        ("from ivl.pages.reader import Page", 1),
+        ("def f():\n    from ivl import model, checkpoint", 2),
+        ("import ivl\nfrom ivl import Page, __version__, api\nfrom ivl.engine import engine", 0),
+    ],
+)
+def test_ways_around_the_api_are_read_rightly(source: str, num_reaches: int) -> None:
+    assert len(reaches_below(PACKAGE / "server/app.py", source)) == num_reaches
 
 
 OUTSIDE_READS = r"ivl(?!\.kernels\.(triton|_cpu))\b"

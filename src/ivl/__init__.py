@@ -20,8 +20,10 @@ if TYPE_CHECKING:
     from ivl.conversion import Conversion, WrittenFile, convert, quantize
     from ivl.engine.answer import Answer, Timings
     from ivl.engine.conversation import Conversation, Generation
+    from ivl.engine.engine import EngineLimits
     from ivl.engine.options import GenerationKeywords, GenerationOptions
     from ivl.engine.prompt_builder import Images, MaxTiles
+    from ivl.loading import LoadOptions
     from ivl.measure.awq import WrittenAwq, quantize_awq
     from ivl.measure.check import Check, FidelityCheck, check, check_against
     from ivl.measure.importance import WrittenImatrix, imatrix
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
     from ivl.planner.planning import Report, plan
     from ivl.prompt.template import IMAGE, ImageSlot, Message
     from ivl.prompt.tiles import Grid, tile_grid
+    from ivl.server.settings import ServerSettings
+    from ivl.serving import serve
 
 __version__ = "0.1.0"
 
@@ -40,6 +44,7 @@ __all__ = [
     "Check",
     "Conversation",
     "Conversion",
+    "EngineLimits",
     "FidelityCheck",
     "Generation",
     "GenerationKeywords",
@@ -49,12 +54,14 @@ __all__ = [
     "ImageSource",
     "Images",
     "IvlError",
+    "LoadOptions",
     "MaxTiles",
     "MeasuredSpeed",
     "Message",
     "Model",
     "Page",
     "Report",
+    "ServerSettings",
     "Timings",
     "WrittenAwq",
     "WrittenFile",
@@ -75,6 +82,7 @@ __all__ = [
     "quantize",
     "quantize_awq",
     "record_reference",
+    "serve",
     "tile_grid",
 ]
 
@@ -85,6 +93,7 @@ _HOMES = {
     "Timings": "ivl.engine.answer",
     "Conversation": "ivl.engine.conversation",
     "Generation": "ivl.engine.conversation",
+    "EngineLimits": "ivl.engine.engine",
     "GenerationKeywords": "ivl.engine.options",
     "GenerationOptions": "ivl.engine.options",
     "Images": "ivl.engine.prompt_builder",
@@ -95,6 +104,7 @@ _HOMES = {
     "WrittenFile": "ivl.conversion",
     "convert": "ivl.conversion",
     "quantize": "ivl.conversion",
+    "LoadOptions": "ivl.loading",
     "WrittenAwq": "ivl.measure.awq",
     "quantize_awq": "ivl.measure.awq",
     "Check": "ivl.measure.check",
@@ -117,6 +127,8 @@ _HOMES = {
     "Message": "ivl.prompt.template",
     "Grid": "ivl.prompt.tiles",
     "tile_grid": "ivl.prompt.tiles",
+    "ServerSettings": "ivl.server.settings",
+    "serve": "ivl.serving",
 }
 
 

@@ -32,6 +32,7 @@ from ivl.errors import RequestError
 from ivl.footprint.workload import DEFAULT_VISION_BATCH
 from ivl.loading import LoadOptions, load_engine
 from ivl.model.build import Progress
+from ivl.pages.pdf import is_pdf as is_pdf
 from ivl.pages.reader import open_pages
 from ivl.pages.sources import DEFAULT_MAX_PIXELS
 from ivl.prompt.template import IMAGE, Message, user_message

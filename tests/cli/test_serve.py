@@ -17,10 +17,11 @@ from pathlib import Path
 import httpx
 import pytest
 
+import ivl
 from ivl.cli.main import run
 from ivl.cli.options import ModelChoice
 from ivl.cli.serve import _models
-from ivl.errors import ConfigError
+from ivl.errors import CheckpointError, ConfigError
 from ivl.server.settings import ServerSettings
 
 TIMEOUT_S = 60
@@ -29,9 +30,16 @@ TIMEOUT_S = 60
 @contextmanager
 def serving(model: Path, *options: str) -> Iterator[tuple[subprocess.Popen[str], str, list[str]]]:
     """The process, its address, and the lines of its log so far, which is ready."""
-    command = [sys.executable, "-m", "ivl.cli.main", "serve", "--model", str(model), "--port", "0"]
+    command = ["-m", "ivl.cli.main", "serve", "--model", str(model), "--port", "0", *options]
+    with started(command) as found:
+        yield found
+
+
+@contextmanager
+def started(arguments: list[str]) -> Iterator[tuple[subprocess.Popen[str], str, list[str]]]:
+    """As `serving`, of a Python program that serves."""
     process = subprocess.Popen(
-        [*command, *options], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+        [sys.executable, *arguments], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
     )
     lines: list[str] = []
     ready = threading.Event()
@@ -105,6 +113,42 @@ def test_answers_that_outlast_the_drain_are_cut_off_with_an_error(tiny_model_dir
             rest = list(pieces)
         assert "stopping" in rest[-1] or rest[-1] == "data: [DONE]"
         assert process.wait(TIMEOUT_S) == 0
+
+
+def test_the_function_behind_the_command(tiny_model_dir: Path) -> None:
+    """It serves until a signal comes, and returns: with models by name, and limits."""
+    program = f"""
+import ivl
+tiny = ivl.LoadOptions(model={str(tiny_model_dir)!r}, context=512)
+ivl.serve(
+    {{"tiny": tiny, "other": "demo"}},
+    port=0,
+    settings=ivl.ServerSettings(api_key="k"),
+    limits=ivl.EngineLimits(max_sequences=2),
+)
+print("returned", file=__import__("sys").stderr)
+"""
+    with started(["-c", program]) as (process, url, lines):
+        assert httpx.get(f"{url}/v1/models").status_code == 401
+        key = {"Authorization": "Bearer k"}
+        names = [m["id"] for m in httpx.get(f"{url}/v1/models", headers=key).json()["data"]]
+        assert names == ["tiny", "other"]
+        body = {"messages": [{"role": "user", "content": "Go on."}], "max_tokens": 3}
+        path = f"{url}/v1/chat/completions"
+        answer = httpx.post(path, json=body, headers=key, timeout=TIMEOUT_S)
+        assert answer.json()["usage"]["completion_tokens"] == 3
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(TIMEOUT_S) == 0
+    assert lines[-1] == "returned\n"
+
+
+def test_what_cannot_be_served_is_told_before_it_is_loaded(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="70000"):
+        ivl.serve(port=70000, log_level=None)
+    with pytest.raises(ConfigError, match="There is no file"):
+        ivl.serve(port=0, tls_cert=tmp_path / "a", tls_key=tmp_path / "b", log_level=None)
+    with pytest.raises(CheckpointError, match="There is no model 'nosuch'"):
+        ivl.serve({"a": "demo", "b": "nosuch"}, port=0, log_level=None)
 
 
 def test_a_port_that_is_taken(capsys: pytest.CaptureFixture[str], tiny_model_dir: Path) -> None:

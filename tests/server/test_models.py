@@ -19,10 +19,11 @@ from ivl.cli.main import run
 from ivl.engine.engine import EngineLimits
 from ivl.engine.service import Service
 from ivl.errors import CapacityError, ConfigError
-from ivl.server.loading import stored_facts
+from ivl.loading import LoadOptions
 from ivl.server.ollama import parameter_size
 from ivl.server.run import make_server
 from ivl.server.settings import ServerSettings
+from ivl.serving import stored_facts
 from tests.cli.test_serve import serving
 from tests.server.conftest import TIMEOUT_S
 
@@ -223,15 +224,15 @@ def test_sizes_of_models_are_told_before_they_are_loaded(
     tiny: Any, tiny_model_dir: Path, tmp_path: Path
 ) -> None:
     weights = tiny_model_dir / "model.safetensors"
-    facts = stored_facts(str(tiny_model_dir), None, None)
+    facts = stored_facts(LoadOptions(model=tiny_model_dir))
     assert facts is not None
     assert facts.num_bytes == weights.stat().st_size
     assert (facts.format, facts.kind) == ("safetensors", "F32")
     assert facts.num_parameters == sum(p.numel() for p in tiny.engine.model.parameters())
-    assert stored_facts(str(tmp_path / "none"), None, None) is None
+    assert stored_facts(LoadOptions(model=tmp_path / "none")) is None
     room = Room(tiny)
     loaders = {"a": room.loader("a"), "b": room.loader("b")}
-    stored = {"b": lambda: stored_facts(str(tiny_model_dir), None, None)}
+    stored = {"b": lambda: stored_facts(LoadOptions(model=tiny_model_dir))}
     with served(loaders, stored=stored) as client:
         models = {model["name"]: model for model in client.get("/api/tags").json()["models"]}
         assert models["b:latest"]["size"] == weights.stat().st_size

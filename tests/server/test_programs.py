@@ -12,7 +12,7 @@ import httpx
 import pytest
 from PIL import Image
 
-from ivl.server.durations import parse_duration
+from ivl.server.bodies import client_path
 from ivl.server.foreign import (
     COMPLETIONS,
     FIELDS,
@@ -22,11 +22,10 @@ from ivl.server.foreign import (
     RESPONSES,
     advice_for_field,
 )
-from ivl.server.ollama_fields import OllamaChat, OllamaGenerate, Options
-from ivl.server.openai_fields import ChatRequest, CompletionRequest
-from ivl.server.origins import is_own_name
-from ivl.server.problems import client_path
-from ivl.server.responses_fields import ResponsesRequest
+from ivl.server.guard import is_own_name
+from ivl.server.ollama import OllamaChat, OllamaGenerate, Options, parse_duration
+from ivl.server.openai import ChatRequest, CompletionRequest
+from ivl.server.responses import ResponsesRequest
 from tests.server.conftest import RunningServer, data_url, png, running
 
 HI = [{"role": "user", "content": "hi"}]
@@ -184,18 +183,18 @@ def test_what_is_not_served_is_named_as_the_client_wrote_it(
 
 def test_advice_names_fields_that_there_are() -> None:
     """What another API calls a thing is a field of that API's own bodies."""
-    fields = {
-        OPENAI: {*ChatRequest.model_fields, *CompletionRequest.model_fields},
-        COMPLETIONS: {*CompletionRequest.model_fields, "max_tiles"},
-        RESPONSES: {*ResponsesRequest.model_fields, *ChatRequest.model_fields},
-        OLLAMA: {
+    fields = (
+        (OPENAI, {*ChatRequest.model_fields, *CompletionRequest.model_fields}),
+        (COMPLETIONS, {*CompletionRequest.model_fields, "max_tiles"}),
+        (RESPONSES, {*ResponsesRequest.model_fields, *ChatRequest.model_fields}),
+        (OLLAMA, {
             *OllamaChat.model_fields, *OllamaGenerate.model_fields, "images", "content",
             *(f"options.{name}" for name in Options.model_fields), *ChatRequest.model_fields,
-        },
-    }  # fmt: skip
+        }),
+    )  # fmt: skip
     deeper = {"structured_outputs.json", "structured_outputs.regex", "structured_outputs.choice"}
     others = {"text.format", "timings", "logprobs", "top_logprobs", "logit_bias", "n"}
-    for words, known in fields.items():
+    for words, known in fields:
         for name in FIELDS:
             advice = advice_for_field(name, words)
             assert advice is not None

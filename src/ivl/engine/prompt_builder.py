@@ -9,7 +9,13 @@ import numpy as np
 
 from ivl.config import NO_IMAGES, ModelConfig
 from ivl.errors import CapacityError, RequestError
-from ivl.pages.reader import ImageSource, Page, load_image, open_together
+from ivl.pages.reader import (
+    DEFAULT_MOST_PAGES,
+    ImageSource,
+    Page,
+    load_image,
+    open_together,
+)
 from ivl.pages.sources import DEFAULT_MAX_PIXELS
 from ivl.paths import names_file
 from ivl.prompt.pixels import cut_tiles
@@ -23,6 +29,7 @@ from ivl.prompt.template import (
     render,
     render_next,
 )
+from ivl.prompt.tiles import LARGEST_MAX_TILES as LARGEST_MAX_TILES
 from ivl.prompt.tiles import choose_grid, num_tiles_with_thumbnail, share_budget
 from ivl.prompt.tokenizer import Tokenizer
 
@@ -116,16 +123,22 @@ def check_order(question: object, images: Images, hint: str) -> None:
         raise RequestError(f"The question is the name of a file, {question}.", hint)
 
 
-def split_pages(images: Images, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> list[list[Page]]:
-    """The pages of each image, for `prepare_images`. Errors as in `open_together`."""
-    return [
-        open_together(image, max_pixels=max_pixels, limit_option=LIMIT_OPTION)
-        for image in as_list(images)
-    ]
-
-
 LIMIT_OPTION = "max_pixels"
 """What the limit is called in the Python API; the command line has an option of that name."""
+
+
+def split_pages(
+    images: Images,
+    *,
+    max_pixels: int = DEFAULT_MAX_PIXELS,
+    most: int = DEFAULT_MOST_PAGES,
+    limit_option: str | None = LIMIT_OPTION,
+) -> list[list[Page]]:
+    """The pages of each image, for `prepare_images`. Arguments and errors as of `open_together`."""
+    return [
+        open_together(image, max_pixels=max_pixels, most=most, limit_option=limit_option)
+        for image in as_list(images)
+    ]
 
 
 def prepare_images(

@@ -1,33 +1,30 @@
-"""The application: routes, errors and guards, put together."""
+"""The application: routes, errors and guards, put together; and what those who run a server ask
+for, `/health` and `/metrics`."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI, Request
 from fastapi.middleware.cors import CORSMiddleware
+from fastapi.responses import JSONResponse, Response
+from prometheus_client import CONTENT_TYPE_LATEST
 
 from ivl import __version__
-from ivl.server import ollama, openai_chat, openai_completions, openai_responses, operations, page
-from ivl.server.answers import Preparation
+from ivl.server import ollama, openai, page, responses
+from ivl.server.answers import Context
 from ivl.server.bodies import describe_bodies
 from ivl.server.errors import install_handlers
 from ivl.server.guard import Guard
 from ivl.server.hub import ModelHub
-from ivl.server.metrics import Metrics
-from ivl.server.ollama_fields import OllamaChat, OllamaGenerate, OllamaShow
-from ivl.server.openai_fields import ChatRequest, CompletionRequest
-from ivl.server.responses_fields import ResponsesRequest
 from ivl.server.settings import ServerSettings
 
+router = APIRouter(tags=["Operations"])
+ROUTERS = (openai.router, responses.router, ollama.router, router, page.router)
 BODIES = [
-    ChatRequest,
-    CompletionRequest,
-    ResponsesRequest,
-    OllamaChat,
-    OllamaGenerate,
-    OllamaShow,
+    *(openai.ChatRequest, openai.CompletionRequest, responses.ResponsesRequest),
+    *(ollama.OllamaChat, ollama.OllamaGenerate, ollama.OllamaShow),
 ]
 
 
@@ -50,14 +47,12 @@ def create_app(hub: ModelHub, settings: ServerSettings) -> FastAPI:
         # Few clients send a body to where they are redirected; the guard drops the slash itself.
         redirect_slashes=False,
     )
-    app.state.settings, app.state.hub = settings, hub
-    app.state.metrics = Metrics(hub.states)
-    app.state.preparation = Preparation(settings.max_preparing)
-    for part in (openai_chat, openai_completions, openai_responses, ollama, operations, page):
-        app.include_router(part.router)
+    app.state.context = context = Context(hub, settings)
+    for part in ROUTERS:
+        app.include_router(part)
     install_handlers(app)
     describe_bodies(app, BODIES)
-    app.add_middleware(Guard, settings=settings, metrics=app.state.metrics)
+    app.add_middleware(Guard, settings=settings, metrics=context.metrics)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -68,3 +63,28 @@ def create_app(hub: ModelHub, settings: ServerSettings) -> FastAPI:
             expose_headers=["X-Request-Id", "Retry-After"],
         )
     return app
+
+
+@router.get("/health")
+async def health(request: Request) -> JSONResponse:
+    """200 when requests are answered, `idle` when a model must be loaded first because clients
+    have let it go; 503 while one is loading, when the server is stopping, and after a failure,
+    which ends the process."""
+    hub = Context.of(request).hub
+    if hub.is_stopping:
+        status = "stopping"
+    elif hub.failure is not None:
+        status = "failed"
+    elif hub.is_loading or not hub.has_served:
+        status = "loading"
+    else:
+        status = "ready" if hub.loaded else "idle"
+    models = {"loaded": [model.name for model in hub.loaded], "served": hub.names}
+    code = 200 if status in ("ready", "idle") else 503
+    return JSONResponse({"status": status, "models": models}, code)
+
+
+@router.get("/metrics")
+async def metrics(request: Request) -> Response:
+    """Numbers in Prometheus' text format."""
+    return Response(Context.of(request).metrics.text(), media_type=CONTENT_TYPE_LATEST)

@@ -1,9 +1,12 @@
-"""Bodies of requests: JSON that cannot hurt, into pydantic models that take no unknown field."""
+"""Bodies of requests: JSON that cannot hurt, into pydantic models that take no unknown field; and
+what is wrong with one, in the client's words: where it stands, and what to send instead."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar, NoReturn, TypeVar
 
 from fastapi import FastAPI, Request
@@ -11,9 +14,23 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from pydantic.json_schema import models_json_schema
 
 from ivl.server.errors import ApiError
-from ivl.server.foreign import OPENAI, Words, asks_for_nothing, is_idle
-from ivl.server.problems import error_of
-from ivl.server.settings import ServerSettings
+from ivl.server.foreign import (
+    OPENAI,
+    PART_FIELDS,
+    Words,
+    advice_for_field,
+    advice_for_part,
+    asks_for_nothing,
+    is_idle,
+)
+from ivl.spelling import did_you_mean
+
+Step = str | int
+_PYTHONS_WORDS = re.compile(
+    r"a valid dictionary( or (object to extract fields from|instance of \w+))?"
+)
+TAGS = ("union_tag_invalid", "union_tag_not_found")
+MAX_MESSAGE_CHARACTERS = 1000
 
 
 class Fields(BaseModel):
@@ -22,16 +39,8 @@ class Fields(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
     words: ClassVar[Words] = OPENAI
     """What this API calls things, for advice."""
-
-    @classmethod
-    def unsupported(cls) -> Mapping[str, str]:
-        """Fields that the API knows and this server does not do, and why."""
-        return {}
-
-    @classmethod
-    def idle(cls, name: str, given: Mapping[str, Any]) -> bool:
-        """Whether an unsupported field asks for nothing, beside the others of the body."""
-        return asks_for_nothing(given[name])
+    unsupported: ClassVar[Mapping[str, str]] = {}
+    """Fields that the API knows and this server does not do, and why."""
 
     @model_validator(mode="before")
     @classmethod
@@ -47,28 +56,32 @@ Body = TypeVar("Body", bound=Fields)
 
 async def read_body(request: Request, kind: type[Body]) -> Body:
     """The body of a request; ApiError for one that is no JSON, too deep, or has other fields."""
-    raw = parse_json(await request.body(), settings_of(request))
+    settings = request.app.state.context.settings
+    raw = parse_json(await request.body(), settings.max_json_depth)
     if not isinstance(raw, dict):
         raise ApiError(400, "The body must be a JSON object.")
-    reasons = kind.unsupported()
-    for name, reason in reasons.items():
-        if name in raw and not kind.idle(name, raw):
+    for name, reason in kind.unsupported.items():
+        if name in raw and not _says_nothing(name, raw):
             raise ApiError(400, f"{name!r} is not supported: {reason}", param=name)
-    raw = {name: value for name, value in raw.items() if name not in reasons}
+    raw = {name: value for name, value in raw.items() if name not in kind.unsupported}
     try:
         return kind.model_validate(raw)
     except ValidationError as error:
-        raise error_of(error, raw, kind, kind.words) from None
+        raise error_of(error, raw, kind) from None
     except RecursionError:
         raise ApiError(400, "The body is nested too deeply.") from None
 
 
-def settings_of(request: Request) -> ServerSettings:
-    return request.app.state.settings
+def _says_nothing(name: str, body: Mapping[str, object]) -> bool:
+    """Whether a field that is not supported asks for nothing, beside the others of the body. How
+    tools are called means nothing where there are none, and a default is no wish."""
+    if name in ("parallel_tool_calls", "max_tool_calls"):
+        return not body.get("tools")
+    return (name, body[name]) == ("verbosity", "medium") or asks_for_nothing(body[name])
 
 
-def parse_json(body: bytes, settings: ServerSettings) -> Any:
-    """JSON as RFC 8259 has it (no NaN), in UTF-8, nested at most `max_json_depth` deep."""
+def parse_json(body: bytes, max_depth: int) -> Any:
+    """JSON as RFC 8259 has it (no NaN), in UTF-8, nested at most `max_depth` deep."""
     try:
         # A byte order mark is ignored, as RFC 8259 allows.
         text = body.decode("utf-8-sig")
@@ -82,7 +95,7 @@ def parse_json(body: bytes, settings: ServerSettings) -> Any:
         if "int_max_str_digits" in str(error):
             reason = "a number has thousands of digits"
         raise ApiError(400, f"The body is not JSON: {reason}.") from None
-    _check_depth(raw, settings.max_json_depth)
+    _check_depth(raw, max_depth)
     return raw
 
 
@@ -109,6 +122,148 @@ def _check_depth(raw: Any, most: int) -> None:
             if isinstance(child, dict | list)
         ]
     raise ApiError(400, f"The body is nested more than {most} levels deep.")
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One finding of pydantic's, at the place where it stands in the body."""
+
+    kind: str
+    message: str
+    path: tuple[Step, ...]
+    value: Any
+
+
+def error_of(error: ValidationError, raw: dict[str, Any], kind: type[Fields]) -> ApiError:
+    """The most telling of the findings: a field or a type that is not served, else the one that
+    lies deepest."""
+    problems = [_problem(found, raw) for found in error.errors(include_url=False)]
+    deepest = max(problems, key=lambda p: (_weight(p), len(p.path)))
+    if deepest.kind == "extra_forbidden":
+        message = _unknown_field(deepest, kind)
+    elif deepest.kind in TAGS:
+        message = _unknown_type(deepest, kind.words)
+    else:
+        alike = [p.message for p in problems if p.path == deepest.path]
+        message = _wrong_value(deepest, alike, kind.words)
+    place = shown(deepest.path)
+    return ApiError(400, message[:MAX_MESSAGE_CHARACTERS], param=place[:200] or None)
+
+
+def _weight(problem: Problem) -> int:
+    """What is not served at all says more than a field of it, and that more than a value."""
+    if problem.kind in TAGS or (problem.path[-1:] == ("type",) and problem.kind == "literal_error"):
+        return 2
+    return int(problem.kind == "extra_forbidden")
+
+
+def shown(path: Iterable[Step]) -> str:
+    """A place as programs write it: messages[0].content."""
+    text = ""
+    for step in path:
+        if isinstance(step, int):
+            text += f"[{step}]"
+        else:
+            text += f".{step}" if text else step
+    return text
+
+
+def _problem(found: Mapping[str, Any], raw: Any) -> Problem:
+    is_missing = found["type"] == "missing"
+    path = client_path(raw, found["loc"], is_missing=is_missing)
+    message = found["msg"].removeprefix("Value error, ").rstrip(".")
+    message = _PYTHONS_WORDS.sub("an object", message).replace("a valid list", "a list")
+    return Problem(found["type"], message, path, found.get("input"))
+
+
+def client_path(raw: Any, loc: Sequence[Step], *, is_missing: bool = False) -> tuple[Step, ...]:
+    """The steps of pydantic's place that are keys and numbers in the body itself. The others name
+    the branches of unions that it tried; a branch may be called as a key is."""
+    ways = _ways(raw, loc, is_missing)
+    return max(ways, key=lambda way: (way[1], len(way[0])))[0]
+
+
+def _ways(raw: Any, loc: Sequence[Step], is_missing: bool) -> list[tuple[tuple[Step, ...], bool]]:
+    """Every way to read a place, with whether its last step was found."""
+    if not loc:
+        return [((), False)]
+    step, rest = loc[0], loc[1:]
+    if not rest and is_missing:
+        return [((step,), isinstance(raw, dict) and step not in raw)]
+    found: list[tuple[tuple[Step, ...], bool]] = []
+    is_key = isinstance(raw, dict) and isinstance(step, str) and step in raw
+    is_number = isinstance(raw, list) and isinstance(step, int) and step < len(raw)
+    if is_key or is_number:
+        inner = raw[step]  # type: ignore[index]
+        ways = _ways(inner, rest, is_missing) if rest else [((), True)]
+        found += [((step, *way), reached) for way, reached in ways]
+    found += _ways(raw, rest, is_missing)
+    return found
+
+
+def _unknown_field(problem: Problem, kind: type[Fields]) -> str:
+    name = str(problem.path[-1]) if problem.path else ""
+    # Within a part of a message a name means another thing than in the body.
+    is_of_part = any(isinstance(step, int) for step in problem.path[2:])
+    is_known = not is_of_part or name in PART_FIELDS
+    advice = _misplaced(problem.path) or (advice_for_field(name, kind.words) if is_known else None)
+    text = f"There is no field {shown(problem.path)!r} here"
+    if advice is not None:
+        return f"{text}: {advice}"
+    known = [other for other in _names(kind, deep=len(problem.path) > 1) if other != name]
+    return f"{text}. {did_you_mean(name, known)}".strip()
+
+
+def _misplaced(path: tuple[Step, ...]) -> str | None:
+    """Fields that are known, in another place."""
+    match path:
+        case ("response_format", "schema" | "name" | "strict"):
+            return (
+                'it stands in \'json_schema\': {"type": "json_schema", "json_schema": '
+                '{"name": "...", "schema": {...}}}.'
+            )
+        case ("response_format", "json_schema", "type" | "properties" | "required" | "$schema"):
+            return (
+                "the schema itself stands in 'response_format.json_schema.schema', beside a name."
+            )
+        case ("text", "format", "json_schema"):
+            return (
+                'in this API they stand beside the type: {"type": "json_schema", "name": "...", '
+                '"schema": {...}}.'
+            )
+    return None
+
+
+def _unknown_type(problem: Problem, words: Words) -> str:
+    place = shown(problem.path)
+    value = problem.value
+    kind = value.get("type") if isinstance(value, dict) else None
+    if kind is None:
+        return f"{place} has no 'type'."
+    advice = advice_for_part(str(kind), words)
+    expected = problem.message.partition("expected tags: ")[2]
+    known = f"it may be {expected}." if expected else ""
+    return f"{place} has the type {str(kind)[:100]!r}, which is not served here: {advice or known}"
+
+
+def _wrong_value(problem: Problem, alike: list[str], words: Words) -> str:
+    place = shown(problem.path)
+    if problem.path[-1:] == ("type",) and problem.kind == "literal_error":
+        advice = advice_for_part(str(problem.value), words)
+        if advice is not None:
+            text = str(problem.value)[:100]
+            return f"{place} is {text!r}, which is not served here: {advice}"
+    wishes = dict.fromkeys(message.removeprefix("Input should be ") for message in alike)
+    if len(wishes) > 1 and all(message.startswith("Input should be ") for message in alike):
+        return f"{place or 'The body'}: Input should be {' or '.join(wishes)}."
+    return f"{place or 'The body'}: {problem.message}."
+
+
+def _names(kind: type[Fields], *, deep: bool) -> list[str]:
+    """Fields of a body, and, if `deep`, of all its parts."""
+    schema = kind.model_json_schema()
+    parts = [schema, *(schema.get("$defs", {}).values() if deep else ())]
+    return list(dict.fromkeys(name for part in parts for name in part.get("properties", ())))
 
 
 def body_schema(kind: type[Fields]) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -17,8 +16,6 @@ from ivl.spelling import nearest
 
 OLLAMA_PREFIX = "/api/"
 SERVE_OPTIONS = frozenset({"context", "device", "dtype", "kv", "mmproj", "vision_batch", "vision"})
-RETRY_AFTER_S = 2
-BACK_AFTER_S = 10
 
 
 class ApiError(Exception):
@@ -45,19 +42,25 @@ KINDS = {
 }
 
 
-def api_error(error: IvlError) -> ApiError:
-    """What a person can mend, as an API says it. What only who runs the server can mend is 5xx."""
-    text = _in_words_of_the_server(str(error))
-    if isinstance(error, UnavailableError):
-        return ApiError(503, text, headers={"Retry-After": str(BACK_AFTER_S)})
-    if isinstance(error, NonFiniteError):
-        return ApiError(500, text, code="not_finite")
-    if isinstance(error, BusyError):
-        retry = {"Retry-After": str(RETRY_AFTER_S)}
-        return ApiError(429, text, code="rate_limit_exceeded", headers=retry)
-    if isinstance(error, CapacityError):
-        return ApiError(400, text, code="context_length_exceeded")
-    return ApiError(400, text)
+STATUSES: tuple[tuple[type[IvlError], int, str | None, int | None], ...] = (
+    (UnavailableError, 503, None, 10),
+    (NonFiniteError, 500, "not_finite", None),
+    (BusyError, 429, "rate_limit_exceeded", 2),
+    (CapacityError, 400, "context_length_exceeded", None),
+    (IvlError, 400, None, None),
+)
+"""Of errors: status, code, and seconds after which to ask again. The first that it is counts."""
+
+
+def api_error(error: IvlError | None) -> ApiError:
+    """What a person can mend, as an API says it. What only who runs the server can mend is 5xx; so
+    is None, a defect of ours."""
+    if error is None:
+        text = "The request has failed by a defect of the server; its log says which."
+        return ApiError(500, text)
+    status, code, retry_s = next(row[1:] for row in STATUSES if isinstance(error, row[0]))
+    headers = {} if retry_s is None else {"Retry-After": str(retry_s)}
+    return ApiError(status, _in_words_of_the_server(str(error)), code=code, headers=headers)
 
 
 def _in_words_of_the_server(text: str) -> str:
@@ -74,8 +77,8 @@ def _in_words_of_the_server(text: str) -> str:
     return re.sub(r'`([a-z_]+)(?:="?([\w.:,-]+)"?)?`', option, text)
 
 
-def error_body(error: ApiError, path: str) -> dict[str, Any]:
-    """The JSON of an error for the API that `path` belongs to."""
+def error_body(error: ApiError, path: str = "") -> dict[str, object]:
+    """The JSON of an error for the API that `path` belongs to, by default OpenAI's."""
     if path.startswith(OLLAMA_PREFIX):
         return {"error": error.message}
     kind = KINDS.get(
@@ -95,41 +98,29 @@ def response_of(error: ApiError, path: str) -> JSONResponse:
     return JSONResponse(error_body(error, path), error.status, error.headers)
 
 
-NOT_HERE = {
-    "embeddings": "Embeddings are not computed here.",
-    "embed": "Embeddings are not computed here.",
-    "pull": "Models are named when the server is started: `ivl serve --also MODEL`.",
-    "create": "Models are named when the server is started: `ivl serve --also MODEL`.",
-    "delete": "Models are named when the server is started: `ivl serve --also MODEL`.",
-    "copy": "Models are named when the server is started: `ivl serve --also MODEL`.",
-    "push": "Models are named when the server is started: `ivl serve --also MODEL`.",
-    "generations": "Images are looked at here, not made.",
-    "transcriptions": "This server neither hears nor speaks.",
-    "speech": "This server neither hears nor speaks.",
-    "files": "Nothing is stored here; send files as data URLs.",
-    "assistants": "Nothing is stored here; send the conversation.",
-    "threads": "Nothing is stored here; send the conversation.",
-    "moderations": "Nothing is moderated here.",
-    "/completion": "llama.cpp's own API is not spoken here; ask /v1/completions.",
-    "messages": "Anthropic's API is not spoken here; ask /v1/chat/completions or /api/chat.",
-    "generateContent": "Gemini's API is not spoken here; ask /v1/chat/completions or /api/chat.",
-    "batches": "Batches are not kept here; send the requests, many at once if you like.",
-    "rerank": "Nothing is ranked here.",
-    "score": "Nothing is ranked here.",
-    "tokenize": "Tokens are counted in the 'usage' of an answer.",
-    "detokenize": "Tokens are counted in the 'usage' of an answer.",
-    "apply-template": "Prompts are written by the server.",
-    "props": "What is served is at /v1/models, what it does at /metrics.",
-    "slots": "What is served is at /v1/models, what it does at /metrics.",
-    "ping": "It is /health.",
-    "healthz": "It is /health.",
-    "livez": "It is /health.",
-    "readyz": "It is /health.",
-    "health": "It is /health.",
-    "v1": "This is the base URL of OpenAI's API: ask /v1/models or /v1/chat/completions.",
-    "api": "Ollama's clients take the address without /api: ask /api/tags or /api/chat.",
-}
-"""Paths that other servers have: whole ones, or how they end."""
+_NOT_HERE = (
+    ("embeddings embed", "Embeddings are not computed here."),
+    ("pull create delete copy push",
+     "Models are named when the server is started: `ivl serve --also MODEL`."),
+    ("generations", "Images are looked at here, not made."),
+    ("transcriptions speech", "This server neither hears nor speaks."),
+    ("files", "Nothing is stored here; send files as data URLs."),
+    ("assistants threads", "Nothing is stored here; send the conversation."),
+    ("moderations", "Nothing is moderated here."),
+    ("/completion", "llama.cpp's own API is not spoken here; ask /v1/completions."),
+    ("messages", "Anthropic's API is not spoken here; ask /v1/chat/completions or /api/chat."),
+    ("generateContent", "Gemini's API is not spoken here; ask /v1/chat/completions or /api/chat."),
+    ("batches", "Batches are not kept here; send the requests, many at once if you like."),
+    ("rerank score", "Nothing is ranked here."),
+    ("tokenize detokenize", "Tokens are counted in the 'usage' of an answer."),
+    ("apply-template", "Prompts are written by the server."),
+    ("props slots", "What is served is at /v1/models, what it does at /metrics."),
+    ("ping healthz livez readyz health", "It is /health."),
+    ("v1", "This is the base URL of OpenAI's API: ask /v1/models or /v1/chat/completions."),
+    ("api", "Ollama's clients take the address without /api: ask /api/tags or /api/chat."),
+)  # fmt: skip
+"""Paths that other servers have, whole ones or how they end, and what to do instead."""
+NOT_HERE = {path: advice for paths, advice in _NOT_HERE for path in paths.split()}
 
 
 def _where_else(path: str, known: list[str]) -> str:
@@ -152,37 +143,32 @@ def _where_else(path: str, known: list[str]) -> str:
 def install_handlers(app: FastAPI) -> None:
     """Every error of a route leaves as JSON in the shape of its API."""
 
-    @app.exception_handler(ApiError)
-    async def _(request: Request, error: ApiError) -> JSONResponse:
-        return response_of(error, request.url.path)
+    async def answer(request: Request, error: Exception) -> JSONResponse:
+        return response_of(_shown(app, request, error), request.url.path)
 
-    @app.exception_handler(IvlError)
-    async def _(request: Request, error: IvlError) -> JSONResponse:
-        return response_of(api_error(error), request.url.path)
+    kinds = (ApiError, IvlError, HTTPException, RequestValidationError, ClientDisconnect)
+    for kind in (*kinds, Exception):
+        app.add_exception_handler(kind, answer)
 
-    @app.exception_handler(HTTPException)
-    async def _(request: Request, error: HTTPException) -> JSONResponse:
-        path = request.url.path
-        message = f"{request.method} {path[:200]}: {error.detail}."
-        if error.status_code == 404:
-            message += _where_else(path, list(app.openapi()["paths"]))
-        elif error.status_code == 405:
-            allowed = (error.headers or {}).get("Allow", "")
-            message += f" It takes {allowed}." if allowed else ""
-        shown = ApiError(error.status_code, message, headers=error.headers)
-        return response_of(shown, path)
 
-    @app.exception_handler(RequestValidationError)
-    async def _(request: Request, error: RequestValidationError) -> JSONResponse:
-        problems = error.errors()
-        message = str(problems[0]["msg"]) if problems else "The request is not valid"
-        return response_of(ApiError(400, f"{message}."), request.url.path)
-
-    @app.exception_handler(ClientDisconnect)
-    async def _(request: Request, error: ClientDisconnect) -> JSONResponse:
-        return response_of(ApiError(499, "The client has gone."), request.url.path)
-
-    @app.exception_handler(Exception)
-    async def _(request: Request, error: Exception) -> JSONResponse:
-        shown = ApiError(500, "Something went wrong in the server; its log says what.")
-        return response_of(shown, request.url.path)
+def _shown(app: FastAPI, request: Request, error: Exception) -> ApiError:
+    match error:
+        case ApiError():
+            return error
+        case IvlError():
+            return api_error(error)
+        case ClientDisconnect():
+            return ApiError(499, "The client has gone.")
+        case RequestValidationError():
+            problems = error.errors()
+            message = str(problems[0]["msg"]) if problems else "The request is not valid"
+            return ApiError(400, f"{message}.")
+        case HTTPException():
+            path = request.url.path
+            message = f"{request.method} {path[:200]}: {error.detail}."
+            if error.status_code == 404:
+                message += _where_else(path, list(app.openapi()["paths"]))
+            elif error.status_code == 405 and (allowed := (error.headers or {}).get("Allow")):
+                message += f" It takes {allowed}."
+            return ApiError(error.status_code, message, headers=error.headers)
+    return ApiError(500, "Something went wrong in the server; its log says what.")

@@ -1,15 +1,24 @@
-"""What stands before every route: request ids, who may ask, limits of size and time, the log."""
+"""What stands before every route: request ids, who may ask, limits of size and time, the log.
+
+A server that has no key is not for the web pages of others. A browser lets any page send requests
+to any address, this machine's own among them, and says in `Origin` whose page it was. A page can
+also give its own host name the address of this machine after it has been loaded (DNS rebinding):
+then its requests seem to come from the same origin, and only the name in `Host` is wrong. Names
+that nobody can have on the internet are no danger: addresses, names without a dot, and those of the
+domains that are kept for machines nearby.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import hmac
+import ipaddress
 import json
 import logging
 import re
+import socket
 import time
 import uuid
-from typing import Any
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -17,7 +26,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ivl.server.errors import ApiError, response_of
 from ivl.server.metrics import Metrics
-from ivl.server.origins import refusal
 from ivl.server.settings import ServerSettings
 
 log = logging.getLogger("ivl.server")
@@ -26,6 +34,10 @@ OPEN_PATHS = frozenset({"/", "/health"})
 OPEN_FOLDER = "/page/"
 """What needs no key: the page asks for it, and health is asked for by machines."""
 SWALLOW_S = 5.0
+NEARBY = (".localhost", ".local", ".internal", ".home.arpa")
+"""RFC 6761, RFC 6762, ICANN's reservation of 2024 (Docker's host.docker.internal), RFC 8375."""
+PORTS = {"http": "80", "https": "443"}
+_NAME = re.compile(r"[a-z0-9_.:-]*")
 _REQUEST_ID = re.compile(r"[\w.:-]{1,128}")
 
 
@@ -81,20 +93,22 @@ class Guard:
             elapsed_s = time.perf_counter() - began
             route = getattr(scope.get("route"), "path", "other")
             self.metrics.requests.labels(route, str(status)).inc()
-            log_line(
-                "request",
-                id=request_id,
-                method=method,
-                path=scope["path"],
-                status=status,
-                seconds=round(elapsed_s, 4),
-                client=(scope.get("client") or ("",))[0],
+            facts = {
+                "event": "request",
+                "id": request_id,
+                "method": method,
+                "path": scope["path"],
+                "status": status,
+                "seconds": round(elapsed_s, 4),
+                "client": (scope.get("client") or ("",))[0],
                 **scope["state"].get("facts", {}),
-            )
+            }
+            # One line of JSON, which no text of a client can break.
+            log.info("%s", json.dumps(facts, ensure_ascii=True, default=str))
 
     def _refusal(self, scope: Scope, headers: Headers) -> ApiError | None:
         settings = self.settings
-        if (foreign := refusal(headers, settings)) is not None:
+        if (foreign := _foreign(headers, settings)) is not None:
             return foreign
         key = settings.api_key
         is_preflight = scope["method"] == "OPTIONS"
@@ -117,6 +131,75 @@ class Guard:
         if int(length) > settings.max_body_bytes:
             return _too_large(settings)
         return None
+
+
+def _foreign(headers: Headers, settings: ServerSettings) -> ApiError | None:
+    """ApiError 403 for a request of a foreign page, or to a foreign name."""
+    if settings.api_key is not None or "*" in settings.cors_origins:
+        return None
+    host, origin = headers.get("host"), headers.get("origin")
+    if host is not None and not is_own_name(host, settings.allowed_hosts):
+        name = _name_of(host)[:200]
+        return ApiError(
+            403,
+            f"This server is not called {name!r}. Start it with --allow-host {name}, or with an "
+            "--api-key.",
+            code="host_not_allowed",
+        )
+    if origin is None or origin in settings.cors_origins or _is_same(origin, host):
+        return None
+    text = (
+        f"Pages of {origin[:200]} may not use this server. Start it with --cors {origin[:200]}, or "
+        "with an --api-key."
+    )
+    if origin == "null":
+        text = (
+            "Files and sandboxed frames may not use this server. Serve the page by http, and start "
+            "the server with --cors and the page's origin, or with an --api-key."
+        )
+    return ApiError(403, text, code="origin_not_allowed")
+
+
+def is_own_name(host: str, allowed: tuple[str, ...] = ()) -> bool:
+    """Whether a `Host` header has a name that the page of a stranger cannot have."""
+    name = _name_of(host)
+    bare = name.strip("[]").partition("%")[0]
+    known = {other.lower() for other in (*allowed, socket.gethostname())}
+    if _NAME.fullmatch(bare) is None:
+        return False
+    if name in known or "*" in allowed or "." not in name or name.endswith(NEARBY):
+        return True
+    try:
+        ipaddress.ip_address(bare)
+    except ValueError:
+        return False
+    return True
+
+
+def _name_of(host: str) -> str:
+    """Without the port: `[::1]:8000` -> `[::1]`."""
+    name = host.strip().lower()
+    if name.startswith("["):
+        return name.partition("]")[0] + "]"
+    return name.partition(":")[0].rstrip(".")
+
+
+def _is_same(origin: str, host: str | None) -> bool:
+    """Whether the page came from the very address that it asks."""
+    try:
+        parts = urlsplit(origin)
+    except ValueError:
+        return False
+    if host is None or parts.scheme not in PORTS:
+        return False
+    default = PORTS[parts.scheme]
+    return _with_port(parts.netloc, default) == _with_port(host, default)
+
+
+def _with_port(netloc: str, default: str) -> str:
+    name = netloc.strip().lower()
+    has_port = ":" in name.rpartition("]")[2]
+    return name if has_port else f"{name}:{default}"
 
 
 class _BoundedBody:
@@ -169,8 +252,3 @@ def _too_large(settings: ServerSettings) -> ApiError:
     most = settings.max_body_bytes / 1024**2
     close = {"Connection": "close"}
     return ApiError(413, f"The body is larger than {most:g} MiB.", headers=close)
-
-
-def log_line(event: str, **facts: Any) -> None:
-    """One line of JSON, which no text of a client can break."""
-    log.info("%s", json.dumps({"event": event, **facts}, ensure_ascii=True, default=str))

@@ -5,16 +5,17 @@ from __future__ import annotations
 import base64
 import io
 from importlib import resources
-from typing import Annotated, Any
+from typing import Annotated
 
+from anyio import to_thread
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
 
-from ivl.pages.pdf import is_pdf
-from ivl.prompt.tiles import LARGEST_MAX_TILES, choose_grid, num_tiles_with_thumbnail
-from ivl.server.context import Context
+from ivl.api import is_pdf
+from ivl.engine.prompt_builder import LARGEST_MAX_TILES, choose_grid, num_tiles_with_thumbnail
+from ivl.server.answers import Context
+from ivl.server.asked import pages_of
 from ivl.server.errors import ApiError
-from ivl.server.pictures import pages_of
 
 router = APIRouter(tags=["Page"])
 
@@ -64,7 +65,7 @@ async def grid(
     height: Side,
     max_tiles: Annotated[int | None, Query(ge=1, le=LARGEST_MAX_TILES)] = None,
     model: str | None = None,
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """The tiles that an image of so many pixels is cut into."""
     async with Context.of(request).hub.use(model) as served:
         config = served.engine.config
@@ -83,19 +84,19 @@ async def grid(
 
 
 @router.post("/ivl/pages")
-async def pages(request: Request) -> dict[str, Any]:
+async def pages(request: Request) -> dict[str, object]:
     """The pages of a PDF, which is the body, as data URLs of JPEG images."""
     context = Context.of(request)
     data = await request.body()
     if not is_pdf(io.BytesIO(data)):
         raise ApiError(400, "The body is no PDF.")
-    return {"pages": await context.preparation.run(_draw, data, context)}
 
+    def drawn() -> list[str]:
+        urls = []
+        for page in pages_of(data, context.settings):
+            file = io.BytesIO()
+            page.load().save(file, "JPEG", quality=JPEG_QUALITY)
+            urls.append("data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode())
+        return urls
 
-def _draw(data: bytes, context: Context) -> list[str]:
-    urls = []
-    for page in pages_of(data, context.settings):
-        file = io.BytesIO()
-        page.load().save(file, "JPEG", quality=JPEG_QUALITY)
-        urls.append("data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode())
-    return urls
+    return {"pages": await to_thread.run_sync(drawn, limiter=context.preparing)}

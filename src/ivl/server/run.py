@@ -1,8 +1,9 @@
-"""Runs the application: sockets, TLS, slow clients, signals."""
+"""Runs the application: sockets, TLS, slow clients, signals, memory."""
 
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import errno
 import ipaddress
 import logging
@@ -28,6 +29,15 @@ log = logging.getLogger("ivl.server")
 BACKLOG = 512
 KEEP_ALIVE_S = 75
 MAX_HEAD_BYTES = 32 * 1024
+LOG_LEVELS = ("debug", "info", "warning", "error")
+
+M_TRIM_THRESHOLD = -1
+M_MMAP_THRESHOLD = -3
+M_ARENA_MAX = -8
+"""Numbers of malloc.h."""
+NUM_POOLS = 2
+RETURN_BYTES = 32 * 1024**2
+"""What is larger is given back as soon as it is freed; below, steps of the engine use it again."""
 
 
 def patient_protocol(header_timeout_s: float) -> type[H11Protocol]:
@@ -55,6 +65,8 @@ def patient_protocol(header_timeout_s: float) -> type[H11Protocol]:
 
 def bind(host: str, port: int) -> socket.socket:
     """A listening socket; ConfigError when the address cannot be had."""
+    if not 0 <= port <= 65535:
+        raise ConfigError(f"--port is {port}.", "A port is a number from 0 to 65535.")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     sock = socket.socket(family, socket.SOCK_STREAM)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -86,6 +98,11 @@ def make_server(
 ) -> ModelServer:
     """A server that has its address, and serves when it is `run`. ConfigError for an address or TLS
     files that cannot be used. `stored` as of `ModelHub`."""
+    if (tls_cert is None) != (tls_key is None):
+        raise ConfigError("--tls-cert and --tls-key belong together.", "Give both, or neither.")
+    for file in (tls_cert, tls_key):
+        if file is not None and not file.is_file():
+            raise ConfigError(f"There is no file {file}.", "Check the spelling.")
     app = create_app(ModelHub(loaders, stored), settings)
     config = uvicorn.Config(
         app,
@@ -125,7 +142,7 @@ class ModelServer(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, app: FastAPI, settings: ServerSettings) -> None:
         super().__init__(config)
         self.failure: BaseException | None = None
-        self._hub: ModelHub = app.state.hub
+        self._hub: ModelHub = app.state.context.hub
         self._settings = settings
         self._loading: asyncio.Future[None] | None = None
 
@@ -199,3 +216,25 @@ def log_to_stderr(level: str) -> None:
         logger.handlers = [handler]
         logger.setLevel(lowest.upper())
         logger.propagate = False
+
+
+def bound_free_memory() -> bool:
+    """Two pools for all threads, and a fixed size to give back; to be called before threads start.
+    False where the C library is another, which keeps its own ways.
+
+    Pictures are decoded in many threads. glibc gives each thread a pool of its own, up to eight for
+    every core, and raises the size from which it returns memory at once each time that something
+    large is freed (mallopt(3), M_MMAP_THRESHOLD). Memory of a server then grows for weeks after its
+    caches are full, with pools that hold nothing.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):
+        return False
+    wanted = (
+        (M_ARENA_MAX, NUM_POOLS),
+        (M_MMAP_THRESHOLD, RETURN_BYTES),
+        (M_TRIM_THRESHOLD, 2 * RETURN_BYTES),
+    )
+    taken = [mallopt(name, value) == 1 for name, value in wanted]  # each, whatever the others say
+    return all(taken)

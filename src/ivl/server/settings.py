@@ -21,7 +21,7 @@ class ServerSettings:
     """Web pages of these origins may use the server, `*`: of all."""
     allowed_hosts: tuple[str, ...] = ()
     """Names by which a server without a key may be called beside those that nobody on the internet
-    can have; see `ivl.server.origins`."""
+    can have; see `ivl.server.guard`."""
     remote_images: bool = False
     """Whether images are fetched from http(s) addresses on the public internet."""
     max_body_bytes: int = 64 * MIB
