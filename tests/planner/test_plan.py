@@ -9,8 +9,8 @@ import pytest
 
 import ivl
 from ivl.errors import ConfigError, IvlError
-from ivl.footprint.device import GIB
-from ivl.planner.capabilities import capability_of
+from ivl.footprint.placement import GIB
+from ivl.planner.backends import capability_of
 from ivl.planner.device_table import table
 from ivl.planner.machine import Slot
 from ivl.planner.plan import make_plan
@@ -132,7 +132,7 @@ def test_vllm_divides_by_heads() -> None:
 def test_where_a_program_does_not_run_another_is_named(
     device: str, options: dict[str, str], told: str
 ) -> None:
-    """By vLLM's own tables of hardware; the sources are in `ivl.planner.capabilities`."""
+    """By vLLM's own tables of hardware; the sources are in `ivl.planner.backends`."""
     asked = {"backend": "vllm", **options}
     verdict = ivl.plan("1b", device=device, **asked).verdict  # type: ignore[arg-type]
     assert verdict.answer == "does not fit"

@@ -11,7 +11,7 @@ from ivl.cli.model_facts import ModelFacts, family_facts, model_facts
 from ivl.cli.options import Json, Mmproj
 from ivl.cli.terminal import disk_size, print_json
 from ivl.errors import RequestError
-from ivl.footprint.device import GIB
+from ivl.footprint.placement import GIB
 from ivl.host import available_memory_bytes
 
 
@@ -50,7 +50,7 @@ def command(
 def _keep_for_plans(facts: dict[str, Any]) -> str | None:
     """Where `ivl plan` finds the bandwidth that is shown; None where no file can be written."""
     from ivl.host import processor_name
-    from ivl.planner.probe import keep_bandwidth
+    from ivl.planner.machine import keep_bandwidth
 
     threads = facts["kernels"]["threads"]
     try:

@@ -19,15 +19,11 @@ from ivl.errors import CheckpointError
 from ivl.family import (
     FAMILY,
     Size,
-    decoder_parameters,
     find,
-    num_parameters,
-    projector_parameters,
     recognise,
-    vision_parameters,
 )
-from ivl.footprint.room import processor_bytes
-from ivl.footprint.tensors import AWQ, TypedTensor, planned_tensors
+from ivl.footprint.placement import processor_bytes
+from ivl.footprint.tensors import AWQ, TypedTensor, parameters, planned_tensors
 from ivl.footprint.workload import loaded_workload, resolve_context
 from ivl.kv import kv_bytes_per_token
 from ivl.paths import local_path
@@ -86,12 +82,12 @@ class ModelFacts:
     @property
     def parameters(self) -> dict[str, int]:
         """Weights by part, and in all, computed from the shapes."""
-        vision = self.config.vision
+        counted = parameters(self.config)
         return {
-            "vision_tower": vision_parameters(vision) if vision else 0,
-            "projector": projector_parameters(self.config),
-            "decoder": decoder_parameters(self.config.decoder),
-            "total": num_parameters(self.config),
+            "vision_tower": counted["vision"],
+            "projector": counted["projector"],
+            "decoder": counted["decoder"],
+            "total": sum(counted.values()),
         }
 
     @property

@@ -13,8 +13,7 @@ from ivl.cli.options import Form, Json, Mmproj, Target, Work, with_options
 from ivl.errors import ConfigError
 from ivl.host import processor_name
 from ivl.planner.planning import Report, overview, plan
-from ivl.planner.record import overview_record
-from ivl.planner.render import render_overview
+from ivl.planner.report import overview_record, render_overview
 
 
 @with_options
@@ -90,14 +89,14 @@ def _verify(report: Report, receipt: Path | None, as_json: bool) -> None:
 
 def _probe() -> None:
     from ivl.measure.probe import measure_processor
-    from ivl.planner.probe import Probe, write_probe
+    from ivl.planner.machine import Probe, write_probe
 
     today = date.today().isoformat()
     write_probe(Probe(processor=processor_name(), date=today, **measure_processor()))  # type: ignore[arg-type]
 
 
 def _write_page(report: Report, path: Path) -> None:
-    from ivl.planner.page import page_of
+    from ivl.planner.report import page_of
 
     try:
         path.write_text(page_of(report.plan, report.verdict), "utf-8")

@@ -45,14 +45,6 @@ class Workload:
         return self.image_tokens(config) + TEXT_TOKENS
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PageSize:
-    """A page of a file: width and height in pixels, as it will be read."""
-
-    title: str
-    size_px: tuple[int, int]
-
-
 def plan_workload(
     config: ModelConfig,
     *,

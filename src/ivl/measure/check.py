@@ -19,11 +19,10 @@ import torch
 from ivl.api import load
 from ivl.checkpoint.locate import locate_pair
 from ivl.config import ModelConfig
-from ivl.devices import choose_device
 from ivl.engine.engine import Engine
 from ivl.errors import CheckpointError, IvlError
 from ivl.kernels.threads import use_threads
-from ivl.loading import LoadOptions, choose_dtype, load_network
+from ivl.loading import LoadOptions, choose_device, choose_dtype, load_network
 from ivl.measure.data import Doing, Sample, bundled_samples, read_data
 from ivl.measure.fidelity import (
     Comparison,

@@ -1,8 +1,7 @@
 """`ivl.plan`: what a model needs, before it is downloaded. Loads no torch.
 
 report = ivl.plan("78b", device="RTX A6000", type="Q4_K_M", backend="llama.cpp")
-report.fits, report.verdict.text, report.record()["memory"]
-"""
+report.fits, report.verdict.text, report.record()["memory"]"""
 
 from __future__ import annotations
 
@@ -17,17 +16,25 @@ from ivl.errors import CheckpointError, ConfigError, UnsupportedError
 from ivl.family import FAMILY, find
 from ivl.footprint.placement import Program
 from ivl.footprint.tensors import AWQ
-from ivl.footprint.workload import DEFAULT_VISION_BATCH, PageSize, plan_workload
+from ivl.footprint.workload import DEFAULT_VISION_BATCH, plan_workload
 from ivl.kv import find_kv
 from ivl.paths import local_path
-from ivl.planner.backends import find_backend, find_type
+from ivl.planner.backends import Rival, find_backend, find_type
 from ivl.planner.machine import Machine, described, this_machine, with_memory
-from ivl.planner.pages import PageCost, page_costs, page_sizes, tiles_of
-from ivl.planner.plan import Plan, Setting, Subject, default_vision, make_plan
-from ivl.planner.record import plan_record
-from ivl.planner.render import render_plan
-from ivl.planner.rivals.rival import Rival
+from ivl.planner.plan import (
+    PageCost,
+    PageSize,
+    Plan,
+    Setting,
+    Subject,
+    default_vision,
+    make_plan,
+    page_costs,
+    page_sizes,
+)
+from ivl.planner.report import plan_record, render_plan
 from ivl.planner.verdict import Judgement, judge
+from ivl.prompt.tiles import choose_grid, num_tiles_with_thumbnail
 from ivl.quant.vision_mix import find_vision_type
 
 OVERVIEW_TYPES = ("BF16", "Q8_0", "Q4_K_M")
@@ -118,7 +125,7 @@ def plan(
         tower_on_processor=tower_on_cpu,
     )
     found = make_plan(subject, setting, find_machine(device, host, memory))
-    return Report(plan=found, verdict=judge(found), pages=tuple(page_costs(found, pages)))
+    return Report(plan=found, verdict=judge(found), pages=page_costs(found, pages))
 
 
 def overview(
@@ -176,15 +183,18 @@ def find_subject(name: str, mmproj: Path | None = None) -> Subject:
             f"There is no model {name!r}.",
             f"The family has {sizes}; or name a directory, or a GGUF file.",
         )
-    from ivl.checkpoint.stored import stored_model
+    from ivl.checkpoint.files import open_files
+    from ivl.checkpoint.locate import locate_pair
+    from ivl.checkpoint.stored import tensors_of
 
-    stored = stored_model(name, mmproj)
+    found = locate_pair(name, mmproj, offline=True)
+    config, pair = open_files(found.path, found.mmproj)
     return Subject(
         name=name,
-        config=stored.config,
-        tensors=stored.tensors,
-        text_file=None if stored.text_file is None else str(stored.text_file),
-        projector_file=None if stored.projector_file is None else str(stored.projector_file),
+        config=config,
+        tensors=tensors_of(found.path, config, pair),
+        text_file=str(pair.text.path) if pair else None,
+        projector_file=str(pair.mmproj.path) if pair and pair.mmproj else None,
     )
 
 
@@ -209,4 +219,5 @@ def _most_tiles(
     if not pages or config.vision is None:
         return None
     limit = config.max_tiles if max_tiles is None else max_tiles
-    return (max(tiles_of(page, config, limit) for page in pages),)
+    grids = (choose_grid(page.size_px, config, limit) for page in pages)
+    return (max(num_tiles_with_thumbnail(grid, config.use_thumbnail) for grid in grids),)

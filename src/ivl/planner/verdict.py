@@ -7,13 +7,19 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from ivl.footprint.device import GIB
+from ivl.footprint.placement import GIB
 from ivl.footprint.tensors import AWQ
 from ivl.footprint.workload import Workload, replace_context
-from ivl.planner.backends import BACKENDS, command_of
-from ivl.planner.capabilities import NEWEST_TORCH, TRITON, is_below, shortfall
+from ivl.planner.backends import (
+    BACKENDS,
+    NEWEST_TORCH,
+    TRITON,
+    Rival,
+    command_of,
+    is_below,
+    shortfall,
+)
 from ivl.planner.plan import Plan, change
-from ivl.planner.rivals.rival import Rival
 
 TYPES = (
     "BF16", "Q8_0", "Q6_K", "Q5_K_M", "Q5_K_S", "Q4_K_M", "Q4_K_S", "Q3_K_L", "Q3_K_M", "Q3_K_S",

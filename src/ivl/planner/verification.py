@@ -15,12 +15,12 @@ from typing import Any
 
 from ivl import __version__
 from ivl.errors import CapacityError, ConfigError, UnsupportedError
-from ivl.footprint.device import GIB
+from ivl.footprint.placement import GIB
 from ivl.footprint.tensors import TypedTensor
 from ivl.host import processor_name
 from ivl.measure.verification import measure_built
 from ivl.planner.plan import Plan, Subject, make_plan
-from ivl.planner.record import estimate_record
+from ivl.planner.report import estimate_record
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

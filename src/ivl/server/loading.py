@@ -12,14 +12,14 @@ import torch
 from ivl.api import Model
 from ivl.checkpoint.locate import locate_pair
 from ivl.checkpoint.safetensors import SafetensorsDirectory
-from ivl.devices import free_bytes
 from ivl.engine.engine import EngineLimits
 from ivl.engine.request import EngineRequest
 from ivl.engine.service import Service
 from ivl.errors import CapacityError, ConfigError, IvlError
-from ivl.family import num_parameters
-from ivl.footprint.device import GIB
+from ivl.footprint.placement import GIB
+from ivl.footprint.tensors import num_parameters
 from ivl.kv import BLOCK_TOKENS, kv_bytes_per_layer_token
+from ivl.loading import free_bytes
 from ivl.model.source import open_source
 from ivl.prompt.template import user_message
 from ivl.quant.mixes import mix_of_file_type

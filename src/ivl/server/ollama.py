@@ -300,7 +300,7 @@ def parameter_size(count: int) -> str:
 
 
 def _num_parameters(engine: Engine) -> int:
-    from ivl.family import num_parameters
+    from ivl.footprint.tensors import num_parameters
 
     return num_parameters(engine.config)
 
