@@ -58,7 +58,7 @@ LAZY_DOOR = PACKAGE / "__init__.py"
 """Exempt from the floors: it opens on the names that users import. Through it one reaches `api`."""
 
 WITHOUT_TORCH = ("pages", "prompt", "footprint", "planner", "quant")
-MAX_FILE_LINES = 700
+MAX_FILE_LINES = 800
 MAX_FUNCTION_LINES = 80
 CONTAINMENT = PACKAGE / "engine" / "containment.py"
 """Catches everything: there a failure of one request is kept from the others, and written down."""

@@ -237,9 +237,8 @@ def choose_kv(kv: str, dtype: torch.dtype, *, is_quantized: bool = False) -> KVT
     """
     if kv == "auto":
         return "32bit" if dtype == torch.float32 and not is_quantized else "16bit"
-    for known in KV_TYPES:
-        if known == kv:
-            return known
+    if kv in KV_TYPES:
+        return kv
     raise ConfigError(f"There is no kv {kv!r}.", f"Known: auto, {', '.join(KV_TYPES)}.")
 
 
@@ -295,8 +294,8 @@ def choose_devices(
         numbered = [torch.device(d.type, d.index or 0) for d in chosen]
         if any(d.type != "cuda" for d in chosen):
             raise ConfigError(
-                f"A model is shared by GPUs only, not by {device}.",
-                "Layers that find no room on them run on the processor without being told to.",
+                f"Only GPUs can share a model, not {device}.",
+                "Layers that do not fit on them run on the processor automatically.",
             )
         if len(set(numbered)) < len(numbered):
             raise ConfigError(f"{device} names a device twice.", "Name each of them once.")
@@ -305,7 +304,7 @@ def choose_devices(
     for option, asked in choices.items():
         if asked and chosen[0].type != "cuda":
             raise ConfigError(
-                f"{option} is for models on a GPU, and this one is to run on {chosen[0].type}.",
+                f"{option} is for models on a GPU, and this one will run on {chosen[0].type}.",
                 'Leave it out, or name a GPU with `device="cuda"`.',
             )
     if gpu_layers is not None and gpu_layers < 0:

@@ -31,7 +31,10 @@ def command(
     ] = False,
     verify: Annotated[
         bool,
-        Option("--verify", help="Build it here with random weights, and set planned by measured."),
+        Option(
+            "--verify",
+            help="Build it here with random weights, and compare the plan with what is measured.",
+        ),
     ] = False,
     receipt: Annotated[
         Path | None, Option(metavar="FILE", help="Where --verify writes what it measured.")
@@ -45,18 +48,18 @@ def command(
     """Say what will run where, how fast, and what to change.
 
     MODEL is a size (1b to 78b), a directory, a GGUF file or demo; FILEs are images and PDFs that it
-    shall read, for what each page costs. Without MODEL, every size and type is held against this
+    will read, to show what each page costs. Without MODEL, every size is checked against this
     machine. Nothing is loaded or downloaded.
     """
     if receipt is not None and not verify:
-        raise ConfigError("--receipt is of --verify.", "Add --verify, or leave it out.")
+        raise ConfigError("--receipt works only with --verify.", "Add --verify, or leave it out.")
     if probe:
         _probe()
     common: dict[str, Any] = {**on.chosen(), **work.chosen()}
     if not arguments:
         if any((*form.chosen().values(), mmproj, html, verify)):
             raise ConfigError(
-                "An option was given that is about one model.",
+                "One of these options is about a single model.",
                 "Name the model: ivl plan 8b --type Q8_0.",
             )
         rows = overview(**common)

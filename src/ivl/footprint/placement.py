@@ -321,7 +321,7 @@ def capacity(slot: Slot, program: Program) -> Share:
         reserved = max(kept, round((1 - program.usable_share) * device.memory_bytes))
         used = max(0, used - reserved)
         note = note or (
-            f"the system keeps {kept / GIB:.1f} GiB of the memory, which is its own too"
+            f"the system keeps {kept / GIB:.1f} GiB of the memory, which it shares with the GPU"
             f"{GTT_NOTE if device.vendor == 'amd' else ''}"
         )
     elif device.is_gpu:

@@ -43,17 +43,9 @@ _PROCESSOR_WORDS = frozenset(
     "ddr3 ddr4 ddr5 lpddr4 lpddr4x lpddr5 lpddr5x".split()
 )
 _WORDS = {
-    "mobile": "laptop",
-    "notebook": "laptop",
-    "max-q": "laptop",
-    "sxm4": "sxm",
-    "sxm5": "sxm",
-    "max+": "max",
-    "mi300": "mi300x",
-    "mi325": "mi325x",
-    "mi350": "mi350x",
-    "mi355": "mi355x",
-}
+    "mobile": "laptop", "notebook": "laptop", "max-q": "laptop", "sxm4": "sxm", "sxm5": "sxm",
+    "max+": "max", "mi300": "mi300x", "mi325": "mi325x", "mi350": "mi350x", "mi355": "mi355x",
+}  # fmt: skip
 _PHRASES = (
     # As drivers write them: the board's memory is what tells an H100 from the others of its name.
     (r"\b(h100\b.*)\bhbm3\b", r"\1 sxm"),
@@ -101,8 +93,11 @@ _WORD_AFTER = re.compile(
 )
 _BARE_BEFORE = re.compile(r"(?P<count>\d+)\s+(?P<rest>\S.*)")
 _BARE_AFTER = re.compile(r"(?P<rest>.*\S)\s+(?P<count>\d+)\s*(?P<fields>:.*)?")
+_COUNTED = (
+    *(_BEFORE, _BEFORE_SIGN, _AFTER, _AFTER_SIGN),
+    *(_WORD_BEFORE, _WORD_AFTER, _BARE_BEFORE, _BARE_AFTER),
+)
 
-_UNITS = {"m": MIB, "g": GIB, "t": 1024 * GIB}
 _MEMORY = r"(\d{1,9}(?:\.\d+)?)\s*(m(?=i?b)|g|t(?=i?b))(?:i?b)?(?![\w/])"
 _SPEED = r"(\d{1,9}(?:\.\d+)?)\s*([gt])i?b\s*(?:/|\s+per\s+)\s*s(?:ec(?:ond)?)?\b"
 
@@ -118,6 +113,13 @@ class NameReading:
     is_bare: bool = False
     stands_first: bool = False
     is_glued: bool = False
+
+    @property
+    def may_count(self) -> bool:
+        """Whether the number is how many there are of a device that is in no table."""
+        if not self.is_bare:
+            return not self.is_glued
+        return self.stands_first and int(self.count) <= MOST_DEVICES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,24 +141,18 @@ def readings(text: str) -> Iterator[NameReading]:
     number that stands alone."""
     text = tidy(text)
     yield NameReading(count="1", rest=text)
-    for pattern in (_BEFORE, _BEFORE_SIGN, _AFTER, _AFTER_SIGN):
+    for pattern in _COUNTED:
         if found := pattern.fullmatch(text):
             parts = found.groupdict()
-            apart = parts.get("blank") or pattern not in (_BEFORE, _AFTER_SIGN)
-            glued = not apart and len(parts["count"]) > 3
-            rest = parts["rest"] + (parts.get("fields") or "")
-            yield NameReading(count=parts["count"], rest=rest, is_glued=glued)
-    for pattern in (_WORD_BEFORE, _WORD_AFTER):
-        if found := pattern.fullmatch(text):
-            parts = found.groupdict()
-            count = str(_NUMBER_WORDS[parts["word"].lower()])
-            yield NameReading(count=count, rest=parts["rest"] + (parts.get("fields") or ""))
-    for pattern in (_BARE_BEFORE, _BARE_AFTER):
-        if found := pattern.fullmatch(text):
-            parts = found.groupdict()
-            rest = parts["rest"] + (parts.get("fields") or "")
-            first = pattern is _BARE_BEFORE
-            yield NameReading(count=parts["count"], rest=rest, is_bare=True, stands_first=first)
+            count = parts.get("count") or str(_NUMBER_WORDS[parts["word"].lower()])
+            touches = pattern in (_BEFORE, _AFTER_SIGN) and not parts.get("blank")
+            yield NameReading(
+                count=count,
+                rest=parts["rest"] + (parts.get("fields") or ""),
+                is_bare=pattern in (_BARE_BEFORE, _BARE_AFTER),
+                stands_first=pattern is _BARE_BEFORE,
+                is_glued=touches and len(count) > 3,
+            )
 
 
 def parts_of(text: str) -> list[str]:
@@ -181,18 +177,18 @@ def written(text: str) -> Written:
     speed = re.search(_SPEED, name, re.IGNORECASE)
     bandwidth = None
     if speed:
-        bandwidth = _bandwidth(speed)
+        bandwidth = _amount(speed, 1000)
         name = f"{name[: speed.start()]} {name[speed.end() :]}"
     named = re.search(rf"(?<![\w.]){_MEMORY}", name, re.IGNORECASE)
-    named_bytes = _memory(named) if named else None
+    named_bytes = int(_amount(named)) if named else None
     if named:
         name = f"{name[: named.start()]} {name[named.end() :]}"
     memory_bytes, other = None, None
     for field in fields:
         if found := re.fullmatch(_MEMORY, field, re.IGNORECASE):
-            memory_bytes = _memory(found)
+            memory_bytes = int(_amount(found))
         elif found := re.fullmatch(_SPEED, field, re.IGNORECASE):
-            bandwidth = _bandwidth(found)
+            bandwidth = _amount(found, 1000)
         else:
             other = field
     return Written(
@@ -203,6 +199,10 @@ def written(text: str) -> Written:
         other=other,
         says_ram=re.search(r"\bram\b", name, re.IGNORECASE) is not None,
     )
+
+
+def _amount(found: re.Match[str], thousand: int = 1024) -> float:
+    return float(found[1]) * thousand ** (2 + "mgt".index(found[2].lower()))
 
 
 def is_processor(text: str) -> bool:
@@ -252,15 +252,6 @@ def says_which(words: frozenset[str]) -> bool:
     return any(re.search(r"\d", word) and not word.endswith("-core") for word in words)
 
 
-def _memory(found: re.Match[str]) -> int:
-    return int(float(found[1]) * _UNITS[found[2].lower()])
-
-
-def _bandwidth(found: re.Match[str]) -> float:
-    return float(found[1]) * (1e12 if found[2].lower() == "t" else 1e9)
-
-
-HERE = Path(__file__).parent
 DEVICES_OF_A_CARD = {
     "Instinct MI250": 2, "Instinct MI250X": 2, "A16": 4, "Data Center GPU Max 1550": 2,
 }  # fmt: skip
@@ -315,13 +306,13 @@ class Cloud:
 @functools.cache
 def table() -> tuple[Device, ...]:
     """Every device of `devices.csv`; one that is sold with several memories is there for each."""
-    with (HERE / "devices.csv").open(encoding="utf-8", newline="") as file:
+    with (Path(__file__).parent / "devices.csv").open(encoding="utf-8", newline="") as file:
         return tuple(device for row in csv.DictReader(file) for device in _devices_of(row))
 
 
 @functools.cache
 def clouds() -> tuple[Cloud, ...]:
-    with (HERE / "clouds.csv").open(encoding="utf-8", newline="") as file:
+    with (Path(__file__).parent / "clouds.csv").open(encoding="utf-8", newline="") as file:
         return tuple(
             Cloud(
                 name=row["name"],
@@ -385,7 +376,11 @@ def find_meaning(text: str) -> Meaning:
     """
     cloud = find_cloud(text)
     if cloud is not None:
-        return Meaning(text=text, device=_called(cloud.device), count=cloud.count)
+        return Meaning(
+            text=text,
+            device=next(device for device in table() if device.name == cloud.device),
+            count=cloud.count,
+        )
     if system := _SYSTEMS.fullmatch(tidy(text)):
         board, model, memory = system.groups()
         named = f"8x {_OF_A_SYSTEM[model.lower()]}{memory or ''}"
@@ -420,18 +415,16 @@ def _cloud_words(name: str) -> str:
 def match_reported(name: str, memory_bytes: int) -> Device | None:
     """The table's entry for a device that a driver reports, such as `NVIDIA GeForce RTX 3090` or
     `AMD Radeon RX 7900 XT/7900 XTX`; None where there is no single one."""
-    found = (_reported(part, memory_bytes) for part in (name, *name.split("/")))
-    return next((device for device in found if device is not None), None)
-
-
-def _reported(name: str, memory_bytes: int) -> Device | None:
-    wanted = words_of(written(name).name)
-    fitting = [device for device in table() if wanted == _words(device)]
-    fitting = fitting or [device for device in table() if wanted and wanted <= _words(device)]
-    near = [d for d in fitting if abs(d.memory_bytes - memory_bytes) < 0.1 * d.memory_bytes]
-    plain = [d for d in near if not (_words(d) & ONLY_IF_NAMED) - wanted] or near
-    plain = plain if len(plain) < 2 else [d for d in plain if d.name in COMMONEST]
-    return plain[0] if len(plain) == 1 else None
+    for part in (name, *name.split("/")):
+        wanted = words_of(written(part).name)
+        fitting = [device for device in table() if wanted == _words(device)]
+        fitting = fitting or [device for device in table() if wanted and wanted <= _words(device)]
+        near = [d for d in fitting if abs(d.memory_bytes - memory_bytes) < 0.1 * d.memory_bytes]
+        plain = [d for d in near if not (_words(d) & ONLY_IF_NAMED) - wanted] or near
+        plain = plain if len(plain) < 2 else [d for d in plain if d.name in COMMONEST]
+        if len(plain) == 1:
+            return plain[0]
+    return None
 
 
 def parse_custom(text: str) -> Device | None:
@@ -457,7 +450,7 @@ def _by_numbers(text: str, possible: Sequence[NameReading]) -> Meaning:
     where it is small and stands first."""
     if re.fullmatch(r"(?:cuda|mps|gpu|rocm|xpu)(?::\d+)?", text.strip(), re.IGNORECASE):
         raise ConfigError(f"{text!r} does not say which device.", f"{_HERE} {_EXAMPLE}{_BY_HAND}")
-    counted = [r for r in possible if r.count != "1" and _may_count(r)]
+    counted = [r for r in possible if r.count != "1" and r.may_count]
     reading = (counted or possible)[0]
     device = written(reading.rest)
     if device.other is not None:
@@ -471,15 +464,8 @@ def _by_numbers(text: str, possible: Sequence[NameReading]) -> Meaning:
         return Meaning(text=text, device=custom, count=_count(reading))
     name = device.name
     if re.fullmatch(r"[-+.\d\s]*[x×*]?", name) or not words_of(name):
-        raise ConfigError(f"{text!r} names no device.", _nearest(name))
+        raise ConfigError(f"{text!r} is not the name of a device.", _nearest(name))
     raise ConfigError(f"There is no device called {name!r} in the table.", _nearest(name))
-
-
-def _may_count(reading: NameReading) -> bool:
-    """Whether the number is how many there are of an unknown device."""
-    if not reading.is_bare:
-        return not reading.is_glued
-    return reading.stands_first and int(reading.count) <= MOST_DEVICES
 
 
 def _count(reading: NameReading) -> int:
@@ -489,7 +475,7 @@ def _count(reading: NameReading) -> int:
         count = 0
     if not 1 <= count <= MOST_DEVICES:
         raise ConfigError(
-            f"{reading.count} devices are none to plan for.",
+            f"{reading.count} devices cannot be planned for.",
             f'Write "2x RTX 3090", 1 to {MOST_DEVICES}.',
         )
     return count
@@ -521,7 +507,7 @@ def _meaning(
         count, named = "1", int(count) * GIB  # `m3 max 64`, `4060 ti 16`: memory without its unit
     elif reading.is_bare and int(count) > MOST_BARE and not (named or asked.memory_bytes):
         raise ConfigError(
-            f"{count} in {text!r} may be a count, or memory.",
+            f"{count} in {text!r} could be a count or an amount of memory.",
             f'Write "{count}x {asked.name}", or "{asked.name}:{count}GB".',
         )
     number = _count(replace(reading, count=count))
@@ -539,7 +525,7 @@ def _meaning(
         if not exact and not says_which(words):
             names = "; ".join(_label(device) for device in fitting)
             raise ConfigError(f"{text!r} may be several devices.", f"Name one of: {names}.")
-        chosen = _commonest(fitting)
+        chosen = min(fitting, key=lambda d: (*COMMONEST, d.name).index(d.name))
         if other_bytes is None or len({device.bandwidth for device in fitting}) > 1:
             notes.append(_chosen_note(text, chosen, fitting))
         fitting = [chosen]
@@ -576,7 +562,9 @@ def _of_one_device(
 def require_amounts(text: str, asked: Written) -> None:
     """ConfigError for an amount of nothing."""
     if 0 in (asked.memory_bytes, asked.named_bytes, asked.bandwidth):
-        raise ConfigError(f"{text!r} has no memory, or none that can be read.", _EXAMPLE + _BY_HAND)
+        raise ConfigError(
+            f"{text!r} has no memory, or an amount that cannot be read.", _EXAMPLE + _BY_HAND
+        )
 
 
 def _of_memory(
@@ -597,7 +585,7 @@ def _of_memory(
     short = amount.replace(" ", "")
     if asked.says_ram and all(device.form != "unified" for device in fitting):
         raise ConfigError(
-            f"{amount} of RAM are not memory of {asked.name!r}.",
+            f"{amount} of RAM is not the memory of {asked.name!r}.",
             f"Main memory beside a card is given with --host {short}.",
         )
     together = _nearest_memory(fitting, named // count) if count > 1 else []
@@ -627,11 +615,6 @@ def _nearest_memory(fitting: Iterable[Device], num_bytes: int) -> list[Device]:
     ]
 
 
-def _commonest(fitting: Sequence[Device]) -> Device:
-    by_name = {device.name: device for device in fitting}
-    return next((by_name[name] for name in COMMONEST if name in by_name), fitting[0])
-
-
 def _chosen_note(text: str, chosen: Device, fitting: Sequence[Device]) -> str:
     others = [device for device in fitting if device is not chosen]
     differing = {
@@ -647,39 +630,21 @@ def _chosen_note(text: str, chosen: Device, fitting: Sequence[Device]) -> str:
 
 def _other_memory_note(device: Device, num_bytes: int) -> str:
     words = _words(device)
-    alike = [d for d in table() if _words(d) == words]
-    sizes = sorted({_nominal_gib(d) for d in alike})
+    *smaller, largest = sorted({_nominal_gib(d) for d in table() if _words(d) == words})
+    sizes = f"{', '.join(map(str, smaller))} or {largest}" if smaller else largest
     note = (
-        f"{written(device.name).name} is sold with {_listed(sizes)} GB; it is planned with "
+        f"{written(device.name).name} is sold with {sizes} GB; it is planned with "
         f"{_gib(num_bytes)}, as given."
     )
-    related = [d for d in _nearest_memory(_related(words), num_bytes) if d.architecture == "apple"]
-    if related:
+    of_apple = [d for d in table() if words < _words(d) and d.architecture == "apple"]
+    if related := _nearest_memory(of_apple, num_bytes):
         note += f" There is {', '.join(d.name for d in related)}."
     return note
 
 
-def _related(words: frozenset[str]) -> Iterator[Device]:
-    """Other devices whose name has all these words."""
-    return (device for device in table() if words < _words(device))
-
-
-def _listed(sizes: Sequence[int]) -> str:
-    texts = [str(size) for size in sizes]
-    return texts[0] if len(texts) == 1 else f"{', '.join(texts[:-1])} or {texts[-1]}"
-
-
 @functools.cache
-def _words_of_name(name: str) -> frozenset[str]:
-    return words_of(written(name).name)
-
-
 def _words(device: Device) -> frozenset[str]:
-    return _words_of_name(device.name)
-
-
-def _called(name: str) -> Device:
-    return next(device for device in table() if device.name == name)
+    return words_of(written(device.name).name)
 
 
 def _nominal_gib(device: Device) -> int:

@@ -168,7 +168,7 @@ def described(names: Sequence[str], host: str | None = None) -> Machine:
     if processor is not None:
         if host is not None:
             raise ConfigError(
-                "A processor alone has no other main memory.", 'Write it as "cpu 64GB:80GB/s".'
+                "A processor has no main memory besides its own.", 'Write it as "cpu 64GB:80GB/s".'
             )
         return processor
     found = tuple(find_meaning(name) for name in names)
@@ -212,7 +212,7 @@ def _described_processor(names: Sequence[str]) -> Machine | None:
         return None
     if len(names) > 1 or not is_processor(meant[0]):
         raise ConfigError(
-            "A processor is planned by itself: not beside others, and not several of them.",
+            "A processor is planned on its own, not together with other devices.",
             'Write --device "cpu 64GB"; beside GPUs its memory is given with --host 64GB.',
         )
     asked = written(tidy(names[0]))
@@ -245,7 +245,7 @@ def with_memory(machine: Machine, text: str) -> Machine:
     """The same with so much memory free on the first device that a model would run on: `24GB`."""
     found = re.fullmatch(r"\s*(\d{1,9}(?:\.\d+)?)\s*(gb|gib|g|mb|mib|m)\s*", text, re.IGNORECASE)
     if found is None or float(found[1]) <= 0:
-        raise ConfigError(f"{text!r} is no amount of memory.", "Write --memory 24GB.")
+        raise ConfigError(f"{text!r} is not an amount of memory.", "Write --memory 24GB.")
     num_bytes = int(float(found[1]) * (GIB if found[2].lower().startswith("g") else 1024**2))
 
     def override(slot: Slot) -> Slot:
@@ -364,13 +364,10 @@ def nvidia_gpus(library: Any = None) -> list[ReportedGpu]:
 
 
 def _load() -> Any:
-    names = ["nvml.dll"] if sys.platform == "win32" else ["libnvidia-ml.so.1"]
-    for name in names:
-        try:
-            return ctypes.CDLL(name)
-        except OSError:
-            continue
-    return None
+    try:
+        return ctypes.CDLL("nvml.dll" if sys.platform == "win32" else "libnvidia-ml.so.1")
+    except OSError:
+        return None
 
 
 def _card(nvml: Any, handle: ctypes.c_void_p, *, is_slice: bool = False) -> list[ReportedGpu]:

@@ -161,7 +161,9 @@ def find_machine(
     """This machine, or the one that is described."""
     names = [device] if isinstance(device, str) else device or ()
     if not isinstance(names, Sequence) or not all(isinstance(name, str) for name in names):
-        raise ConfigError(f"{device!r} names no device.", 'Give a name such as "2x RTX 3090".')
+        raise ConfigError(
+            f"{device!r} is not the name of a device.", 'Give a name such as "2x RTX 3090".'
+        )
     machine = described(list(names), host) if names else this_machine()
     if host is not None and not names:
         raise ConfigError("`host` describes another machine.", "Name its devices with `device`.")

@@ -68,37 +68,27 @@ def render_overview(rows: Sequence[Plan]) -> str:
                 _interval(speed.first_token_s) if plan.fits else "",
             )
         )
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    lines = [
-        "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in table
-    ]
     work = first.setting.work
-    names = ", ".join(_machine(first))
+    slots = first.machine.gpus or tuple(filter(None, [first.machine.host]))
+    free = [max(0, slot.device.memory_bytes - slot.used_bytes) / GIB for slot in slots]
+    names = ", ".join(
+        f"{slot.device.name} ({gib:.1f} GiB free)" for slot, gib in zip(slots, free, strict=True)
+    )
     head = f"On {names}, with {first.setting.backend.name}, a context of {work.context}:"
     missing = first.speed.tokens_per_s
     note = [f"\n{meaning.note}" for meaning in first.machine.asked if meaning.note]
     if missing.value is None and missing.source:
         note.append(f"\nNo speeds: {missing.source}.")
     hint = "\n`ivl plan 8b` says more of one size: where the memory goes, and what would change it."
-    return "\n".join([head, "", *lines, *note, hint])
-
-
-def _machine(plan: Plan) -> list[str]:
-    slots = [*plan.machine.gpus] or ([plan.machine.host] if plan.machine.host else [])
-    texts = []
-    for slot in slots:
-        free = max(0, slot.device.memory_bytes - slot.used_bytes) / GIB
-        texts.append(f"{slot.device.name} ({free:.1f} GiB free)")
-    return texts
+    return "\n".join([head, "", *_columns(table), *note, hint])
 
 
 def _share(share: Share) -> list[str]:
     """A device: its bar, and its items."""
     memory = share.device.memory_bytes
-    scale = max(memory, share.total_bytes + share.used_by_others + share.reserved_bytes, 1)
-    bar = ""
     reserved = share.used_by_others + share.reserved_bytes
-    bar += "." * round(BAR_WIDTH * reserved / scale)
+    scale = max(memory, share.total_bytes + reserved, 1)
+    bar = "." * round(BAR_WIDTH * reserved / scale)
     for name, num_bytes in share.items.items():
         bar += SIGNS.get(name, "?") * round(BAR_WIDTH * num_bytes / scale)
     bar = bar[:BAR_WIDTH].ljust(BAR_WIDTH)
@@ -180,6 +170,10 @@ def _pages(pages: Sequence[PageCost]) -> list[str]:
                 seconds or "unknown",
             )
         )
+    return _columns(table)
+
+
+def _columns(table: Sequence[Sequence[str]]) -> list[str]:
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     return [
         "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in table
@@ -250,12 +244,8 @@ def plan_record(plan: Plan, verdict: Judgement) -> dict[str, Any]:
         "asked": asked_record(machine),
         "devices": _devices(plan),
         "speed": {
-            name: estimate_record(estimate)
-            for name, estimate in (
-                ("tokens_per_s", plan.speed.tokens_per_s),
-                ("encode_s", plan.speed.encode_s),
-                ("first_token_s", plan.speed.first_token_s),
-            )
+            name: estimate_record(getattr(plan.speed, name))
+            for name in ("tokens_per_s", "encode_s", "first_token_s")
         },
         "price": None
         if machine.usd_per_hour is None
@@ -300,14 +290,8 @@ def _devices(plan: Plan) -> list[dict[str, Any]]:
 
 
 def estimate_record(estimate: Estimate) -> dict[str, Any]:
-    value = estimate.value
-    return {
-        "low": value.low if value else None,
-        "likely": value.likely if value else None,
-        "high": value.high if value else None,
-        "confidence": estimate.confidence,
-        "source": estimate.source,
-    }
+    value, rest = estimate.value, {"confidence": estimate.confidence, "source": estimate.source}
+    return (asdict(value) if value else dict.fromkeys(("low", "likely", "high"))) | rest
 
 
 def overview_record(rows: Sequence[Plan]) -> dict[str, Any]:

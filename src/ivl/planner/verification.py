@@ -122,7 +122,6 @@ def shortened(plan: Plan) -> Plan:
 
 def _scaled(plan: Plan, built: Plan, found: dict[str, float]) -> Measured:
     total = plan.total_bytes
-    smaller = built.total_bytes
     layers, layers_built = (p.subject.config.decoder.num_layers for p in (plan, built))
     read = sum(plan.parts.layers) + plan.parts.head
     read_built = sum(built.parts.layers) + built.parts.head
@@ -140,7 +139,7 @@ def _scaled(plan: Plan, built: Plan, found: dict[str, float]) -> Measured:
         layers=layers,
         layers_built=layers_built,
         tiles_encoded=int(found["tiles"]),
-        peak_bytes=int(found["peak_bytes"]) + total - smaller,
+        peak_bytes=int(found["peak_bytes"]) + total - built.total_bytes,
         planned_bytes=total,
         tokens_per_s=1 / (found["step_s"] * read / read_built),
         tokens_per_s_planned=estimate_record(plan.speed.tokens_per_s),
