@@ -87,7 +87,7 @@ def test_two_cards_share_the_layers_by_what_is_free_on_them() -> None:
 
 def test_a_streamed_tower_takes_two_of_its_layers_from_a_card() -> None:
     found = spread_demo(100, vision_offload=True)
-    assert found.streams_vision
+    assert found.vision_offload
     assert found.vision == GPUS[0]
     assert found.of("vision.layers.3.mlp.fc1.weight") == HOST
     assert found.of("vision.embed.patch.weight") == GPUS[0]
@@ -218,7 +218,7 @@ def test_the_plan_s_command_says_where_the_layers_go(devices: str, options: list
 
 def test_a_streamed_tower_leaves_its_memory_to_the_decoder() -> None:
     kept, streamed = (
-        plan("78b", device="RTX A6000", host="64GB", tower_on_cpu=offload).plan
+        plan("78b", device="RTX A6000", host="64GB", vision_offload=offload).plan
         for offload in (False, True)
     )
     assert streamed.placement.num_offloaded < kept.placement.num_offloaded

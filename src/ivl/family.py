@@ -78,7 +78,7 @@ def _qwen2(layers: int, hidden: int, ffn: int, heads: int, kv_heads: int) -> Dec
         vocab_size=151674,
         norm_eps=1e-6,
         rope_theta=1e6,
-        max_positions=32768,
+        max_position_embeddings=32768,
         qkv_bias=True,
     )
 

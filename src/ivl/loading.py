@@ -365,7 +365,7 @@ def fit_of_source(
         loaded_workload(source.config, context=context, kv=kv, vision_batch=vision_batch),
         devices,
         itemsize=None if stays else dtype.itemsize,
-        tower_on_processor=vision_offload,
+        vision_offload=vision_offload,
         gpu_layers=gpu_layers,
     )
 

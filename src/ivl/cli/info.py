@@ -41,10 +41,10 @@ def command(
         print_json(facts) if json else _print_rows(_machine_rows(facts))
     elif model is None:
         family = family_facts()
-        print_json([facts.record() for facts in family]) if json else _print_family(family)
+        print_json([facts.to_dict() for facts in family]) if json else _print_family(family)
     else:
         facts = model_facts(model, mmproj)
-        print_json(facts.record()) if json else _print_rows(_model_rows(facts))
+        print_json(facts.to_dict()) if json else _print_rows(_model_rows(facts))
 
 
 def _keep_for_plans(facts: dict[str, Any]) -> str | None:
@@ -129,7 +129,7 @@ def _parameters(facts: ModelFacts) -> str:
 
 
 def _context(facts: ModelFacts) -> str:
-    trained = facts.config.decoder.max_positions
+    trained = facts.config.decoder.max_position_embeddings
     scaled = facts.config.decoder.longest_context
     return f"{trained} tokens" + (f", {scaled} with rotary scaling" if scaled > trained else "")
 

@@ -107,7 +107,7 @@ class ModelFacts:
         work = loaded_workload(self.config, context=self.usual_context)
         return processor_bytes(self.config, tensors, work)
 
-    def record(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """For JSON."""
         config, has_vision = self.config, self.config.vision is not None
         files = None
@@ -126,7 +126,7 @@ class ModelFacts:
             "architecture": config.decoder.architecture,
             "quantization": config.quantization,
             "parameters": self.parameters,
-            "context": config.decoder.max_positions,
+            "context": config.decoder.max_position_embeddings,
             "longest_context": config.decoder.longest_context,
             "tile_px": config.tile_px if has_vision else None,
             "max_tiles": config.max_tiles if has_vision else None,

@@ -77,7 +77,7 @@ def command(
     if verify:
         _verify(report, receipt, json)
     else:
-        _print(report.record() if json else str(report))
+        _print(report.to_dict() if json else str(report))
 
 
 def _verify(report: Report, receipt: Path | None, as_json: bool) -> None:
@@ -85,8 +85,8 @@ def _verify(report: Report, receipt: Path | None, as_json: bool) -> None:
 
     found = verify_plan(report.plan)
     if receipt is not None:
-        receipt.write_text(dumps(found.record(), indent=1) + "\n", "utf-8")
-    measured = {**report.record(), "measured": found.record()}
+        receipt.write_text(dumps(found.to_dict(), indent=1) + "\n", "utf-8")
+    measured = {**report.to_dict(), "measured": found.to_dict()}
     _print(measured if as_json else f"{report}\n\n{found}")
 
 

@@ -476,7 +476,7 @@ class Engine:
     def _num_alike(self) -> int:
         """Up to the trained length, keys do not depend on the length of the sequence."""
         decoder = self.config.decoder
-        return UNBOUNDED if decoder.rope_factor is None else decoder.max_positions
+        return UNBOUNDED if decoder.rope_factor is None else decoder.max_position_embeddings
 
     def __reduce__(self) -> NoReturn:
         """Refused before a tensor is touched: to send one, torch moves it to shared memory, and the

@@ -232,7 +232,7 @@ class Program:
         devices: Devices,
         *,
         itemsize: int | None = None,
-        tower_on_processor: bool = False,
+        vision_offload: bool = False,
         gpu_layers: int | None = None,
     ) -> Fit:
         """What a model takes and where it goes. `seeing`: the tensors of its tower, at least.
@@ -240,7 +240,7 @@ class Program:
         keeping = self.keeping(seeing, devices)
         # A tower that is streamed to a GPU lies in main memory with 16 bits, whatever the files
         # have. Where a GPU's memory is main memory nothing can be moved from the one to the other.
-        moves = tower_on_processor and not devices.has_one_memory
+        moves = vision_offload and not devices.has_one_memory
         tower = "dense" if self.is_own and moves and keeping == "gpu" else keeping
         usable = [slot for slot in devices.gpus if not self.lacks(slot.device)]
         active = (itemsize or 2) if usable else 4
@@ -256,7 +256,7 @@ class Program:
             return Fit(parts, _whole(parts, self, devices.host))
         host = None if devices.has_one_memory else devices.host
         placement = self.spread(
-            config, parts, usable, host, tower_on_processor=moves, gpu_layers=gpu_layers
+            config, parts, usable, host, vision_offload=moves, gpu_layers=gpu_layers
         )
         return Fit(parts, placement)
 
@@ -275,14 +275,14 @@ class Program:
 
     def spread(
         self, config: ModelConfig, parts: Footprint, gpus: Sequence[Slot], host: Slot | None, *,
-        tower_on_processor: bool, gpu_layers: int | None,
+        vision_offload: bool, gpu_layers: int | None,
     ) -> Placement:  # fmt: skip
         """Puts a model on GPUs and beside them.
 
-        tower_on_processor: the tower is kept in main memory, where llama.cpp also runs it and from
+        vision_offload: the tower is kept in main memory, where llama.cpp also runs it and from
         where ivl streams it. gpu_layers: at most so many layers on GPUs.
         """
-        if self.is_own and gpu_layers is None and not tower_on_processor:
+        if self.is_own and gpu_layers is None and not vision_offload:
             # The fastest that holds all of it; of equals, the one with the most room.
             order = sorted(
                 gpus,
@@ -294,7 +294,7 @@ class Program:
             if found.fits or (len(gpus) == 1 and host is None):
                 return found
         return _by_layers(
-            parts, self, gpus, host, tower_on_processor=tower_on_processor, gpu_layers=gpu_layers
+            parts, self, gpus, host, vision_offload=vision_offload, gpu_layers=gpu_layers
         )
 
 
@@ -371,7 +371,7 @@ def _by_layers(
     gpus: Sequence[Slot],
     host: Slot | None,
     *,
-    tower_on_processor: bool,
+    vision_offload: bool,
     gpu_layers: int | None,
 ) -> Placement:
     """Consecutive layers on each device, by what is free there; those that find no room, the first
@@ -383,12 +383,12 @@ def _by_layers(
         # Logits are made on the last device; a tenth of that is room for a layer's values.
         alive = parts.prefill_activations // (1 if share is shares[-1] else 10)
         share.add(ACTIVATIONS, alive)
-    tower = main if tower_on_processor and main is not None else shares[0]
+    tower = main if vision_offload and main is not None else shares[0]
     if program.is_own:  # it computes on a GPU wherever its weights are
-        if main is not None and tower_on_processor:
+        if main is not None and vision_offload:
             main.add(VISION, parts.vision)
         tower = max(shares, key=lambda share: share.left_bytes)
-    streamed = program.is_own and tower_on_processor
+    streamed = program.is_own and vision_offload
     tower.add(VISION, parts.vision_streamed if streamed else parts.vision)
     tower.add(PROJECTOR, parts.projector)
     tower.add(ACTIVATIONS, parts.vision_activations + parts.image_features)
@@ -457,7 +457,7 @@ def fit(
     devices: Devices,
     *,
     itemsize: int | None = None,
-    tower_on_processor: bool = False,
+    vision_offload: bool = False,
     gpu_layers: int | None = None,
 ) -> Fit:
     """A model of these tensors with ivl; see `Program.fit`."""
@@ -467,7 +467,7 @@ def fit(
 
     return IVL.fit(
         config, tensors, weights, work, devices, itemsize=itemsize,
-        tower_on_processor=tower_on_processor, gpu_layers=gpu_layers,
+        vision_offload=vision_offload, gpu_layers=gpu_layers,
     )  # fmt: skip
 
 

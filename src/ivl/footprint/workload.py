@@ -111,7 +111,7 @@ def _largest_tiles(config: ModelConfig, images: int, limit: int) -> tuple[int, .
 
 def resolve_context(context: int | None, config: ModelConfig) -> int:
     """The context in tokens; ConfigError for a length that the model cannot have."""
-    usual = min(DEFAULT_CONTEXT, config.decoder.max_positions)
+    usual = min(DEFAULT_CONTEXT, config.decoder.max_position_embeddings)
     if context is None:
         return usual
     most = config.decoder.longest_context

@@ -147,7 +147,7 @@ def _run_alone(
     so_far = replace(so_far, vocab_size=tokenizer.vocab_size)
     yield so_far
     tokens_per_tile = config.tokens_per_tile if config.vision else 0
-    context = min(TRIAL_TOKENS + tokens_per_tile, config.decoder.max_positions)
+    context = min(TRIAL_TOKENS + tokens_per_tile, config.decoder.max_position_embeddings)
     how = LoadOptions(device=device, dtype=dtype, context=context, vision_batch=1, vision="torch")
     network = load_network(source, how, progress)
     run_once(network, tokenizer)

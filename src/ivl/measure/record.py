@@ -282,7 +282,7 @@ def _text_config(decoder: DecoderConfig) -> Any:
         head_dim=decoder.head_dim,
         vocab_size=decoder.vocab_size,
         rms_norm_eps=decoder.norm_eps,
-        max_position_embeddings=decoder.max_positions,
+        max_position_embeddings=decoder.max_position_embeddings,
         # These two names are understood before version 5 and since.
         rope_theta=decoder.rope_theta,
         rope_scaling=scaling,

@@ -137,7 +137,7 @@ def _moved(tensor: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
 def placed(model: InternVL, devices: DeviceMap) -> InternVL:
     """The model, ready to run, when its weights are where `devices` says."""
     model.devices = None if devices.is_whole else devices
-    if devices.streams_vision and isinstance(model.vision, VisionTower):
+    if devices.vision_offload and isinstance(model.vision, VisionTower):
         model.vision.stream_to(devices.vision)
     return model.eval().requires_grad_(False)
 

@@ -100,7 +100,7 @@ def _place(
     """Puts one tensor into the model: as a matrix of blocks, or dense, as are the layers of a tower
     that is streamed."""
     device = devices.of(ours)
-    streamed = devices.streams_vision and ours.startswith("vision.layers.")
+    streamed = devices.vision_offload and ours.startswith("vision.layers.")
     path, _, leaf = ours.rpartition(".")
     module = model.get_submodule(path)
     is_matrix = leaf == "weight" and isinstance(module, nn.Linear | nn.Embedding)

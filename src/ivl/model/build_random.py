@@ -52,7 +52,7 @@ def random_planned_model(
         module = model.get_submodule(path)
         parts = [by_name[name] for name in source.names]
         where = devices.of(ours)
-        streamed = devices.streams_vision and ours.startswith("vision.layers.")
+        streamed = devices.vision_offload and ours.startswith("vision.layers.")
         is_matrix = leaf == "weight" and isinstance(module, nn.Linear | nn.Embedding)
         kept = is_matrix and keeps and not streamed
         if kept and all(keeps_blocks(part.format, where) for part in parts):

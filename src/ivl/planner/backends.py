@@ -158,7 +158,7 @@ def _places(plan: Plan) -> Words:
         words += ["--device", ",".join(f"cuda:{number}" for number in numbers)]
     if plan.placement.num_offloaded:
         words += ["--gpu-layers", str(sum(share.num_layers for share in gpus))]
-    if plan.setting.tower_on_processor and not plan.machine.has_one_memory:
+    if plan.setting.vision_offload and not plan.machine.has_one_memory:
         words.append("--vision-offload")
     return words
 
@@ -246,7 +246,7 @@ class LlamaCpp(Rival):
             kind = KV_NAMES[work.kv]
             words += ["-fa", "on"] if work.kv == "8bit" else []
             words += ["--cache-type-k", kind, "--cache-type-v", kind]
-        on_processor = setting.tower_on_processor or (not gpus and "-ngl" in words)
+        on_processor = setting.vision_offload or (not gpus and "-ngl" in words)
         if mmproj is not None and on_processor:
             words.append("--no-mmproj-offload")
         return [*prepare, words]
@@ -339,7 +339,7 @@ class Vllm(Rival):
 
     def spread(
         self, config: ModelConfig, parts: Footprint, gpus: Sequence[Slot], host: Slot | None, *,
-        tower_on_processor: bool, gpu_layers: int | None,
+        vision_offload: bool, gpu_layers: int | None,
     ) -> Placement:  # fmt: skip
         """Every device has its part of every matrix. The tower is whole on each: its 16 or 25 heads
         do not divide well, and vLLM copies it rather than cutting it (--mm-encoder-tp-mode data).

@@ -53,7 +53,7 @@ class Setting:
     backend: Program
     vision_follows: bool = False
     """Whether `vision` was not asked for, and is what goes with the type, whichever that is."""
-    tower_on_processor: bool = False
+    vision_offload: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,7 +106,7 @@ def make_plan(subject: Subject, setting: Setting, machine: Machine) -> Plan:
         work,
         machine,
         itemsize=2 if machine.gpus else None if _is_gguf(subject, setting) else machine.itemsize,
-        tower_on_processor=setting.tower_on_processor,
+        vision_offload=setting.vision_offload,
     )
     if problem := _problem(subject, setting, machine):
         placement = Placement(shares=(), problem=problem)

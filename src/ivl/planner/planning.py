@@ -1,7 +1,7 @@
 """`ivl.plan`: what a model needs, before it is downloaded. Loads no torch.
 
 report = ivl.plan("78b", device="RTX A6000", type="Q4_K_M", backend="llama.cpp")
-report.fits, report.verdict.text, report.record()["memory"]"""
+report.fits, report.verdict.text, report.to_dict()["memory"]"""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Report:
     def fits(self) -> bool:
         return self.plan.fits
 
-    def record(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """For JSON; docs/plan.md has the schema."""
         record = plan_record(self.plan, self.verdict)
         if self.pages:
@@ -80,7 +80,7 @@ def plan(
     vision_batch: int = DEFAULT_VISION_BATCH,
     backend: str = "ivl",
     mmproj: str | os.PathLike[str] | None = None,
-    tower_on_cpu: bool = False,
+    vision_offload: bool = False,
 ) -> Report:
     """What a model needs and whether it fits.
 
@@ -122,7 +122,7 @@ def plan(
         vision_follows=vision is None,
         work=work,
         backend=chosen,
-        tower_on_processor=tower_on_cpu,
+        vision_offload=vision_offload,
     )
     found = make_plan(subject, setting, find_machine(device, host, memory))
     return Report(plan=found, verdict=judge(found), pages=page_costs(found, pages))

@@ -118,8 +118,8 @@ def _steps(plan: Plan) -> Iterator[tuple[str, str, dict[str, object]]]:
             yield text, option, dict(fields)
     machine = plan.machine
     if backend.on_processor and plan.placement.tower_on and machine.host is not None:
-        if machine.gpus and not machine.has_one_memory and not setting.tower_on_processor:
-            fields = {"tower_on_processor": True}
+        if machine.gpus and not machine.has_one_memory and not setting.vision_offload:
+            fields = {"vision_offload": True}
             if backend.is_own:
                 yield "the vision tower streamed", "--vision-offload", dict(fields)
             else:
@@ -182,7 +182,7 @@ def _changed(plan: Plan, text: str, option: str, fields: dict[str, object]) -> t
     are rid of), and the plan after it."""
     other = change(plan, **fields)
     saved = plan.total_bytes - other.total_bytes
-    if other.setting.tower_on_processor and not plan.setting.tower_on_processor:
+    if other.setting.vision_offload and not plan.setting.vision_offload:
         streamed = plan.setting.backend.is_own
         saved = plan.parts.vision - (plan.parts.vision_streamed if streamed else 0)
     return Change(text=text, option=option, saved_bytes=saved, fits=other.fits), other
@@ -274,7 +274,7 @@ def _warnings(plan: Plan) -> Iterator[str]:
             f"K-quants cannot hold this tower ({config.vision.hidden_size} is not a multiple of "
             "256): Q8_0, Q5_0 and Q4_0 can."
         )
-    if plan.setting.tower_on_processor and plan.machine.has_one_memory:
+    if plan.setting.vision_offload and plan.machine.has_one_memory:
         yield "A tower on the processor frees nothing: the GPU's memory is main memory."
     backend = plan.setting.backend
     yield from backend.notes(plan) if isinstance(backend, Rival) else _of_ivl(plan)

@@ -46,7 +46,7 @@ class Measured:
     first_token_s: float
     first_token_s_planned: dict[str, Any]
 
-    def record(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """A receipt, for JSON."""
         return asdict(self)
 
@@ -92,7 +92,7 @@ def verify_plan(plan: Plan) -> Measured:
             built.setting.work,
             built.placement,
             gpus=built.machine.gpus,
-            vision_offload=(built.setting.tower_on_processor and not built.machine.has_one_memory),
+            vision_offload=(built.setting.vision_offload and not built.machine.has_one_memory),
         )
         found = run.result()
     return _scaled(plan, built, found)
