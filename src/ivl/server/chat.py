@@ -60,7 +60,7 @@ class Asked:
     turns: Sequence[Turn]
     options: GenerationOptions
     max_tiles: int | None = None
-    most_tokens: int | None = None
+    context: int | None = None
     num_logprobs: int | None = None
     grammar: CompileGrammar | None = None
 
@@ -125,7 +125,7 @@ def _prepare(
         [picture for picture, _ in pictures],
         max_tiles=_limits(asked, [source for _, source in pictures], model),
         max_pixels=settings.max_image_pixels,
-        most_tokens=asked.most_tokens,
+        context=asked.context,
         options=asked.options,
         num_logprobs=asked.num_logprobs,
         grammar=grammar,

@@ -170,7 +170,7 @@ async def _answer(
         return EngineRequest.completion(
             model.engine,
             body.prompt or "",
-            most_tokens=options.num_ctx,
+            context=options.num_ctx,
             options=options.generation(model.engine.context),
             num_logprobs=body.num_logprobs,
             grammar=body.compile_format(model.engine.grammars) if body.format else None,
@@ -186,7 +186,7 @@ async def _answer(
             turns=turns,
             options=options.generation(limit),
             max_tiles=options.max_tiles,
-            most_tokens=options.num_ctx,
+            context=options.num_ctx,
             num_logprobs=body.num_logprobs,
             grammar=body.compile_format if body.format else None,
         )

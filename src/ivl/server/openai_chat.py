@@ -32,7 +32,7 @@ async def chat_completions(request: Request) -> Response:
     num_answers = num_choices(body, context)
     asked = Asked(
         turns=[turn_of(message) for message in body.messages],
-        options=body.options(body.most_tokens),
+        options=body.options(body.answer_tokens),
         max_tiles=body.max_tiles,
         num_logprobs=body.num_logprobs,
         grammar=lambda grammars: compile_form(body, grammars),

@@ -206,7 +206,7 @@ class ChatRequest(ModelRequest):
         return self
 
     @property
-    def most_tokens(self) -> int | None:
+    def answer_tokens(self) -> int | None:
         return limit_of(self.max_completion_tokens or self.max_tokens)
 
     @property
