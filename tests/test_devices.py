@@ -160,8 +160,8 @@ def test_a_server_holds_as_much_cache_as_the_plan_says() -> None:
 @pytest.mark.parametrize(
     ("device", "choices", "message"),
     [
-        ("cpu,cpu", {}, "shared by GPUs only"),
-        ("cuda:0,cpu", {}, "not available|shared by GPUs only"),
+        ("cpu,cpu", {}, "Only GPUs can share"),
+        ("cuda:0,cpu", {}, "not available|Only GPUs can share"),
         ("gpu", {}, "no device"),
         ("mps", {}, "not available"),
         ("cpu", {"gpu_layers": 3}, "gpu_layers is for models on a GPU"),
