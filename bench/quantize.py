@@ -131,7 +131,7 @@ def metadata_of(decoder: DecoderConfig) -> dict[str, Written]:
     """What llama.cpp asks for before it quantizes."""
     name = "qwen2" if decoder.architecture == "qwen2" else "llama"
     numbers: dict[str, int | float] = {
-        "context_length": decoder.max_positions,
+        "context_length": decoder.max_position_embeddings,
         "embedding_length": decoder.hidden_size,
         "block_count": decoder.num_layers,
         "feed_forward_length": decoder.intermediate_size,

@@ -150,7 +150,7 @@ def _decoder_config(decoder: DecoderConfig) -> dict[str, Any]:
         "rms_norm_eps": decoder.norm_eps,
         "rope_theta": decoder.rope_theta,
         "rope_scaling": scaling if decoder.rope_factor else None,
-        "max_position_embeddings": decoder.max_positions,
+        "max_position_embeddings": decoder.max_position_embeddings,
         "tie_word_embeddings": decoder.tied_embeddings,
     }
 

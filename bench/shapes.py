@@ -30,7 +30,8 @@ def main() -> None:
     from bench.random_checkpoint import shortened, write_checkpoint
     from bench.tokenizer_files import write_tokenizer
     from ivl.errors import IvlError
-    from ivl.family import find, num_parameters
+    from ivl.family import find
+    from ivl.footprint.tensors import num_parameters
 
     if options.measure:
         try:

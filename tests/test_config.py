@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 
 from ivl.config import ModelConfig, parse_config, read_config
 from ivl.errors import CheckpointError, ConfigError, IvlError, UnsupportedError
-from ivl.family import FAMILY, INTERNVIT_300M, find, num_parameters, recognise
+from ivl.family import FAMILY, INTERNVIT_300M, find, recognise
+from ivl.footprint.tensors import num_parameters
 
 GOLDEN = Path(__file__).parent / "golden"
 # What transformers 4.37, which the official files were written with, puts into every section.

@@ -9,17 +9,15 @@ import pytest
 import torch
 
 import ivl
-from ivl import devices
+from ivl import loading
 from ivl.cli.main import run
 from ivl.cli.model_facts import model_facts
-from ivl.devices import choose_devices, fit_of_source, place_model
 from ivl.engine.engine import EngineLimits
 from ivl.errors import CapacityError, ConfigError
-from ivl.footprint.device import MIB, Device, Devices, Slot
-from ivl.footprint.placement import DRIVER_BYTES
+from ivl.footprint.placement import DRIVER_BYTES, MIB, Device, Devices, Slot
 from ivl.host import has_bfloat16_products, has_float16_products
 from ivl.kv import KV_TYPES, KVType
-from ivl.loading import choose_dtype
+from ivl.loading import choose_devices, choose_dtype, fit_of_source, place_model
 from ivl.model.device_map import DeviceMap, map_of
 from ivl.model.source import open_source
 from ivl.planner.backends import command_of
@@ -53,7 +51,7 @@ def machine(*megabytes: float) -> Devices:
 def spread_demo(*megabytes: float, **choices: object) -> DeviceMap:
     asked = {"kv": "16bit", "dtype": torch.bfloat16, **choices}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(devices, "devices_here", lambda *_, **__: machine(*megabytes))
+        patch.setattr(loading, "devices_here", lambda *_, **__: machine(*megabytes))
         return place_model(
             open_source(DEMO), GPUS[: len(megabytes)], context=512, vision_batch=1,
             **asked,  # type: ignore[arg-type]
@@ -89,7 +87,7 @@ def test_two_cards_share_the_layers_by_what_is_free_on_them() -> None:
 
 def test_a_streamed_tower_takes_two_of_its_layers_from_a_card() -> None:
     found = spread_demo(100, vision_offload=True)
-    assert found.streams_vision
+    assert found.vision_offload
     assert found.vision == GPUS[0]
     assert found.of("vision.layers.3.mlp.fc1.weight") == HOST
     assert found.of("vision.embed.patch.weight") == GPUS[0]
@@ -125,7 +123,7 @@ def test_what_does_not_fit_says_so_before_anything_is_loaded() -> None:
 def test_a_plan_and_loading_count_the_same_bytes(kv: KVType, context: int | None) -> None:
     """On a processor, device by device and part by part; so does `ivl info` with its defaults."""
     planned = plan("demo", device="cpu", kv=kv, context=context).plan
-    here = devices.devices_here([HOST], float16_tower=has_float16_products())
+    here = loading.devices_here([HOST], float16_tower=has_float16_products())
     assert here.gpus == ()
     loaded = fit_of_source(
         open_source(DEMO), here, context=planned.setting.work.context,
@@ -142,7 +140,7 @@ def test_what_loading_checks_is_what_the_plan_says(monkeypatch: pytest.MonkeyPat
     """With one byte less than the plan's it is refused, with as many it is loaded."""
     total = plan("demo", device="cpu").plan.total_bytes
     for free, fits in ((total, True), (total - 1, False)):
-        monkeypatch.setattr("ivl.devices.available_memory_bytes", lambda free=free: free)
+        monkeypatch.setattr("ivl.loading.available_memory_bytes", lambda free=free: free)
         with nullcontext() if fits else pytest.raises(CapacityError, match="GiB of weights"):
             ivl.load("demo", device="cpu")
     if has_bfloat16_products():  # `ivl info` tells of 16 bits
@@ -162,8 +160,8 @@ def test_a_server_holds_as_much_cache_as_the_plan_says() -> None:
 @pytest.mark.parametrize(
     ("device", "choices", "message"),
     [
-        ("cpu,cpu", {}, "shared by GPUs only"),
-        ("cuda:0,cpu", {}, "not available|shared by GPUs only"),
+        ("cpu,cpu", {}, "Only GPUs can share"),
+        ("cuda:0,cpu", {}, "not available|Only GPUs can share"),
         ("gpu", {}, "no device"),
         ("mps", {}, "not available"),
         ("cpu", {"gpu_layers": 3}, "gpu_layers is for models on a GPU"),
@@ -220,7 +218,7 @@ def test_the_plan_s_command_says_where_the_layers_go(devices: str, options: list
 
 def test_a_streamed_tower_leaves_its_memory_to_the_decoder() -> None:
     kept, streamed = (
-        plan("78b", device="RTX A6000", host="64GB", tower_on_cpu=offload).plan
+        plan("78b", device="RTX A6000", host="64GB", vision_offload=offload).plan
         for offload in (False, True)
     )
     assert streamed.placement.num_offloaded < kept.placement.num_offloaded

@@ -13,13 +13,10 @@ from ivl.family import (
     INTERNVIT_6B,
     INTERNVIT_300M,
     Size,
-    decoder_parameters,
     find,
-    num_parameters,
-    projector_parameters,
     recognise,
-    vision_parameters,
 )
+from ivl.footprint.tensors import num_parameters, parameters
 from ivl.model.build import empty_model
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -34,9 +31,10 @@ def test_parameters_are_those_of_the_model_card(size: Size) -> None:
     assert num_parameters(size.config) == pytest.approx(MODEL_CARDS[size.name] * 1e9, rel=0.005)
 
 
-def test_towers_have_their_published_size() -> None:
-    assert vision_parameters(INTERNVIT_300M) == pytest.approx(0.304e9, rel=0.005)
-    assert vision_parameters(INTERNVIT_6B) == pytest.approx(5.54e9, rel=0.005)
+@by_name
+def test_towers_have_their_published_size(size: Size) -> None:
+    published = {INTERNVIT_300M: 0.304e9, INTERNVIT_6B: 5.54e9}
+    assert parameters(size.config)["vision"] == pytest.approx(published[size.vision], rel=0.005)
 
 
 def count(config: ModelConfig) -> tuple[int, int, int]:
@@ -46,14 +44,13 @@ def count(config: ModelConfig) -> tuple[int, int, int]:
 
 
 @by_name
-def test_formulas_count_what_is_built(size: Size) -> None:
-    config = size.config
-    formulas = (vision_parameters(size.vision), projector_parameters(config))
-    assert count(config) == (*formulas, decoder_parameters(size.decoder))
-    assert sum(count(config)) == num_parameters(config)
+def test_what_is_counted_is_what_is_built(size: Size) -> None:
+    counted = parameters(size.config)
+    assert count(size.config) == tuple(counted[p] for p in ("vision", "projector", "decoder"))
+    assert sum(count(size.config)) == num_parameters(size.config)
 
 
-def test_formulas_count_other_shapes_too() -> None:
+def test_other_shapes_are_counted_too() -> None:
     raw = json.loads((GOLDEN / "internvit-6b-like_internlm2" / "config.json").read_text())
     tied = json.loads((GOLDEN / "internvit-300m-like_qwen2" / "config.json").read_text())
     tied["llm_config"] |= {"tie_word_embeddings": True, "head_dim": 48}

@@ -29,7 +29,6 @@ FLOORS = {
     "documents": 7,
     "measure": 7,
     "api": 7,
-    "devices": 7,
     "loading": 7,
     "serving": 7,
     "conversion": 7,

@@ -74,16 +74,16 @@ class DecoderConfig:
     vocab_size: int
     norm_eps: float
     rope_theta: float
-    max_positions: int
+    max_position_embeddings: int
     qkv_bias: bool
     rope_factor: float | None = None
-    """Factor of dynamic NTK scaling beyond `max_positions`; None: no scaling."""
+    """Factor of dynamic NTK scaling beyond `max_position_embeddings`; None: no scaling."""
     tied_embeddings: bool = False
     """The head is the embeddings' matrix, unless the checkpoint holds a head of its own."""
 
     def __post_init__(self) -> None:
         _positive(self, "hidden_size", "intermediate_size", "num_layers", "num_heads")
-        _positive(self, "num_kv_heads", "head_dim", "vocab_size", "max_positions")
+        _positive(self, "num_kv_heads", "head_dim", "vocab_size", "max_position_embeddings")
         _above_zero(self, "norm_eps", "rope_theta")
         if self.rope_factor is not None:
             _above_zero(self, "rope_factor")
@@ -94,7 +94,7 @@ class DecoderConfig:
     @property
     def longest_context(self) -> int:
         """Tokens; only a decoder with dynamic rotary scaling reaches beyond its training."""
-        return int(self.max_positions * (self.rope_factor or 1))
+        return int(self.max_position_embeddings * (self.rope_factor or 1))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -333,7 +333,7 @@ def _parse_decoder(raw: dict[str, Any]) -> DecoderConfig:
         norm_eps=raw.get("rms_norm_eps", 1e-6),
         rope_theta=raw.get("rope_theta") or rope.get("rope_theta") or 10000.0,
         rope_factor=_rope_factor(scaling),
-        max_positions=raw.get("max_position_embeddings", 32768),
+        max_position_embeddings=raw.get("max_position_embeddings", 32768),
         qkv_bias=kind == "qwen2",
         tied_embeddings=bool(raw.get("tie_word_embeddings", False)),
     )
@@ -446,7 +446,6 @@ _KEYS = {
     "num_layers": "num_hidden_layers",
     "num_heads": "num_attention_heads",
     "num_kv_heads": "num_key_value_heads",
-    "max_positions": "max_position_embeddings",
     "rope_factor": "the factor of rope_scaling",
     "image_px": "image_size",
     "patch_px": "patch_size",

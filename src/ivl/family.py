@@ -1,4 +1,4 @@
-"""The seven sizes of InternVL 2.5, and parameter counts computed from shapes.
+"""The seven sizes of InternVL 2.5.
 
 Source: the `config.json` files and model cards of OpenGVLab's repositories; of the 26B's rotary
 embeddings that of its base, internlm/internlm2_5-20b-chat.
@@ -78,7 +78,7 @@ def _qwen2(layers: int, hidden: int, ffn: int, heads: int, kv_heads: int) -> Dec
         vocab_size=151674,
         norm_eps=1e-6,
         rope_theta=1e6,
-        max_positions=32768,
+        max_position_embeddings=32768,
         qkv_bias=True,
     )
 
@@ -154,46 +154,3 @@ def recognise(config: ModelConfig) -> Size | None:
         ):
             return size
     return None
-
-
-def vision_parameters(config: VisionConfig) -> int:
-    """Weights of the vision tower, computed from its shapes."""
-    width, ffn = config.hidden_size, config.intermediate_size
-    norm = width * (2 if config.norm == "layer_norm" else 1)
-    attention = 3 * width * width + (3 * width if config.qkv_bias else 0) + width * width + width
-    attention += 2 * width if config.qk_norm else 0
-    mlp = 2 * width * ffn + ffn + width
-    patch = config.num_channels * config.patch_px**2 * width + width
-    positions = (1 + config.num_patches) * width
-    return patch + width + positions + config.num_layers * (attention + mlp + 2 * norm + 2 * width)
-
-
-def projector_parameters(config: ModelConfig) -> int:
-    """Weights of `mlp1`; 0 for a text-only model."""
-    if config.vision is None:
-        return 0
-    width = config.decoder.hidden_size
-    return 2 * config.shuffled_size + config.shuffled_size * width + width + width * width + width
-
-
-def decoder_parameters(config: DecoderConfig) -> int:
-    """Weights of the language model, word embeddings and output head included."""
-    width, head_dim = config.hidden_size, config.head_dim
-    q, kv = config.num_heads * head_dim, config.num_kv_heads * head_dim
-    attention = 2 * width * q + 2 * width * kv + (q + 2 * kv if config.qkv_bias else 0)
-    layer = attention + 3 * width * config.intermediate_size + 2 * width
-    embeddings = config.vocab_size * width * (1 if config.tied_embeddings else 2)
-    return config.num_layers * layer + embeddings + width
-
-
-def decoder_matrix_parameters(config: DecoderConfig) -> int:
-    """Weights of the matrices in the decoder's layers: what AWQ quantizes."""
-    q, kv = (heads * config.head_dim for heads in (config.num_heads, config.num_kv_heads))
-    layer = config.hidden_size * (2 * q + 2 * kv + 3 * config.intermediate_size)
-    return config.num_layers * layer
-
-
-def num_parameters(config: ModelConfig) -> int:
-    """All weights of a model."""
-    vision = vision_parameters(config.vision) if config.vision else 0
-    return vision + projector_parameters(config) + decoder_parameters(config.decoder)

@@ -17,15 +17,15 @@ import torch
 from ivl.checkpoint.hub import no_such_model
 from ivl.checkpoint.locate import locate_pair
 from ivl.checkpoint.safetensors import SafetensorsDirectory
-from ivl.devices import free_bytes
 from ivl.engine.engine import Engine, EngineLimits
 from ivl.engine.request import EngineRequest
 from ivl.engine.service import Service
 from ivl.errors import CapacityError, ConfigError, IvlError
-from ivl.family import find, num_parameters
-from ivl.footprint.device import GIB
+from ivl.family import find
+from ivl.footprint.placement import GIB
+from ivl.footprint.tensors import num_parameters
 from ivl.kv import BLOCK_TOKENS, kv_bytes_per_layer_token
-from ivl.loading import LoadOptions, load_engine
+from ivl.loading import LoadOptions, free_bytes, load_engine
 from ivl.model.source import open_source
 from ivl.paths import local_path
 from ivl.prompt.template import user_message

@@ -132,7 +132,7 @@ def save(path: Path, arch: str, tensors: Arrays, metadata: Mapping[str, Any]) ->
 def text_metadata(config: ModelConfig) -> dict[str, Any]:
     decoder = config.decoder
     values = {
-        "context_length": decoder.max_positions,
+        "context_length": decoder.max_position_embeddings,
         "embedding_length": decoder.hidden_size,
         "block_count": decoder.num_layers,
         "feed_forward_length": decoder.intermediate_size,

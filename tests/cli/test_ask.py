@@ -177,7 +177,7 @@ def test_a_hub_that_is_down(
 def test_too_little_memory(
     never_loads: None, capsys: Output, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ivl.devices.available_memory_bytes", lambda: 100 * 1024**2)
+    monkeypatch.setattr("ivl.loading.available_memory_bytes", lambda: 100 * 1024**2)
     assert run(["ask", "Hi"]) == 2
     assert "0.1 GiB are free" in capsys.readouterr().err
 

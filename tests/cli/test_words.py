@@ -22,7 +22,7 @@ FOREIGN = {
 }
 """Options of other programs that hints tell people to use."""
 
-OF_OTHERS = ("planner/rivals/llama_cpp.py", "planner/rivals/vllm.py", "planner/page.py")
+OF_OTHERS = ("planner/backends.py", "planner/report.py")
 """Files that write command lines of llama.cpp and vLLM, and style sheets."""
 
 
@@ -84,7 +84,7 @@ def test_below_the_commands_options_have_the_names_of_python() -> None:
     of_commands_alone = {"--force", "--allow-requantize", *FOREIGN}
     # The server's own settings, in a file of the server's engine.
     of_commands_alone |= {"--kv-tokens"}
-    files = (*(f"{floor}/" for floor in floors), "api.py", "config", "devices.py")
+    files = (*(f"{floor}/" for floor in floors), "api.py", "config", "loading.py")
     found = [
         f"{place} names {option}"
         for place, text in told()

@@ -202,7 +202,7 @@ def test_another_devices_name_is_an_error(tiny_model_dir: Path) -> None:
 def test_too_little_memory_is_refused_before_loading(
     tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ivl.devices.available_memory_bytes", lambda: 6 * 1024**3)
+    monkeypatch.setattr("ivl.loading.available_memory_bytes", lambda: 6 * 1024**3)
 
     def never(*_: Any, **__: Any) -> None:
         raise AssertionError("the weights were read")

@@ -7,9 +7,7 @@ import pytest
 from ivl.config import ModelConfig
 from ivl.errors import CapacityError
 from ivl.family import find
-from ivl.footprint.device import GIB, Device, Devices, Form, Slot, Vendor
-from ivl.footprint.placement import Fit
-from ivl.footprint.room import fit, require_room
+from ivl.footprint.placement import GIB, Device, Devices, Fit, Form, Slot, Vendor, fit, require_room
 from ivl.footprint.tensors import planned_tensors
 from ivl.footprint.workload import TEXT_TOKENS, loaded_workload
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from ivl.checkpoint.gguf_names import GGUF_VISION, GGUF_VISION_Q_K_V
-from ivl.family import FAMILY, Size, find, num_parameters
-from ivl.footprint.tensors import decoder_plan, vision_plan
+from ivl.family import FAMILY, Size, find
+from ivl.footprint.tensors import decoder_plan, num_parameters, vision_plan
 from ivl.quant.mixes import MIXES, MixContext, decoder_tensors, tensor_type
 
 

@@ -129,7 +129,7 @@ def test_folded_scales_leave_the_layer_as_it_was(monkeypatch: pytest.MonkeyPatch
     config = DecoderConfig(
         architecture="qwen2", hidden_size=128, intermediate_size=256, num_layers=1,
         num_heads=4, num_kv_heads=2, head_dim=32, vocab_size=8, norm_eps=1e-6, rope_theta=1e4,
-        max_positions=128, qkv_bias=True,
+        max_position_embeddings=128, qkv_bias=True,
     )  # fmt: skip
     torch.manual_seed(0)
     layer = DecoderLayer(config).requires_grad_(False)

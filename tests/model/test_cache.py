@@ -28,7 +28,7 @@ CONFIG = ModelConfig(
         vocab_size=101,
         norm_eps=1e-6,
         rope_theta=1e4,
-        max_positions=1024,
+        max_position_embeddings=1024,
         qkv_bias=True,
     ),
     layout="official",

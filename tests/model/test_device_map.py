@@ -138,7 +138,7 @@ def test_a_gguf_pair_is_loaded_to_the_devices_of_a_map(demo_pair: Path) -> None:
 def test_a_tower_that_is_streamed_is_kept_dense_in_main_memory(demo_pair: Path) -> None:
     source = open_source(demo_pair)
     whole = DeviceMap.whole("cpu", source.config.decoder.num_layers)
-    streamed = source.build(device=replace(whole, streams_vision=True), dtype=torch.float32)
+    streamed = source.build(device=replace(whole, vision_offload=True), dtype=torch.float32)
     kept = source.build(device="cpu", dtype=torch.float32)
     px = source.config.tile_px
     tiles = torch.randint(0, 256, (3, px, px, 3), dtype=torch.uint8)

@@ -39,7 +39,7 @@ CONFIG = ModelConfig(
         norm_eps=1e-5,
         rope_theta=1e4,
         rope_factor=2.0,
-        max_positions=512,
+        max_position_embeddings=512,
         qkv_bias=False,
     ),
     layout="official",
@@ -56,7 +56,7 @@ def model() -> InternVL:
 @pytest.fixture(scope="module")
 def long_model() -> InternVL:
     """The same weights, trained on a context that is shorter than the prompt."""
-    short = replace(CONFIG, decoder=replace(CONFIG.decoder, max_positions=24))
+    short = replace(CONFIG, decoder=replace(CONFIG.decoder, max_position_embeddings=24))
     return random_model(short, dtype=torch.float32)
 
 

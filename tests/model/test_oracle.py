@@ -108,7 +108,7 @@ def test_dynamic_rope_beyond_the_trained_length_equals_transformers(
 ) -> None:
     oracle = transformers_internvl("llama", **DYNAMIC)
     model = read_saved(oracle)
-    assert len(sample.ids) > model.config.decoder.max_positions
+    assert len(sample.ids) > model.config.decoder.max_position_embeddings
     ours, theirs = our_outputs(model, sample)[1], their_outputs(oracle, sample)[1]
     assert relative_error(ours, theirs) < 1e-5
     plain = transformers_internvl("llama", max_position_embeddings=24)

@@ -46,7 +46,7 @@ WORKS: tuple[dict[str, Any], ...] = (
     {"parallel": 3, "kv": "8bit", "vision_batch": 2, "context": 5000},
     {"images": 3, "max_tiles": 4, "vision_batch": 7},
     {"images": 0},
-    {"tower_on_cpu": True},
+    {"vision_offload": True},
 )
 
 
@@ -119,7 +119,7 @@ def check_places(plan: Plan, asked: dict[str, Any]) -> None:
     used = [share for share in shares if share.device.is_gpu and share.items]
     offloaded = plan.placement.num_offloaded
     assert asked["gpu_layers"] == (sum(share.num_layers for share in used) if offloaded else None)
-    moves = plan.setting.tower_on_processor and not plan.machine.has_one_memory
+    moves = plan.setting.vision_offload and not plan.machine.has_one_memory
     assert asked["vision_offload"] == (moves and bool(used))
     if not used:
         assert asked["device"] == "cpu"
@@ -150,8 +150,8 @@ def asked_again(report: Report, option: str, **asked: Any) -> Report:
     words = option.split()
     while words:
         name = words.pop(0).removeprefix("--").replace("-", "_")
-        name = {"vision_offload": "tower_on_cpu"}.get(name, name)
-        value: Any = True if name == "tower_on_cpu" else words.pop(0)
+        name = {"tower_on_cpu": "vision_offload"}.get(name, name)
+        value: Any = True if name == "vision_offload" else words.pop(0)
         asked[name] = int(value) if isinstance(value, str) and value.isdigit() else value
     return ivl.plan(report.plan.subject.name, **asked)
 
@@ -189,7 +189,7 @@ def test_what_is_proposed_and_planned_again_is_the_same(asked: dict[str, Any]) -
 
 
 def test_llama_cpp_is_told_the_same() -> None:
-    options: dict[str, Any] = {"parallel": 4, "context": 5000, "tower_on_cpu": True}
+    options: dict[str, Any] = {"parallel": 4, "context": 5000, "vision_offload": True}
     report = ivl.plan(
         "8b", device="2x RTX 3090", host="64GB", backend="llama.cpp", kv="8bit", **options
     )

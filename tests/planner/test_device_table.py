@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ivl.errors import ConfigError
-from ivl.footprint.device import GIB, Device
+from ivl.footprint.placement import GIB, Device
 from ivl.planner.device_table import (
     DEVICES_OF_A_CARD,
     clouds,

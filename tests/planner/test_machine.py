@@ -12,9 +12,14 @@ import pytest
 from ivl.errors import ConfigError
 from ivl.host import available_memory_bytes, memory_limits
 from ivl.planner.device_table import GIB
-from ivl.planner.dmi import memory_bandwidth
-from ivl.planner.machine import amd_gpus, described, this_machine, with_memory
-from ivl.planner.nvml import nvidia_gpus
+from ivl.planner.machine import (
+    amd_gpus,
+    described,
+    memory_bandwidth,
+    nvidia_gpus,
+    this_machine,
+    with_memory,
+)
 
 
 class FakeNVML:

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import ivl
 from ivl.footprint.placement import KV
-from ivl.planner.page import page_of
+from ivl.planner.report import page_of
 from ivl.planner.verdict import judge
 
 

@@ -9,8 +9,8 @@ import pytest
 
 import ivl
 from ivl.errors import ConfigError, IvlError
-from ivl.footprint.device import GIB
-from ivl.planner.capabilities import capability_of
+from ivl.footprint.placement import GIB
+from ivl.planner.backends import capability_of
 from ivl.planner.device_table import table
 from ivl.planner.machine import Slot
 from ivl.planner.plan import make_plan
@@ -132,7 +132,7 @@ def test_vllm_divides_by_heads() -> None:
 def test_where_a_program_does_not_run_another_is_named(
     device: str, options: dict[str, str], told: str
 ) -> None:
-    """By vLLM's own tables of hardware; the sources are in `ivl.planner.capabilities`."""
+    """By vLLM's own tables of hardware; the sources are in `ivl.planner.backends`."""
     asked = {"backend": "vllm", **options}
     verdict = ivl.plan("1b", device=device, **asked).verdict  # type: ignore[arg-type]
     assert verdict.answer == "does not fit"
@@ -244,7 +244,7 @@ def test_nonsense_has_a_hint(model: str, options: dict) -> None:
 
 def test_what_a_name_was_taken_for_is_in_the_report() -> None:
     report = ivl.plan("8b", device=["8xH100"])
-    [asked] = report.record()["asked"]
+    [asked] = report.to_dict()["asked"]
     assert (asked["text"], asked["device"], asked["count"]) == ("8xH100", "H100 SXM", 8)
     assert "differ in memory and speed" in asked["note"]
     assert asked["note"] in str(report)
@@ -254,7 +254,7 @@ def test_what_a_name_was_taken_for_is_in_the_report() -> None:
 @pytest.mark.parametrize("type_name", [*FORMATS, *MIXES, "AWQ", "iq4_xs"])
 def test_every_type_that_is_read_can_be_planned(type_name: str) -> None:
     report = ivl.plan("8b", device="2x RTX 3090", type=type_name)
-    bits = 8 * report.record()["model"]["decoder_file_bytes"] / 7.74e9
+    bits = 8 * report.to_dict()["model"]["decoder_file_bytes"] / 7.74e9
     assert 2.5 < bits < 33
     assert report.verdict.commands
 
@@ -292,7 +292,7 @@ def test_one_memory_is_counted_once(device: str, backend: str) -> None:
     assert "Leave --host out" in caught.value.hint
     plain = ivl.plan("78b", device=device, backend=backend, kv="8bit")
     assert "processor" not in " ".join(c.option + c.text for c in plain.verdict.savings)
-    moved = ivl.plan("78b", device=device, backend=backend, kv="8bit", tower_on_cpu=True)
+    moved = ivl.plan("78b", device=device, backend=backend, kv="8bit", vision_offload=True)
     [share], [other] = (r.plan.placement.shares for r in (plain, moved))
     assert share.items == other.items
     assert any("frees nothing" in warning for warning in moved.verdict.warnings)
@@ -359,5 +359,5 @@ def test_processors_are_not_taken_for_cards(name: str, hint: str) -> None:
 
 @pytest.mark.parametrize("device", [5, [None], {"a": 1}])
 def test_what_is_no_name_is_refused(device: object) -> None:
-    with pytest.raises(ConfigError, match="names no device"):
+    with pytest.raises(ConfigError, match="is not the name of a device"):
         ivl.plan("1b", device=device)  # type: ignore[arg-type]

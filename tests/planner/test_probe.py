@@ -9,8 +9,14 @@ from pathlib import Path
 import pytest
 
 import ivl
-from ivl.planner.machine import processor_name
-from ivl.planner.probe import Probe, keep_bandwidth, probe_path, read_probe, write_probe
+from ivl.planner.machine import (
+    Probe,
+    keep_bandwidth,
+    probe_path,
+    processor_name,
+    read_probe,
+    write_probe,
+)
 
 PROBE = Probe(
     processor="Some processor",

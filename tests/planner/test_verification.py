@@ -18,7 +18,7 @@ def test_the_demo_measured() -> None:
     assert found.layers_built == found.layers
     assert found.peak_bytes > 0
     assert found.tokens_per_s > 0
-    assert found.record()["planned_bytes"] == found.planned_bytes
+    assert found.to_dict()["planned_bytes"] == found.planned_bytes
     assert "planned" in str(found)
 
 

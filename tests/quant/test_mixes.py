@@ -32,7 +32,7 @@ LLAMA_70B = DecoderConfig(
     vocab_size=128256,
     norm_eps=1e-5,
     rope_theta=5e5,
-    max_positions=131072,
+    max_position_embeddings=131072,
     qkv_bias=False,
 )
 

@@ -130,7 +130,7 @@ def _read_decoder(file: GGUFFile) -> DecoderConfig:
         norm_eps=keys.number(f"{name}.attention.layer_norm_rms_epsilon"),
         rope_theta=keys.number(f"{name}.rope.freq_base", 10000.0),
         rope_factor=keys.optional_number("ivl.rope.dynamic_factor"),
-        max_positions=keys.count(f"{name}.context_length"),
+        max_position_embeddings=keys.count(f"{name}.context_length"),
         qkv_bias="blk.0.attn_q.bias" in file.tensors,
         tied_embeddings="output.weight" not in file.tensors,
     )

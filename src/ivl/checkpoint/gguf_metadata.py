@@ -41,7 +41,7 @@ def text_metadata(
     kind = decoder.architecture
     values: dict[str, Written] = {
         "block_count": decoder.num_layers,
-        "context_length": decoder.max_positions,
+        "context_length": decoder.max_position_embeddings,
         "embedding_length": decoder.hidden_size,
         "feed_forward_length": decoder.intermediate_size,
         "attention.head_count": decoder.num_heads,

@@ -11,7 +11,7 @@ from ivl.cli.model_facts import ModelFacts, family_facts, model_facts
 from ivl.cli.options import Json, Mmproj
 from ivl.cli.terminal import disk_size, print_json
 from ivl.errors import RequestError
-from ivl.footprint.device import GIB
+from ivl.footprint.placement import GIB
 from ivl.host import available_memory_bytes
 
 
@@ -41,16 +41,16 @@ def command(
         print_json(facts) if json else _print_rows(_machine_rows(facts))
     elif model is None:
         family = family_facts()
-        print_json([facts.record() for facts in family]) if json else _print_family(family)
+        print_json([facts.to_dict() for facts in family]) if json else _print_family(family)
     else:
         facts = model_facts(model, mmproj)
-        print_json(facts.record()) if json else _print_rows(_model_rows(facts))
+        print_json(facts.to_dict()) if json else _print_rows(_model_rows(facts))
 
 
 def _keep_for_plans(facts: dict[str, Any]) -> str | None:
     """Where `ivl plan` finds the bandwidth that is shown; None where no file can be written."""
     from ivl.host import processor_name
-    from ivl.planner.probe import keep_bandwidth
+    from ivl.planner.machine import keep_bandwidth
 
     threads = facts["kernels"]["threads"]
     try:
@@ -129,7 +129,7 @@ def _parameters(facts: ModelFacts) -> str:
 
 
 def _context(facts: ModelFacts) -> str:
-    trained = facts.config.decoder.max_positions
+    trained = facts.config.decoder.max_position_embeddings
     scaled = facts.config.decoder.longest_context
     return f"{trained} tokens" + (f", {scaled} with rotary scaling" if scaled > trained else "")
 

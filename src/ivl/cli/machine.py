@@ -18,8 +18,7 @@ def machine_facts(*, measure: bool = False) -> dict[str, Any]:
     """
     import torch
 
-    from ivl.devices import choose_device
-    from ivl.loading import choose_dtype
+    from ivl.loading import choose_device, choose_dtype
 
     device = choose_device(None)
     facts: dict[str, Any] = {

@@ -19,15 +19,11 @@ from ivl.errors import CheckpointError
 from ivl.family import (
     FAMILY,
     Size,
-    decoder_parameters,
     find,
-    num_parameters,
-    projector_parameters,
     recognise,
-    vision_parameters,
 )
-from ivl.footprint.room import processor_bytes
-from ivl.footprint.tensors import AWQ, TypedTensor, planned_tensors
+from ivl.footprint.placement import processor_bytes
+from ivl.footprint.tensors import AWQ, TypedTensor, parameters, planned_tensors
 from ivl.footprint.workload import loaded_workload, resolve_context
 from ivl.kv import kv_bytes_per_token
 from ivl.paths import local_path
@@ -86,12 +82,12 @@ class ModelFacts:
     @property
     def parameters(self) -> dict[str, int]:
         """Weights by part, and in all, computed from the shapes."""
-        vision = self.config.vision
+        counted = parameters(self.config)
         return {
-            "vision_tower": vision_parameters(vision) if vision else 0,
-            "projector": projector_parameters(self.config),
-            "decoder": decoder_parameters(self.config.decoder),
-            "total": num_parameters(self.config),
+            "vision_tower": counted["vision"],
+            "projector": counted["projector"],
+            "decoder": counted["decoder"],
+            "total": sum(counted.values()),
         }
 
     @property
@@ -111,7 +107,7 @@ class ModelFacts:
         work = loaded_workload(self.config, context=self.usual_context)
         return processor_bytes(self.config, tensors, work)
 
-    def record(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """For JSON."""
         config, has_vision = self.config, self.config.vision is not None
         files = None
@@ -130,7 +126,7 @@ class ModelFacts:
             "architecture": config.decoder.architecture,
             "quantization": config.quantization,
             "parameters": self.parameters,
-            "context": config.decoder.max_positions,
+            "context": config.decoder.max_position_embeddings,
             "longest_context": config.decoder.longest_context,
             "tile_px": config.tile_px if has_vision else None,
             "max_tiles": config.max_tiles if has_vision else None,

@@ -280,7 +280,7 @@ class Form:
     vision: Annotated[
         str | None, Option(metavar="TYPE", help="Of the vision tower: F16, Q8_0 ...")
     ] = None
-    tower_on_cpu: Annotated[
+    vision_offload: Annotated[
         bool,
         Option(
             "--tower-on-cpu",

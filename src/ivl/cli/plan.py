@@ -13,8 +13,7 @@ from ivl.cli.options import Form, Json, Mmproj, Target, Work, with_options
 from ivl.errors import ConfigError
 from ivl.host import processor_name
 from ivl.planner.planning import Report, overview, plan
-from ivl.planner.record import overview_record
-from ivl.planner.render import render_overview
+from ivl.planner.report import overview_record, render_overview
 
 
 @with_options
@@ -32,7 +31,10 @@ def command(
     ] = False,
     verify: Annotated[
         bool,
-        Option("--verify", help="Build it here with random weights, and set planned by measured."),
+        Option(
+            "--verify",
+            help="Build it here with random weights, and compare the plan with what is measured.",
+        ),
     ] = False,
     receipt: Annotated[
         Path | None, Option(metavar="FILE", help="Where --verify writes what it measured.")
@@ -46,18 +48,18 @@ def command(
     """Say what will run where, how fast, and what to change.
 
     MODEL is a size (1b to 78b), a directory, a GGUF file or demo; FILEs are images and PDFs that it
-    shall read, for what each page costs. Without MODEL, every size and type is held against this
+    will read, to show what each page costs. Without MODEL, every size is checked against this
     machine. Nothing is loaded or downloaded.
     """
     if receipt is not None and not verify:
-        raise ConfigError("--receipt is of --verify.", "Add --verify, or leave it out.")
+        raise ConfigError("--receipt works only with --verify.", "Add --verify, or leave it out.")
     if probe:
         _probe()
     common: dict[str, Any] = {**on.chosen(), **work.chosen()}
     if not arguments:
         if any((*form.chosen().values(), mmproj, html, verify)):
             raise ConfigError(
-                "An option was given that is about one model.",
+                "One of these options is about a single model.",
                 "Name the model: ivl plan 8b --type Q8_0.",
             )
         rows = overview(**common)
@@ -75,7 +77,7 @@ def command(
     if verify:
         _verify(report, receipt, json)
     else:
-        _print(report.record() if json else str(report))
+        _print(report.to_dict() if json else str(report))
 
 
 def _verify(report: Report, receipt: Path | None, as_json: bool) -> None:
@@ -83,21 +85,21 @@ def _verify(report: Report, receipt: Path | None, as_json: bool) -> None:
 
     found = verify_plan(report.plan)
     if receipt is not None:
-        receipt.write_text(dumps(found.record(), indent=1) + "\n", "utf-8")
-    measured = {**report.record(), "measured": found.record()}
+        receipt.write_text(dumps(found.to_dict(), indent=1) + "\n", "utf-8")
+    measured = {**report.to_dict(), "measured": found.to_dict()}
     _print(measured if as_json else f"{report}\n\n{found}")
 
 
 def _probe() -> None:
     from ivl.measure.probe import measure_processor
-    from ivl.planner.probe import Probe, write_probe
+    from ivl.planner.machine import Probe, write_probe
 
     today = date.today().isoformat()
     write_probe(Probe(processor=processor_name(), date=today, **measure_processor()))  # type: ignore[arg-type]
 
 
 def _write_page(report: Report, path: Path) -> None:
-    from ivl.planner.page import page_of
+    from ivl.planner.report import page_of
 
     try:
         path.write_text(page_of(report.plan, report.verdict), "utf-8")

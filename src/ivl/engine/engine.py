@@ -34,6 +34,7 @@ from ivl.engine.request import EngineRequest, RunningRequest
 from ivl.engine.scheduler import Chunk, Scheduler, StepLimits, StepPlan
 from ivl.engine.speculation import Drafter, DraftRequest, Speculation, check_draft
 from ivl.errors import CapacityError, ConfigError, RequestError
+from ivl.footprint.tensors import num_parameters
 from ivl.footprint.workload import DEFAULT_VISION_BATCH, resolve_context
 from ivl.model.cache import BLOCK_TOKENS, num_blocks_for
 from ivl.model.internvl import InternVL
@@ -175,6 +176,11 @@ class Engine:
             speculation=self.speculation,
             limits=limits,
         )
+
+    @property
+    def num_parameters(self) -> int:
+        """Of the whole model, whatever its weights' types."""
+        return num_parameters(self.config)
 
     @property
     def grammars(self) -> GrammarCompiler:
@@ -466,7 +472,7 @@ class Engine:
     def _num_alike(self) -> int:
         """Up to the trained length, keys do not depend on the length of the sequence."""
         decoder = self.config.decoder
-        return UNBOUNDED if decoder.rope_factor is None else decoder.max_positions
+        return UNBOUNDED if decoder.rope_factor is None else decoder.max_position_embeddings
 
     def __reduce__(self) -> NoReturn:
         """Refused before a tensor is touched: to send one, torch moves it to shared memory, and the

@@ -147,7 +147,7 @@ def prepare_images(
     max_tiles: MaxTiles = None,
     *,
     max_pixels: int = DEFAULT_MAX_PIXELS,
-    most_tokens: int | None = None,
+    context: int | None = None,
     limit_option: str | None = None,
 ) -> tuple[np.ndarray | None, list[int]]:
     """Tiles of all images, uint8 (n, tile_px, tile_px, 3), and how many each of them gave.
@@ -156,7 +156,7 @@ def prepare_images(
     Every image may be what `load_image` takes, with one page (see `split_pages`). Without images
     the tiles are None. One image at a time is decoded. RequestError for one of several pages, or of
     more than `max_pixels` (`limit_option` as there), CapacityError as soon as the tiles have more
-    than `most_tokens` image tokens.
+    than `context` image tokens.
     """
     if not images:
         return None, []
@@ -169,9 +169,9 @@ def prepare_images(
         grid = choose_grid(image.size, config, limit)
         num_tiles = num_tiles_with_thumbnail(grid, config.use_thumbnail)
         num_tokens += num_tiles * config.tokens_per_tile
-        if most_tokens is not None and num_tokens > most_tokens:
+        if context is not None and num_tokens > context:
             raise CapacityError(
-                f"The images have more than the {most_tokens} tokens that the context holds.",
+                f"The images have more than the {context} tokens that the context holds.",
                 "Use fewer images, or a smaller `max_tiles`.",
             )
         tiles.append(

@@ -87,7 +87,7 @@ class EngineRequest:
         max_tiles: MaxTiles = None,
         max_pixels: int = DEFAULT_MAX_PIXELS,
         limit_option: str | None = None,
-        most_tokens: int | None = None,
+        context: int | None = None,
         options: GenerationOptions | None = None,
         num_logprobs: int | None = None,
         grammar: Grammar | None = None,
@@ -95,7 +95,7 @@ class EngineRequest:
         """A conversation whose last message is the user's; `images` fill its slots in order.
 
         `after`: the one message follows what was said there. `system` None is the model's own.
-        `max_tiles`, `max_pixels` and `limit_option` as of `prepare_images`; `most_tokens`: of
+        `max_tiles`, `max_pixels` and `limit_option` as of `prepare_images`; `context`: of
         prompt and answer, if less than the context. Errors as of `Conversation.ask`.
         """
         config = engine.config
@@ -104,7 +104,7 @@ class EngineRequest:
             config,
             max_tiles,
             max_pixels=max_pixels,
-            most_tokens=engine.context,
+            context=engine.context,
             limit_option=limit_option,
         )
         prompt = build_prompt(
@@ -115,7 +115,7 @@ class EngineRequest:
             system=system,
             is_next=after is not None and bool(after.ids),
         )
-        asked = _Asked(most_tokens, options, num_logprobs, grammar)
+        asked = _Asked(context, options, num_logprobs, grammar)
         return cls._of(engine, prompt, tiles, asked, after)
 
     @classmethod
@@ -124,13 +124,13 @@ class EngineRequest:
         engine: Engine,
         text: str,
         *,
-        most_tokens: int | None = None,
+        context: int | None = None,
         options: GenerationOptions | None = None,
         num_logprobs: int | None = None,
         grammar: Grammar | None = None,
     ) -> EngineRequest:
         """A text that the model goes on with, without turns and without control tokens."""
-        asked = _Asked(most_tokens, options, num_logprobs, grammar)
+        asked = _Asked(context, options, num_logprobs, grammar)
         return cls._of(engine, tokenize((Text(text),), engine.tokenizer), None, asked)
 
     @classmethod
@@ -150,7 +150,7 @@ class EngineRequest:
         before, earlier = (after.ids, after.tiles) if after is not None else ([], [])
         if not prompt.ids:
             raise RequestError("There is nothing to go on from.", "Give a text that is not empty.")
-        context = min(engine.context, asked.most_tokens or engine.context)
+        context = min(engine.context, asked.context or engine.context)
         num_tiles = 0 if tiles is None else len(tiles)
         room = check_capacity(prompt, len(before), context, num_tiles, engine.config)
         return cls(
@@ -168,7 +168,7 @@ class EngineRequest:
 class _Asked:
     """What a request asks of its answer."""
 
-    most_tokens: int | None
+    context: int | None
     options: GenerationOptions | None
     num_logprobs: int | None
     grammar: Grammar | None

@@ -1,19 +1,71 @@
-"""Where everything goes: which layers on which device, where the tower sits, and what is left.
+"""Where everything goes: which layers on which device, where the tower sits, what is left, and
+whether a model finds room. What is checked before loading is what `ivl plan` shows.
 
-Memory is counted for each device by itself: two cards of 24 GiB are not one of 48.
-"""
+Memory is counted for each device by itself: two cards of 24 GiB are not one of 48."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from ivl.config import ModelConfig
-from ivl.footprint.device import GIB, MIB, Device, Devices, Slot, Vendor
-from ivl.footprint.parts import Footprint, Keeping, WeightBytes, footprint
-from ivl.footprint.tensors import TypedTensor
-from ivl.footprint.workload import Workload
+from ivl.errors import CapacityError
+from ivl.family import FAMILY
+from ivl.footprint.parts import Footprint, Keeping, WeightBytes, footprint, weigh
+from ivl.footprint.tensors import TypedTensor, planned_tensors
+from ivl.footprint.workload import Workload, loaded_workload
+from ivl.host import has_float16_products
+
+GIB, MIB = 1024**3, 1024**2
+Vendor = Literal["nvidia", "amd", "intel", "apple", "cpu", "unknown"]
+Form = Literal["server", "workstation", "desktop", "laptop", "unified", "host"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Device:
+    """One device. Bandwidth in bytes a second, peaks in operations a second; None: not known."""
+
+    name: str
+    vendor: Vendor
+    architecture: str
+    form: Form
+    memory_bytes: int
+    """What a program is told that there is, the driver's own use not taken off."""
+    bandwidth: float | None = None
+    ops_16bit: float | None = None
+    ops_8bit: float | None = None
+    source: str
+
+    @property
+    def is_gpu(self) -> bool:
+        return self.form != "host"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Slot:
+    """A device as it is now. `used_bytes`: what other programs, and the driver, hold of it."""
+
+    device: Device
+    used_bytes: int = 0
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Devices:
+    """What a model may be put on. `host`: the processor with main memory, None where nothing is
+    known of it."""
+
+    gpus: tuple[Slot, ...] = ()
+    host: Slot | None = None
+    float16_tower: bool = False
+    """Whether the processor has float16 products (AVX-512 FP16), which ivl's tower uses."""
+
+    @property
+    def has_one_memory(self) -> bool:
+        """Whether a GPU's memory is main memory: nothing that leaves the one is in the other."""
+        return any(slot.device.form == "unified" for slot in self.gpus)
+
 
 DRIVER_BYTES = 400 * MIB
 """Of a discrete card that a driver keeps when nobody uses it."""
@@ -180,7 +232,7 @@ class Program:
         devices: Devices,
         *,
         itemsize: int | None = None,
-        tower_on_processor: bool = False,
+        vision_offload: bool = False,
         gpu_layers: int | None = None,
     ) -> Fit:
         """What a model takes and where it goes. `seeing`: the tensors of its tower, at least.
@@ -188,7 +240,7 @@ class Program:
         keeping = self.keeping(seeing, devices)
         # A tower that is streamed to a GPU lies in main memory with 16 bits, whatever the files
         # have. Where a GPU's memory is main memory nothing can be moved from the one to the other.
-        moves = tower_on_processor and not devices.has_one_memory
+        moves = vision_offload and not devices.has_one_memory
         tower = "dense" if self.is_own and moves and keeping == "gpu" else keeping
         usable = [slot for slot in devices.gpus if not self.lacks(slot.device)]
         active = (itemsize or 2) if usable else 4
@@ -204,7 +256,7 @@ class Program:
             return Fit(parts, _whole(parts, self, devices.host))
         host = None if devices.has_one_memory else devices.host
         placement = self.spread(
-            config, parts, usable, host, tower_on_processor=moves, gpu_layers=gpu_layers
+            config, parts, usable, host, vision_offload=moves, gpu_layers=gpu_layers
         )
         return Fit(parts, placement)
 
@@ -223,14 +275,14 @@ class Program:
 
     def spread(
         self, config: ModelConfig, parts: Footprint, gpus: Sequence[Slot], host: Slot | None, *,
-        tower_on_processor: bool, gpu_layers: int | None,
+        vision_offload: bool, gpu_layers: int | None,
     ) -> Placement:  # fmt: skip
         """Puts a model on GPUs and beside them.
 
-        tower_on_processor: the tower is kept in main memory, where llama.cpp also runs it and from
+        vision_offload: the tower is kept in main memory, where llama.cpp also runs it and from
         where ivl streams it. gpu_layers: at most so many layers on GPUs.
         """
-        if self.is_own and gpu_layers is None and not tower_on_processor:
+        if self.is_own and gpu_layers is None and not vision_offload:
             # The fastest that holds all of it; of equals, the one with the most room.
             order = sorted(
                 gpus,
@@ -242,7 +294,7 @@ class Program:
             if found.fits or (len(gpus) == 1 and host is None):
                 return found
         return _by_layers(
-            parts, self, gpus, host, tower_on_processor=tower_on_processor, gpu_layers=gpu_layers
+            parts, self, gpus, host, vision_offload=vision_offload, gpu_layers=gpu_layers
         )
 
 
@@ -269,7 +321,7 @@ def capacity(slot: Slot, program: Program) -> Share:
         reserved = max(kept, round((1 - program.usable_share) * device.memory_bytes))
         used = max(0, used - reserved)
         note = note or (
-            f"the system keeps {kept / GIB:.1f} GiB of the memory, which is its own too"
+            f"the system keeps {kept / GIB:.1f} GiB of the memory, which it shares with the GPU"
             f"{GTT_NOTE if device.vendor == 'amd' else ''}"
         )
     elif device.is_gpu:
@@ -319,7 +371,7 @@ def _by_layers(
     gpus: Sequence[Slot],
     host: Slot | None,
     *,
-    tower_on_processor: bool,
+    vision_offload: bool,
     gpu_layers: int | None,
 ) -> Placement:
     """Consecutive layers on each device, by what is free there; those that find no room, the first
@@ -328,13 +380,15 @@ def _by_layers(
     main = capacity(host, program) if host is not None else None
     for share in shares:
         share.add(RUNTIME, program.gpu_bytes)
-        share.add(ACTIVATIONS, _activations_of_a_part(parts, is_last=share is shares[-1]))
-    tower = main if tower_on_processor and main is not None else shares[0]
+        # Logits are made on the last device; a tenth of that is room for a layer's values.
+        alive = parts.prefill_activations // (1 if share is shares[-1] else 10)
+        share.add(ACTIVATIONS, alive)
+    tower = main if vision_offload and main is not None else shares[0]
     if program.is_own:  # it computes on a GPU wherever its weights are
-        if main is not None and tower_on_processor:
+        if main is not None and vision_offload:
             main.add(VISION, parts.vision)
         tower = max(shares, key=lambda share: share.left_bytes)
-    streamed = program.is_own and tower_on_processor
+    streamed = program.is_own and vision_offload
     tower.add(VISION, parts.vision_streamed if streamed else parts.vision)
     tower.add(PROJECTOR, parts.projector)
     tower.add(ACTIVATIONS, parts.vision_activations + parts.image_features)
@@ -349,64 +403,98 @@ def _by_layers(
         main.add(ACTIVATIONS, parts.pixels)
     num_layers = len(parts.layers)
     first = 0 if gpu_layers is None else max(0, num_layers - gpu_layers)
-    while (rest := _deal(parts, shares, first)) and main is not None:
-        _empty(parts, shares)
+    counts = _deal(parts, shares, first)
+    while (rest := num_layers - first - sum(counts)) and main is not None:
         first += rest
+        counts = _deal(parts, shares, first)
     if main is not None:
         _put(parts, main, 0, first)
+    counts[-1] += rest  # where there is no other place, the last device shows how much is missing
+    for share, count in zip(shares, counts, strict=True):
+        _put(parts, share, first, count)
+        first += count
+    if main is not None:
         shares.append(main)
-    elif rest:  # there is no other place: it does not fit, and the last device shows by how much
-        _put(parts, shares[-1], num_layers - rest, rest)
     return Placement(shares=tuple(shares), tower_on=tower.device.name if parts.vision else "")
 
 
-def _activations_of_a_part(parts: Footprint, *, is_last: bool) -> int:
-    """Logits are made on the last device; a tenth of that is room for a layer's values."""
-    return parts.prefill_activations if is_last else parts.prefill_activations // 10
-
-
-def _deal(parts: Footprint, shares: list[Share], first: int) -> int:
-    """Gives every device as many layers, from `first` on, as its free bytes are of all free bytes,
-    and no more than it has room for; returns how many are left over."""
+def _deal(parts: Footprint, shares: list[Share], first: int) -> list[int]:
+    """How many layers, from `first` on, each device gets: as its free bytes are of all free bytes,
+    and no more than it has room for."""
     num_layers = len(parts.layers)
     average = sum(parts.layers) / num_layers + parts.kv_layer
     rooms = [max(0, share.left_bytes) for share in shares]
-    total = sum(rooms)
-    next_layer = first
+    is_roomy = sum(rooms) > average * (num_layers - first)
+    next_layer, counts = first, []
     for index, share in enumerate(shares):
-        rest_of_room = sum(rooms[index:])
         wanted = num_layers - next_layer
-        if total and total > average * (num_layers - first) and rest_of_room:
-            wanted = -(-(num_layers - next_layer) * rooms[index] // rest_of_room)
-        room, count = share.left_bytes, 0
-        while count < wanted and next_layer + count < num_layers:
-            room -= parts.layers[next_layer + count] + parts.kv_layer
+        if is_roomy and (rest_of_room := sum(rooms[index:])):
+            wanted = -(-wanted * rooms[index] // rest_of_room)
+        room, begin = share.left_bytes, next_layer
+        while next_layer < min(begin + wanted, num_layers):
+            room -= parts.layers[next_layer] + parts.kv_layer
             if room < 0:
                 break
-            count += 1
-        _put(parts, share, next_layer, count)
-        next_layer += count
-    return num_layers - next_layer
-
-
-def _empty(parts: Footprint, shares: list[Share]) -> None:
-    """Takes all layers off the devices again."""
-    for share in shares:
-        taken = sum(parts.layers[share.first_layer : share.first_layer + share.num_layers])
-        if share.num_layers:
-            share.items[WEIGHTS] -= taken
-            share.items[KV] -= share.num_layers * parts.kv_layer
-            share.weights_read -= taken
-        share.first_layer = share.num_layers = 0
+            next_layer += 1
+        counts.append(next_layer - begin)
+    return counts
 
 
 def _put(parts: Footprint, share: Share, first: int, count: int) -> None:
     if not count:
         return
-    if not share.num_layers:
-        share.first_layer = first
     taken = sum(parts.layers[first : first + count])
     share.add(WEIGHTS, taken)
     share.add(KV, count * parts.kv_layer)
-    share.num_layers += count
+    share.first_layer, share.num_layers = first, count
     share.weights_read += taken
+
+
+def fit(
+    config: ModelConfig,
+    tensors: Sequence[TypedTensor],
+    work: Workload,
+    devices: Devices,
+    *,
+    itemsize: int | None = None,
+    vision_offload: bool = False,
+    gpu_layers: int | None = None,
+) -> Fit:
+    """A model of these tensors with ivl; see `Program.fit`."""
+
+    def weights(keeping: Keeping, tower: Keeping, itemsize: int | None) -> WeightBytes:
+        return weigh(tensors, config.decoder.num_layers, keeping, tower, itemsize)
+
+    return IVL.fit(
+        config, tensors, weights, work, devices, itemsize=itemsize,
+        vision_offload=vision_offload, gpu_layers=gpu_layers,
+    )  # fmt: skip
+
+
+def processor_bytes(config: ModelConfig, tensors: Sequence[TypedTensor], work: Workload) -> int:
+    """All that a model takes on a processor like this one, however much memory there is."""
+    nowhere = Device(name="", vendor="cpu", architecture="", form="host", memory_bytes=0, source="")
+    here = Devices(host=Slot(device=nowhere), float16_tower=has_float16_products())
+    return fit(config, tensors, work, here).placement.total_bytes
+
+
+def require_room(found: Fit, devices: Devices, context: int, *, itemsize: int) -> None:
+    """CapacityError, which names the sizes of the family that would fit with `itemsize` bytes a
+    weight, when a model on one device needs more than there is."""
+    [share] = found.placement.shares
+    if found.placement.fits:
+        return
+    kind, fitting = "F32" if itemsize == 4 else "BF16", []
+    for size in FAMILY:
+        work = loaded_workload(size.config, context=context)
+        if fit(size.config, planned_tensors(size.config, kind, kind), work, devices).placement.fits:
+            fitting.append(size.name)
+    hint = "Free some memory, or ask for a smaller context; `--model demo` fits anywhere."
+    if fitting:
+        hint = f"Of the family, {', '.join(fitting)} fit here at {8 * itemsize} bits."
+    raise CapacityError(
+        f"The model needs {share.total_bytes / GIB:.1f} GiB "
+        f"({found.parts.weights / GIB:.1f} GiB of weights, a context of {context} tokens), "
+        f"and {max(0, share.capacity_bytes) / GIB:.1f} GiB are free.",
+        hint,
+    )

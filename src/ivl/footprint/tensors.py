@@ -10,8 +10,8 @@ import functools
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable
-from typing import Literal, NamedTuple
+from collections.abc import Iterable, Mapping
+from typing import Literal, NamedTuple, get_args
 
 from ivl.config import DecoderConfig, ModelConfig, VisionConfig
 from ivl.quant.block_sizes import BLOCK_SIZES, gpu_bytes, packed_bytes, stored_bytes
@@ -186,6 +186,20 @@ def planned_tensors(
 ) -> tuple[TypedTensor, ...]:
     """What a conversion to these types would write."""
     return (*decoder_plan(config.decoder, type_name), *vision_plan(config, vision_type))
+
+
+@functools.lru_cache(maxsize=64)
+def parameters(config: ModelConfig) -> Mapping[Part, int]:
+    """Weights of each part, by the shapes of its tensors."""
+    counted: dict[Part, int] = dict.fromkeys(get_args(Part), 0)
+    for tensor in planned_tensors(config, "F32", "F32"):
+        counted[tensor.part] += tensor.num_weights
+    return counted
+
+
+def num_parameters(config: ModelConfig) -> int:
+    """All weights of a model."""
+    return sum(parameters(config).values())
 
 
 def bytes_by_type(tensors: Iterable[TypedTensor]) -> dict[str, int]:

@@ -45,14 +45,6 @@ class Workload:
         return self.image_tokens(config) + TEXT_TOKENS
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PageSize:
-    """A page of a file: width and height in pixels, as it will be read."""
-
-    title: str
-    size_px: tuple[int, int]
-
-
 def plan_workload(
     config: ModelConfig,
     *,
@@ -119,7 +111,7 @@ def _largest_tiles(config: ModelConfig, images: int, limit: int) -> tuple[int, .
 
 def resolve_context(context: int | None, config: ModelConfig) -> int:
     """The context in tokens; ConfigError for a length that the model cannot have."""
-    usual = min(DEFAULT_CONTEXT, config.decoder.max_positions)
+    usual = min(DEFAULT_CONTEXT, config.decoder.max_position_embeddings)
     if context is None:
         return usual
     most = config.decoder.longest_context

@@ -45,7 +45,7 @@ from ivl.checkpoint.awq_files import AwqFiles
 from ivl.config import DecoderConfig, read_config
 from ivl.conversion import require_directory
 from ivl.errors import RequestError, UnsupportedError
-from ivl.family import vision_parameters
+from ivl.footprint.tensors import parameters
 from ivl.kernels.linear import RMSNorm
 from ivl.measure.activations import listening
 from ivl.measure.data import CALIBRATION, Doing, read_data
@@ -246,8 +246,7 @@ def _embed_words(weights: OpenWeights, sequences: Sequence[TokenizedSample]) -> 
 
 def _seeing_part(weights: OpenWeights) -> InternVL:
     """The model without its decoder, but for the norm that tells its type and device."""
-    vision = weights.config.vision
-    small = vision is not None and vision_parameters(vision) <= _FLOAT32_PARAMETERS
+    small = 0 < parameters(weights.config)["vision"] <= _FLOAT32_PARAMETERS
     dtype = torch.float32 if small else torch.bfloat16
     model = empty_model(weights.config)
     tensors = {

@@ -19,11 +19,10 @@ import torch
 from ivl.api import load
 from ivl.checkpoint.locate import locate_pair
 from ivl.config import ModelConfig
-from ivl.devices import choose_device
 from ivl.engine.engine import Engine
 from ivl.errors import CheckpointError, IvlError
 from ivl.kernels.cpu import use_threads
-from ivl.loading import LoadOptions, choose_dtype, load_network
+from ivl.loading import LoadOptions, choose_device, choose_dtype, load_network
 from ivl.measure.data import Doing, Sample, bundled_samples, read_data
 from ivl.measure.fidelity import (
     Comparison,
@@ -148,7 +147,7 @@ def _run_alone(
     so_far = replace(so_far, vocab_size=tokenizer.vocab_size)
     yield so_far
     tokens_per_tile = config.tokens_per_tile if config.vision else 0
-    context = min(TRIAL_TOKENS + tokens_per_tile, config.decoder.max_positions)
+    context = min(TRIAL_TOKENS + tokens_per_tile, config.decoder.max_position_embeddings)
     how = LoadOptions(device=device, dtype=dtype, context=context, vision_batch=1, vision="torch")
     network = load_network(source, how, progress)
     run_once(network, tokenizer)

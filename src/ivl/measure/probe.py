@@ -22,7 +22,7 @@ ROUNDS = 3
 @torch.inference_mode()
 def measure_processor(threads: int | None = None) -> dict[str, float]:
     """The processor's bandwidth, and the products of a prompt and of the tower, by the names that a
-    `Probe` has for them (`ivl.planner.probe`)."""
+    `Probe` has for them (`ivl.planner.machine`)."""
     return {
         "threads": use_threads(threads),
         "bandwidth": read_bandwidth(),

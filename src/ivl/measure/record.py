@@ -24,13 +24,13 @@ from torch import Tensor
 from ivl.checkpoint.locate import locate_pair
 from ivl.checkpoint.safetensors import SafetensorsDirectory
 from ivl.config import DecoderConfig, ModelConfig
-from ivl.devices import devices_here
 from ivl.engine.prompt_builder import build_prompt, prepare_images
 from ivl.errors import CheckpointError, RequestError, UnsupportedError
-from ivl.footprint.room import fit, require_room
+from ivl.footprint.placement import fit, require_room
 from ivl.footprint.tensors import planned_tensors
 from ivl.footprint.workload import Workload
 from ivl.kernels.cpu import use_threads
+from ivl.loading import devices_here
 from ivl.measure.data import Doing
 from ivl.measure.integrity import sample_tile
 from ivl.measure.reference import IMAGE_TOKEN_KEY
@@ -282,7 +282,7 @@ def _text_config(decoder: DecoderConfig) -> Any:
         head_dim=decoder.head_dim,
         vocab_size=decoder.vocab_size,
         rms_norm_eps=decoder.norm_eps,
-        max_position_embeddings=decoder.max_positions,
+        max_position_embeddings=decoder.max_position_embeddings,
         # These two names are understood before version 5 and since.
         rope_theta=decoder.rope_theta,
         rope_scaling=scaling,

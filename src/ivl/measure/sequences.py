@@ -91,7 +91,7 @@ def calibration_samples(
     Images get as many tiles as fit in half of that. RequestError where the images alone are more,
     and for data without tokens; UnsupportedError for an image and a model that cannot see.
     """
-    context = min(max_tokens, config.decoder.max_positions)
+    context = min(max_tokens, config.decoder.max_position_embeddings)
     found: list[TokenizedSample] = []
     for sample in samples:
         if sample.is_text:

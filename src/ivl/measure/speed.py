@@ -86,7 +86,7 @@ def bench(
     began = time.perf_counter()
     loaded = model() if callable(model) else load(model)
     load_s = time.perf_counter() - began
-    most = loaded.config.decoder.max_positions
+    most = loaded.config.decoder.max_position_embeddings
     if max(prompt, tokens) > most:
         raise RequestError(
             f"The model's context has {most} tokens.", "Give a smaller `prompt` or `tokens`."

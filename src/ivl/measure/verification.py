@@ -11,8 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ivl.config import ModelConfig
-from ivl.footprint.device import Slot
-from ivl.footprint.placement import Placement
+from ivl.footprint.placement import Placement, Slot
 from ivl.footprint.tensors import TypedTensor
 from ivl.footprint.workload import Workload
 

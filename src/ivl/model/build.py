@@ -93,7 +93,7 @@ def build(
         path, _, leaf = ours.rpartition(".")
         module = model.get_submodule(path)
         # The layers of a tower that is streamed are dense.
-        streamed = devices.streams_vision and ours.startswith("vision.layers.")
+        streamed = devices.vision_offload and ours.startswith("vision.layers.")
         is_matrix = leaf == "weight" and isinstance(module, nn.Linear | nn.Embedding)
         matrix = source.matrix(ours, where) if is_matrix and not streamed else None
         if matrix is None:
@@ -127,7 +127,7 @@ def _tie(model: InternVL, devices: DeviceMap, source: WeightSource) -> None:
 def placed(model: InternVL, devices: DeviceMap) -> InternVL:
     """The model, ready to run, when its weights are where `devices` says."""
     model.devices = None if devices.is_whole else devices
-    if devices.streams_vision and isinstance(model.vision, VisionTower):
+    if devices.vision_offload and isinstance(model.vision, VisionTower):
         model.vision.stream_to(devices.vision)
     return model.eval().requires_grad_(False)
 

@@ -31,7 +31,7 @@ class Rotary(nn.Module):
         self.theta = config.rope_theta
         self.dim = config.head_dim
         self.factor = config.rope_factor
-        self.trained_length = config.max_positions
+        self.trained_length = config.max_position_embeddings
 
     def base(self, length: int) -> float:
         """The rotary base for a sequence of `length` tokens."""

@@ -17,7 +17,7 @@ class DeviceMap:
     """embeddings: where token ids are looked up. layers: where each layer of the decoder runs, and
     its keys and values are. head: of the last norm and the logits. vision: where tiles are encoded.
 
-    With `streams_vision` the weights of the tower's layers stay in main memory and pass through
+    With `vision_offload` the weights of the tower's layers stay in main memory and pass through
     `vision` while a page is encoded (`ivl.model.streaming`).
     """
 
@@ -25,7 +25,7 @@ class DeviceMap:
     layers: tuple[torch.device, ...]
     head: torch.device
     vision: torch.device
-    streams_vision: bool = False
+    vision_offload: bool = False
 
     @classmethod
     def whole(cls, device: torch.device | str, num_layers: int) -> DeviceMap:
@@ -36,13 +36,13 @@ class DeviceMap:
     @property
     def is_whole(self) -> bool:
         places = {self.embeddings, *self.layers, self.head, self.vision}
-        return len(places) == 1 and not self.streams_vision
+        return len(places) == 1 and not self.vision_offload
 
     def of(self, name: str) -> torch.device:
         """Where the parameter of that name is kept."""
         part, _, rest = name.partition(".")
         if part != "decoder":
-            stays = self.streams_vision and name.startswith("vision.layers.")
+            stays = self.vision_offload and name.startswith("vision.layers.")
             return CPU if stays else self.vision
         if rest.startswith("embed."):
             return self.embeddings
@@ -82,5 +82,5 @@ def map_of(
         layers=tuple(layers),
         head=devices[-1],
         vision=tower,
-        streams_vision=vision_offload,
+        vision_offload=vision_offload,
     )

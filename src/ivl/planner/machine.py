@@ -1,21 +1,28 @@
 """This machine, or one that is described: its GPUs and its processor, with what is free.
 
-Nothing is measured here: what was measured before is read from a file (`ivl.planner.probe`).
+NVIDIA's cards are listed by NVML (nvml.h of the CUDA toolkit), AMD's by sysfs, Apple's by sysctl,
+channels of memory by the firmware's tables. Nothing is measured here: `ivl plan --probe`
+(`ivl.measure.probe`) and `ivl info --machine` measure, and what they find is kept in a file.
 """
 
 from __future__ import annotations
 
 import ctypes
 import ctypes.util
+import json
+import os
 import platform
 import re
+import struct
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from datetime import date
 from pathlib import Path
+from typing import Any
 
 from ivl.errors import ConfigError
-from ivl.footprint.device import GIB, Device, Devices, Slot
+from ivl.footprint.placement import GIB, Device, Devices, Slot
 from ivl.host import (
     available_memory_bytes,
     has_bfloat16_products,
@@ -23,18 +30,76 @@ from ivl.host import (
     processor_name,
     total_memory_bytes,
 )
-from ivl.planner.device_names import is_processor, parts_of, readings, tidy, written
 from ivl.planner.device_table import (
     Meaning,
     find_cloud,
     find_meaning,
+    is_processor,
     match_reported,
     parse_custom,
+    parts_of,
+    readings,
     require_amounts,
+    tidy,
+    written,
 )
-from ivl.planner.dmi import memory_bandwidth
-from ivl.planner.nvml import ReportedGpu, nvidia_gpus
-from ivl.planner.probe import Probe, read_probe
+
+BY_PROBE, BY_INFO = "ivl plan --probe", "ivl info --machine"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Probe:
+    """`bandwidth` in bytes a second, measured on `date` by the command `by`; the others in
+    operations a second (two for each product and sum) that ivl's own kernels reach, None where only
+    the bandwidth was measured."""
+
+    processor: str
+    date: str
+    threads: int
+    bandwidth: float
+    quantized_ops: float | None = None
+    """Products of quantized matrices with many rows of activations: reading a prompt."""
+    float_ops: float | None = None
+    """Products of 16-bit matrices with many rows."""
+    tower_ops: float | None = None
+    """Products of the vision tower, in the arithmetic that it chooses here."""
+    by: str = BY_PROBE
+
+
+def probe_path() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(base).expanduser() / "ivl" / "probe.json"
+
+
+def read_probe(processor: str) -> Probe | None:
+    """The record of this processor; None where there is none, or one that cannot be used."""
+    try:
+        record = json.loads(probe_path().read_text("utf-8"))
+        known = {field.name for field in fields(Probe)}
+        probe = Probe(**{name: value for name, value in record.items() if name in known})
+        if probe.processor != processor or not probe.bandwidth > 0:
+            return None
+    except (OSError, ValueError, AttributeError, TypeError):
+        return None
+    return probe
+
+
+def write_probe(probe: Probe) -> Path:
+    path = probe_path()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(asdict(probe), indent=1) + "\n", "utf-8")
+    return path
+
+
+def keep_bandwidth(processor: str, bandwidth: float, *, threads: int, by: str = BY_INFO) -> Path:
+    """Puts a newly measured bandwidth, in bytes a second, into the record; what else was measured
+    of this processor stays. OSError where it cannot be written."""
+    known = read_probe(processor)
+    today = date.today().isoformat()
+    if known is None:
+        known = Probe(processor=processor, date=today, threads=threads, bandwidth=bandwidth, by=by)
+    return write_probe(replace(known, date=today, threads=threads, bandwidth=bandwidth, by=by))
+
 
 DRM = Path("/sys/class/drm")
 AMD_VENDOR = "0x1002"
@@ -103,7 +168,7 @@ def described(names: Sequence[str], host: str | None = None) -> Machine:
     if processor is not None:
         if host is not None:
             raise ConfigError(
-                "A processor alone has no other main memory.", 'Write it as "cpu 64GB:80GB/s".'
+                "A processor has no main memory besides its own.", 'Write it as "cpu 64GB:80GB/s".'
             )
         return processor
     found = tuple(find_meaning(name) for name in names)
@@ -147,7 +212,7 @@ def _described_processor(names: Sequence[str]) -> Machine | None:
         return None
     if len(names) > 1 or not is_processor(meant[0]):
         raise ConfigError(
-            "A processor is planned by itself: not beside others, and not several of them.",
+            "A processor is planned on its own, not together with other devices.",
             'Write --device "cpu 64GB"; beside GPUs its memory is given with --host 64GB.',
         )
     asked = written(tidy(names[0]))
@@ -180,7 +245,7 @@ def with_memory(machine: Machine, text: str) -> Machine:
     """The same with so much memory free on the first device that a model would run on: `24GB`."""
     found = re.fullmatch(r"\s*(\d{1,9}(?:\.\d+)?)\s*(gb|gib|g|mb|mib|m)\s*", text, re.IGNORECASE)
     if found is None or float(found[1]) <= 0:
-        raise ConfigError(f"{text!r} is no amount of memory.", "Write --memory 24GB.")
+        raise ConfigError(f"{text!r} is not an amount of memory.", "Write --memory 24GB.")
     num_bytes = int(float(found[1]) * (GIB if found[2].lower().startswith("g") else 1024**2))
 
     def override(slot: Slot) -> Slot:
@@ -255,3 +320,143 @@ def _text(path: Path) -> str:
         return path.read_text(encoding="utf-8", errors="replace").strip()
     except OSError:
         return ""
+
+
+_NAME_BYTES = 96
+_ENABLED = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReportedGpu:
+    """What a driver says of one card, or of one slice of it. Bytes."""
+
+    name: str
+    total_bytes: int
+    used_bytes: int
+    is_slice: bool = False
+
+
+class _Memory(ctypes.Structure):
+    _fields_ = (
+        ("total", ctypes.c_ulonglong),
+        ("free", ctypes.c_ulonglong),
+        ("used", ctypes.c_ulonglong),
+    )
+
+
+def nvidia_gpus(library: Any = None) -> list[ReportedGpu]:
+    """The cards of this machine; none where there is no driver. `library`: NVML, loaded."""
+    nvml = library or _load()
+    if nvml is None or nvml.nvmlInit_v2():
+        return []
+    try:
+        count = ctypes.c_uint()
+        if nvml.nvmlDeviceGetCount_v2(ctypes.byref(count)):
+            return []
+        found = []
+        for index in range(count.value):
+            handle = ctypes.c_void_p()
+            if not nvml.nvmlDeviceGetHandleByIndex_v2(index, ctypes.byref(handle)):
+                found += _slices(nvml, handle) or _card(nvml, handle)
+        return found
+    finally:
+        nvml.nvmlShutdown()
+
+
+def _load() -> Any:
+    try:
+        return ctypes.CDLL("nvml.dll" if sys.platform == "win32" else "libnvidia-ml.so.1")
+    except OSError:
+        return None
+
+
+def _card(nvml: Any, handle: ctypes.c_void_p, *, is_slice: bool = False) -> list[ReportedGpu]:
+    name, memory = ctypes.create_string_buffer(_NAME_BYTES), _Memory()
+    if nvml.nvmlDeviceGetName(handle, name, _NAME_BYTES):
+        return []
+    if nvml.nvmlDeviceGetMemoryInfo(handle, ctypes.byref(memory)):
+        return []
+    return [
+        ReportedGpu(
+            name=name.value.decode("utf-8", "replace"),
+            total_bytes=memory.total,
+            used_bytes=memory.used,
+            is_slice=is_slice,
+        )
+    ]
+
+
+def _slices(nvml: Any, handle: ctypes.c_void_p) -> list[ReportedGpu]:
+    """The MIG slices of a card; none where it is whole."""
+    current, pending, most = ctypes.c_uint(), ctypes.c_uint(), ctypes.c_uint()
+    if nvml.nvmlDeviceGetMigMode(handle, ctypes.byref(current), ctypes.byref(pending)):
+        return []
+    if current.value != _ENABLED:
+        return []
+    if nvml.nvmlDeviceGetMaxMigDeviceCount(handle, ctypes.byref(most)):
+        return []
+    found = []
+    for index in range(most.value):
+        part = ctypes.c_void_p()
+        if not nvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, index, ctypes.byref(part)):
+            found += _card(nvml, part, is_slice=True)
+    return found
+
+
+TABLE = Path("/sys/firmware/dmi/tables/DMI")
+_MEMORY_DEVICE, _END = 17, 127
+_UNKNOWN = (0, 0xFFFF)
+_DEFAULT_BITS = 64
+
+
+def memory_bandwidth(path: Path = TABLE) -> float | None:
+    """The peak of all populated channels, in bytes a second; None where it cannot be read."""
+    try:
+        table = path.read_bytes()
+    except OSError:
+        return None
+    channels: dict[str, float] = {}
+    for kind, formatted, strings in _structures(table):
+        if kind != _MEMORY_DEVICE or len(formatted) < 0x17:
+            continue
+        bits, size = struct.unpack_from("<HH", formatted, 0x0A)
+        transfers = struct.unpack_from("<H", formatted, 0x15)[0]
+        if len(formatted) >= 0x22:
+            configured = struct.unpack_from("<H", formatted, 0x20)[0]
+            transfers = configured if configured not in _UNKNOWN else transfers
+        if size == 0:  # an empty socket
+            continue
+        channel = _channel(" ".join(_string(strings, formatted[at]) for at in (0x10, 0x11)))
+        if channel is None or transfers in _UNKNOWN:
+            return None
+        width = _DEFAULT_BITS if bits in _UNKNOWN else bits
+        channels[channel] = transfers * 1e6 * width / 8
+    return sum(channels.values()) or None
+
+
+def _channel(locators: str) -> str | None:
+    """Which channel a socket belongs to, by what the maker prints: `P0 CHANNEL A`, `DIMM_B1`."""
+    node = re.search(r"\b(?:P|CPU|NODE|Controller)[ _]?(\d)", locators, re.IGNORECASE)
+    found = re.search(r"CHANNEL[ _-]?([A-Z0-9])", locators, re.IGNORECASE) or re.search(
+        r"DIMM[ _-]?([A-Z])\d*", locators, re.IGNORECASE
+    )
+    return f"{node[1] if node else 0}{found[1].upper()}" if found else None
+
+
+def _structures(table: bytes) -> Iterator[tuple[int, bytes, list[str]]]:
+    """Kind, formatted area and strings of every structure."""
+    at = 0
+    while at + 4 <= len(table):
+        kind, length = table[at], table[at + 1]
+        end = table.find(b"\0\0", at + length)
+        if length < 4 or end < 0:
+            return
+        text = table[at + length : end].decode("latin-1")
+        yield kind, table[at : at + length], text.split("\0")
+        if kind == _END:
+            return
+        at = end + 2
+
+
+def _string(strings: list[str], number: int) -> str:
+    return strings[number - 1] if 1 <= number <= len(strings) else ""

@@ -1,9 +1,13 @@
-"""A plan: one model, of one type, with one work to do, on one machine; and what it comes to."""
+"""A plan: one model, of one type, with one work to do, on one machine; and what it comes to, as a
+whole and for each page of real files."""
 
 from __future__ import annotations
 
 import functools
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from ivl.config import DecoderConfig, ModelConfig
 from ivl.footprint.parts import Footprint, Keeping, WeightBytes, weigh
@@ -16,8 +20,10 @@ from ivl.footprint.tensors import (
     vision_plan,
 )
 from ivl.footprint.workload import Workload
+from ivl.kv import kv_bytes_per_token
 from ivl.planner.machine import Machine
-from ivl.planner.speed import PlannedSpeed, estimate_speed
+from ivl.planner.speed import Estimate, PlannedSpeed, estimate_speed
+from ivl.prompt.tiles import choose_grid, num_tiles_with_thumbnail
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +53,7 @@ class Setting:
     backend: Program
     vision_follows: bool = False
     """Whether `vision` was not asked for, and is what goes with the type, whichever that is."""
-    tower_on_processor: bool = False
+    vision_offload: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,7 +106,7 @@ def make_plan(subject: Subject, setting: Setting, machine: Machine) -> Plan:
         work,
         machine,
         itemsize=2 if machine.gpus else None if _is_gguf(subject, setting) else machine.itemsize,
-        tower_on_processor=setting.tower_on_processor,
+        vision_offload=setting.vision_offload,
     )
     if problem := _problem(subject, setting, machine):
         placement = Placement(shares=(), problem=problem)
@@ -170,3 +176,55 @@ def _seeing_weights(
     config: ModelConfig, vision: str, keeping: Keeping, tower: Keeping, itemsize: int | None
 ) -> WeightBytes:
     return weigh(vision_plan(config, vision), 0, keeping, tower, itemsize)
+
+
+class PageSize(NamedTuple):
+    """A page of a file: width and height in pixels, as it will be read."""
+
+    title: str
+    size_px: tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PageCost:
+    """`kv_bytes`: keys and values of the page's tokens; `first_token_s`: from image to answer."""
+
+    title: str
+    size_px: tuple[int, int]
+    grid: tuple[int, int]
+    num_tiles: int
+    num_tokens: int
+    kv_bytes: int
+    first_token_s: Estimate
+
+
+def page_sizes(files: Sequence[str | os.PathLike[str]]) -> list[PageSize]:
+    """All pages of images and PDFs; RequestError for what is neither, or damaged."""
+    if not files:
+        return []
+    from ivl.pages.reader import open_pages  # loads Pillow, which plans without files never need
+
+    return [PageSize(page.title, page.size_px()) for file in files for page in open_pages(file)]
+
+
+def page_costs(plan: Plan, pages: Sequence[PageSize]) -> tuple[PageCost, ...]:
+    """Each page as a question of its own."""
+    config, work = plan.subject.config, plan.setting.work
+    found = []
+    for page in pages:
+        grid = choose_grid(page.size_px, config, work.max_tiles)
+        alone = replace(work, tiles=(num_tiles_with_thumbnail(grid, config.use_thumbnail),))
+        tokens = alone.prompt_tokens(config)
+        speed = estimate_speed(config, plan.placement, alone, plan.machine)
+        found.append(
+            PageCost(
+                title=page.title,
+                size_px=page.size_px,
+                grid=(grid.columns, grid.rows),
+                num_tiles=alone.num_tiles,
+                num_tokens=tokens,
+                kv_bytes=tokens * kv_bytes_per_token(config.decoder, work.kv),
+                first_token_s=speed.first_token_s,
+            )
+        )
+    return tuple(found)

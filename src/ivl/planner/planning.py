@@ -1,8 +1,7 @@
 """`ivl.plan`: what a model needs, before it is downloaded. Loads no torch.
 
 report = ivl.plan("78b", device="RTX A6000", type="Q4_K_M", backend="llama.cpp")
-report.fits, report.verdict.text, report.record()["memory"]
-"""
+report.fits, report.verdict.text, report.to_dict()["memory"]"""
 
 from __future__ import annotations
 
@@ -17,17 +16,25 @@ from ivl.errors import CheckpointError, ConfigError, UnsupportedError
 from ivl.family import FAMILY, find
 from ivl.footprint.placement import Program
 from ivl.footprint.tensors import AWQ
-from ivl.footprint.workload import DEFAULT_VISION_BATCH, PageSize, plan_workload
+from ivl.footprint.workload import DEFAULT_VISION_BATCH, plan_workload
 from ivl.kv import find_kv
 from ivl.paths import local_path
-from ivl.planner.backends import find_backend, find_type
+from ivl.planner.backends import Rival, find_backend, find_type
 from ivl.planner.machine import Machine, described, this_machine, with_memory
-from ivl.planner.pages import PageCost, page_costs, page_sizes, tiles_of
-from ivl.planner.plan import Plan, Setting, Subject, default_vision, make_plan
-from ivl.planner.record import plan_record
-from ivl.planner.render import render_plan
-from ivl.planner.rivals.rival import Rival
+from ivl.planner.plan import (
+    PageCost,
+    PageSize,
+    Plan,
+    Setting,
+    Subject,
+    default_vision,
+    make_plan,
+    page_costs,
+    page_sizes,
+)
+from ivl.planner.report import plan_record, render_plan
 from ivl.planner.verdict import Judgement, judge
+from ivl.prompt.tiles import choose_grid, num_tiles_with_thumbnail
 from ivl.quant.vision_mix import find_vision_type
 
 OVERVIEW_TYPES = ("BF16", "Q8_0", "Q4_K_M")
@@ -45,7 +52,7 @@ class Report:
     def fits(self) -> bool:
         return self.plan.fits
 
-    def record(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """For JSON; docs/plan.md has the schema."""
         record = plan_record(self.plan, self.verdict)
         if self.pages:
@@ -73,7 +80,7 @@ def plan(
     vision_batch: int = DEFAULT_VISION_BATCH,
     backend: str = "ivl",
     mmproj: str | os.PathLike[str] | None = None,
-    tower_on_cpu: bool = False,
+    vision_offload: bool = False,
 ) -> Report:
     """What a model needs and whether it fits.
 
@@ -115,10 +122,10 @@ def plan(
         vision_follows=vision is None,
         work=work,
         backend=chosen,
-        tower_on_processor=tower_on_cpu,
+        vision_offload=vision_offload,
     )
     found = make_plan(subject, setting, find_machine(device, host, memory))
-    return Report(plan=found, verdict=judge(found), pages=tuple(page_costs(found, pages)))
+    return Report(plan=found, verdict=judge(found), pages=page_costs(found, pages))
 
 
 def overview(
@@ -154,7 +161,9 @@ def find_machine(
     """This machine, or the one that is described."""
     names = [device] if isinstance(device, str) else device or ()
     if not isinstance(names, Sequence) or not all(isinstance(name, str) for name in names):
-        raise ConfigError(f"{device!r} names no device.", 'Give a name such as "2x RTX 3090".')
+        raise ConfigError(
+            f"{device!r} is not the name of a device.", 'Give a name such as "2x RTX 3090".'
+        )
     machine = described(list(names), host) if names else this_machine()
     if host is not None and not names:
         raise ConfigError("`host` describes another machine.", "Name its devices with `device`.")
@@ -176,15 +185,18 @@ def find_subject(name: str, mmproj: Path | None = None) -> Subject:
             f"There is no model {name!r}.",
             f"The family has {sizes}; or name a directory, or a GGUF file.",
         )
-    from ivl.checkpoint.stored import stored_model
+    from ivl.checkpoint.files import open_files
+    from ivl.checkpoint.locate import locate_pair
+    from ivl.checkpoint.stored import tensors_of
 
-    stored = stored_model(name, mmproj)
+    found = locate_pair(name, mmproj, offline=True)
+    config, pair = open_files(found.path, found.mmproj)
     return Subject(
         name=name,
-        config=stored.config,
-        tensors=stored.tensors,
-        text_file=None if stored.text_file is None else str(stored.text_file),
-        projector_file=None if stored.projector_file is None else str(stored.projector_file),
+        config=config,
+        tensors=tensors_of(found.path, config, pair),
+        text_file=str(pair.text.path) if pair else None,
+        projector_file=str(pair.mmproj.path) if pair and pair.mmproj else None,
     )
 
 
@@ -209,4 +221,5 @@ def _most_tiles(
     if not pages or config.vision is None:
         return None
     limit = config.max_tiles if max_tiles is None else max_tiles
-    return (max(tiles_of(page, config, limit) for page in pages),)
+    grids = (choose_grid(page.size_px, config, limit) for page in pages)
+    return (max(num_tiles_with_thumbnail(grid, config.use_thumbnail) for grid in grids),)

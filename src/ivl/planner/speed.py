@@ -9,14 +9,14 @@ estimate is None and says what is missing.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 from ivl.config import ModelConfig
-from ivl.family import decoder_matrix_parameters, projector_parameters
-from ivl.footprint.device import Device
-from ivl.footprint.placement import VISION, Placement, Share
+from ivl.footprint.placement import VISION, Device, Placement, Share
+from ivl.footprint.tensors import parameters
 from ivl.footprint.workload import Workload
 from ivl.kv import kv_bytes_per_layer_token
 from ivl.planner.machine import Machine
@@ -68,10 +68,6 @@ class Interval:
     low: float
     likely: float
     high: float
-
-    @classmethod
-    def around(cls, likely: float, spread: float) -> Interval:
-        return cls(low=likely / spread, likely=likely, high=likely * spread)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,50 +122,47 @@ def _tokens_per_s(
     shares = [share for share in placement.shares if share.num_layers]
     filled = min(work.context, work.prompt_tokens(config))
     kv_read = filled * kv_bytes_per_layer_token(config.decoder, work.kv)
-    seconds, sources, worst = 0.0, [], "measured here"
-    spread = SPREAD
+    cut = len(shares) if placement.is_parallel else 1
+    spent = []
     for share in shares:
         device = share.device
         if device.bandwidth is None:
             return Estimate(value=None, confidence="unknown", source=_missing(device, "bandwidth"))
-        reach, confidence = _reach(device, machine)
-        if confidence == "data sheet":
-            spread = WIDE_SPREAD
-        cut = len(shares) if placement.is_parallel else 1
+        reach, _ = _reach(device, machine)
         read = share.weights_read + share.num_layers * kv_read // cut
-        spent = read / (device.bandwidth * reach.bandwidth) + share.num_layers * reach.layer_s
-        seconds = max(seconds, spent) if placement.is_parallel else seconds + spent
-        worst = _weaker(worst, confidence)
-        sources.append(f"{device.name}: {device.source}; {reach.source}")
-    return Estimate(
-        value=Interval.around(1 / seconds, spread),
-        confidence=worst,
-        source="; ".join(dict.fromkeys(sources)),
-    )
+        spent.append(read / (device.bandwidth * reach.bandwidth) + share.num_layers * reach.layer_s)
+    seconds = max(spent) if placement.is_parallel else sum(spent)
+    return _estimate(1 / seconds, [share.device for share in shares], machine)
 
 
 def _seconds(
     ops: float, parts: Sequence[tuple[Share, float]], machine: Machine, *, is_tower: bool
 ) -> Estimate:
     """The time of `ops` operations, of which each device does a part."""
-    seconds, sources, worst = 0.0, [], "measured here"
-    spread = SPREAD
+    seconds, probe = 0.0, machine.probe
     for share, part in parts:
         device = share.device
-        reach, confidence = _reach(device, machine)
-        rate = None if device.ops_16bit is None else device.ops_16bit * reach.peak
-        if not device.is_gpu and machine.probe is not None:
-            probe = machine.probe
-            ops_per_s = probe.tower_ops if is_tower else probe.quantized_ops
-            rate = None if ops_per_s is None else ops_per_s * reach.peak
+        rate = device.ops_16bit
+        if not device.is_gpu and probe is not None:
+            rate = probe.tower_ops if is_tower else probe.quantized_ops
         if rate is None:
             return Estimate(value=None, confidence="unknown", source=_missing(device, "peak"))
-        spread = max(spread, WIDE_SPREAD if confidence == "data sheet" else SPREAD)
-        seconds += ops * part / rate
-        worst = _weaker(worst, confidence)
-        sources.append(f"{device.name}: {device.source}; {reach.source}")
+        seconds += ops * part / (rate * _reach(device, machine)[0].peak)
+    return _estimate(seconds, [share.device for share, _ in parts], machine)
+
+
+def _estimate(likely: float, devices: Sequence[Device], machine: Machine) -> Estimate:
+    """An interval around a value: as wide, and as sure, as what is known of the least known of the
+    devices that it was computed for."""
+    reaches = [_reach(device, machine) for device in devices]
+    worst = functools.reduce(_weaker, (confidence for _, confidence in reaches))
+    spread = WIDE_SPREAD if worst == "data sheet" else SPREAD
+    sources = [
+        f"{device.name}: {device.source}; {reach.source}"
+        for device, (reach, _) in zip(devices, reaches, strict=True)
+    ]
     return Estimate(
-        value=Interval.around(seconds, spread),
+        value=Interval(low=likely / spread, likely=likely, high=likely * spread),
         confidence=worst,
         source="; ".join(dict.fromkeys(sources)),
     )
@@ -193,7 +186,7 @@ def _tower_ops(config: ModelConfig, work: Workload) -> float:
     matrices = 4 * v.hidden_size**2 + 2 * v.hidden_size * v.intermediate_size
     attention = 2 * rows * v.hidden_size
     tower = rows * v.num_layers * 2 * (matrices + attention)
-    projector = config.tokens_per_tile * 2 * projector_parameters(config)
+    projector = config.tokens_per_tile * 2 * parameters(config)["projector"]
     return float(work.num_tiles * (tower + projector))
 
 
@@ -201,7 +194,12 @@ def _prompt_ops(config: ModelConfig, work: Workload) -> float:
     """Multiplications and additions of the decoder for the prompt."""
     d, tokens = config.decoder, work.prompt_tokens(config)
     attention = tokens * d.num_layers * 2 * d.num_heads * d.head_dim
-    return float(tokens * 2 * (decoder_matrix_parameters(d) + attention / 2))
+    matrices = (
+        d.num_layers
+        * d.hidden_size
+        * (2 * (d.num_heads + d.num_kv_heads) * d.head_dim + 3 * d.intermediate_size)
+    )
+    return float(tokens * 2 * (matrices + attention / 2))
 
 
 def _sum(first: Estimate, second: Estimate) -> Estimate:

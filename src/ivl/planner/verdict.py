@@ -7,13 +7,19 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from ivl.footprint.device import GIB
+from ivl.footprint.placement import GIB
 from ivl.footprint.tensors import AWQ
 from ivl.footprint.workload import Workload, replace_context
-from ivl.planner.backends import BACKENDS, command_of
-from ivl.planner.capabilities import NEWEST_TORCH, TRITON, is_below, shortfall
+from ivl.planner.backends import (
+    BACKENDS,
+    NEWEST_TORCH,
+    TRITON,
+    Rival,
+    command_of,
+    is_below,
+    shortfall,
+)
 from ivl.planner.plan import Plan, change
-from ivl.planner.rivals.rival import Rival
 
 TYPES = (
     "BF16", "Q8_0", "Q6_K", "Q5_K_M", "Q5_K_S", "Q4_K_M", "Q4_K_S", "Q3_K_L", "Q3_K_M", "Q3_K_S",
@@ -112,8 +118,8 @@ def _steps(plan: Plan) -> Iterator[tuple[str, str, dict[str, object]]]:
             yield text, option, dict(fields)
     machine = plan.machine
     if backend.on_processor and plan.placement.tower_on and machine.host is not None:
-        if machine.gpus and not machine.has_one_memory and not setting.tower_on_processor:
-            fields = {"tower_on_processor": True}
+        if machine.gpus and not machine.has_one_memory and not setting.vision_offload:
+            fields = {"vision_offload": True}
             if backend.is_own:
                 yield "the vision tower streamed", "--vision-offload", dict(fields)
             else:
@@ -145,10 +151,9 @@ def _savings(plan: Plan) -> Iterator[Change]:
             types_shown += 1
             if types_shown > 1:
                 return
-        other = change(plan, **fields)
-        saved = _saved(plan, other)
-        if saved > 0 and not other.placement.problem:
-            yield Change(text=text, option=option, saved_bytes=saved, fits=other.fits)
+        found, other = _changed(plan, text, option, fields)
+        if found.saved_bytes > 0 and not other.placement.problem:
+            yield found
 
 
 def _cheapest(plan: Plan) -> tuple[tuple[Change, ...], Plan]:
@@ -163,25 +168,24 @@ def _cheapest(plan: Plan) -> tuple[tuple[Change, ...], Plan]:
     companions += [others[:count] for count in range(2, len(others) + 1)]
     for smaller_type in [[], *([step] for step in of_type)]:
         for companion in companions:
-            taken = [*companion, *smaller_type]
-            current = plan
-            changes = []
-            for text, option, fields in taken:
-                other = change(current, **fields)
-                saved = _saved(current, other)
-                changes.append(Change(text=text, option=option, saved_bytes=saved, fits=other.fits))
-                current = other
+            taken, current, changes = [*companion, *smaller_type], plan, []
+            for step in taken:
+                found, current = _changed(current, *step)
+                changes.append(found)
             if current.fits and not current.placement.num_offloaded:
                 return tuple(changes), current
     return (), plan
 
 
-def _saved(plan: Plan, other: Plan) -> int:
-    """Bytes over all devices; of a tower that goes to main memory, what GPUs are rid of."""
-    if other.setting.tower_on_processor and not plan.setting.tower_on_processor:
+def _changed(plan: Plan, text: str, option: str, fields: dict[str, object]) -> tuple[Change, Plan]:
+    """What a step saves, in bytes over all devices (of a tower that goes to main memory, what GPUs
+    are rid of), and the plan after it."""
+    other = change(plan, **fields)
+    saved = plan.total_bytes - other.total_bytes
+    if other.setting.vision_offload and not plan.setting.vision_offload:
         streamed = plan.setting.backend.is_own
-        return plan.parts.vision - (plan.parts.vision_streamed if streamed else 0)
-    return plan.total_bytes - other.total_bytes
+        saved = plan.parts.vision - (plan.parts.vision_streamed if streamed else 0)
+    return Change(text=text, option=option, saved_bytes=saved, fits=other.fits), other
 
 
 def _text(plan: Plan, answer: str, changes: Sequence[Change], final: Plan) -> str:
@@ -204,7 +208,7 @@ def _text(plan: Plan, answer: str, changes: Sequence[Change], final: Plan) -> st
     others = _other_backends(plan)
     if others:
         return f"It does not fit: {missing}. {others}"
-    return f"It does not fit, whatever is changed: {missing}."
+    return f"It does not fit, whatever you change: {missing}."
 
 
 def _listed(changes: Sequence[Change]) -> str:
@@ -248,8 +252,8 @@ def _warnings(plan: Plan) -> Iterator[str]:
     if group > 1:
         kv = plan.parts.kv
         yield (
-            f"The cache of {work.context} tokens takes {kv / GIB:.2f} GiB. Counts that forget the "
-            f"grouped heads say {group} times as much ({kv * group / GIB:.1f} GiB)."
+            f"The cache of {work.context} tokens takes {kv / GIB:.2f} GiB. Estimates that ignore "
+            f"the grouped heads give {group} times as much ({kv * group / GIB:.1f} GiB)."
         )
     if len(plan.machine.gpus) > 1:
         yield "Memory is not shared between devices: each must hold its own part."
@@ -257,8 +261,8 @@ def _warnings(plan: Plan) -> Iterator[str]:
         if 0 < used < len(plan.machine.gpus):
             verb = "is" if used == 1 else "are"
             yield (
-                f"{used} of {len(plan.machine.gpus)} devices {verb} used, for no more are needed: "
-                "the others can hold copies of the model, each with a server of its own."
+                f"{used} of {len(plan.machine.gpus)} devices {verb} used, because no more are "
+                "needed: the others can hold copies of the model, each with its own server."
             )
     if config.vision is not None and plan.parts.vision > 2 * GIB:
         yield (
@@ -267,10 +271,10 @@ def _warnings(plan: Plan) -> Iterator[str]:
         )
     if config.vision is not None and config.vision.hidden_size % 256:
         yield (
-            f"K-quants cannot hold this tower ({config.vision.hidden_size} is no multiple of 256): "
-            "Q8_0, Q5_0 and Q4_0 can."
+            f"K-quants cannot hold this tower ({config.vision.hidden_size} is not a multiple of "
+            "256): Q8_0, Q5_0 and Q4_0 can."
         )
-    if plan.setting.tower_on_processor and plan.machine.has_one_memory:
+    if plan.setting.vision_offload and plan.machine.has_one_memory:
         yield "A tower on the processor frees nothing: the GPU's memory is main memory."
     backend = plan.setting.backend
     yield from backend.notes(plan) if isinstance(backend, Rival) else _of_ivl(plan)
@@ -303,5 +307,5 @@ def _of_ivl(plan: Plan) -> Iterator[str]:
         if reason := shortfall(device, TRITON):
             yield (
                 f"Triton, which compiles ivl's kernels, may not run on {device.name} ({reason}): "
-                "--backend llama.cpp is the surer way there."
+                "--backend llama.cpp is the safer choice there."
             )

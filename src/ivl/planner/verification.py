@@ -15,12 +15,12 @@ from typing import Any
 
 from ivl import __version__
 from ivl.errors import CapacityError, ConfigError, UnsupportedError
-from ivl.footprint.device import GIB
+from ivl.footprint.placement import GIB
 from ivl.footprint.tensors import TypedTensor
 from ivl.host import processor_name
 from ivl.measure.verification import measure_built
 from ivl.planner.plan import Plan, Subject, make_plan
-from ivl.planner.record import estimate_record
+from ivl.planner.report import estimate_record
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +46,7 @@ class Measured:
     first_token_s: float
     first_token_s_planned: dict[str, Any]
 
-    def record(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """A receipt, for JSON."""
         return asdict(self)
 
@@ -92,7 +92,7 @@ def verify_plan(plan: Plan) -> Measured:
             built.setting.work,
             built.placement,
             gpus=built.machine.gpus,
-            vision_offload=(built.setting.tower_on_processor and not built.machine.has_one_memory),
+            vision_offload=(built.setting.vision_offload and not built.machine.has_one_memory),
         )
         found = run.result()
     return _scaled(plan, built, found)
@@ -122,7 +122,6 @@ def shortened(plan: Plan) -> Plan:
 
 def _scaled(plan: Plan, built: Plan, found: dict[str, float]) -> Measured:
     total = plan.total_bytes
-    smaller = built.total_bytes
     layers, layers_built = (p.subject.config.decoder.num_layers for p in (plan, built))
     read = sum(plan.parts.layers) + plan.parts.head
     read_built = sum(built.parts.layers) + built.parts.head
@@ -140,7 +139,7 @@ def _scaled(plan: Plan, built: Plan, found: dict[str, float]) -> Measured:
         layers=layers,
         layers_built=layers_built,
         tiles_encoded=int(found["tiles"]),
-        peak_bytes=int(found["peak_bytes"]) + total - smaller,
+        peak_bytes=int(found["peak_bytes"]) + total - built.total_bytes,
         planned_bytes=total,
         tokens_per_s=1 / (found["step_s"] * read / read_built),
         tokens_per_s_planned=estimate_record(plan.speed.tokens_per_s),

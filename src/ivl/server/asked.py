@@ -61,7 +61,7 @@ class Asked:
     texts: Sequence[str] = ()
     options: GenerationOptions
     max_tiles: int | None = None
-    most_tokens: int | None = None
+    context: int | None = None
     num_logprobs: int | None = None
     grammar: Callable[[GrammarCompiler], Grammar | None]
     """The form that the answer must have, if any."""
@@ -114,7 +114,7 @@ def _prepare(
             EngineRequest.completion(
                 engine,
                 text,
-                most_tokens=asked.most_tokens,
+                context=asked.context,
                 options=asked.options,
                 num_logprobs=asked.num_logprobs,
                 grammar=grammar,
@@ -146,7 +146,7 @@ def _prepare(
             for (_, source), share in zip(pictures, shares, strict=True)
         ],
         max_pixels=settings.max_image_pixels,
-        most_tokens=asked.most_tokens,
+        context=asked.context,
         options=asked.options,
         num_logprobs=asked.num_logprobs,
         grammar=grammar,

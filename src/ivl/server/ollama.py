@@ -24,7 +24,6 @@ from ivl.engine.engine import Engine
 from ivl.engine.grammar import Grammar, GrammarCompiler
 from ivl.engine.options import GenerationOptions
 from ivl.errors import RequestError
-from ivl.family import num_parameters
 from ivl.server.answers import Answers, Context, WholeAnswer, Writer
 from ivl.server.asked import Asked, PictureSource, Turn
 from ivl.server.bodies import Fields, body_schema, read_body
@@ -263,7 +262,7 @@ async def show(request: Request) -> dict[str, object]:
         decoder, vision = engine.config.decoder, engine.config.vision
         facts = {
             "general.architecture": "internvl",
-            "general.parameter_count": num_parameters(engine.config),
+            "general.parameter_count": engine.num_parameters,
             "internvl.context_length": engine.context,
             "internvl.embedding_length": decoder.hidden_size,
             "internvl.block_count": decoder.num_layers,
@@ -320,7 +319,7 @@ async def _answer(
         texts=texts,
         options=options.generation(limit),
         max_tiles=options.max_tiles,
-        most_tokens=options.num_ctx,
+        context=options.num_ctx,
         num_logprobs=(body.top_logprobs or 0) if body.logprobs else None,
         grammar=body.grammar,
     )
@@ -404,7 +403,7 @@ def _entry(name: str, facts: StoredFacts | None, model: ServedModel | None) -> d
 
 
 def _details(facts: StoredFacts | None, model: ServedModel | None) -> dict[str, object]:
-    count = facts.num_parameters if facts else num_parameters(model.engine.config) if model else 0
+    count = facts.num_parameters if facts else model.engine.num_parameters if model else 0
     return {
         "parent_model": "",
         "format": facts.format if facts else "",
