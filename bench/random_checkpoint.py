@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ivl.checkpoint.gguf_projector import IMAGENET_MEAN, IMAGENET_STD
+from ivl.checkpoint.gguf_config import IMAGENET_MEAN, IMAGENET_STD
 from ivl.checkpoint.names import Source, sources
 from ivl.checkpoint.safetensors import INDEX_NAME
 from ivl.config import DecoderConfig, ModelConfig, VisionConfig

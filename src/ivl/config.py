@@ -16,8 +16,7 @@ from typing import Any, Literal, get_args
 from ivl.config_keys import NULL_SAYS, Section, check_keys
 from ivl.config_quantization import Quantization, read_quantization
 from ivl.errors import CheckpointError, ConfigError, UnsupportedError
-from ivl.lfs_pointer import refuse_lfs_pointer
-from ivl.unmerged import refuse_adapter
+from ivl.refused import refuse_adapter, refuse_lfs_pointer
 
 # Far above any real model: a damaged file may claim billions of layers, and there is work for each.
 MAX_LAYERS, MAX_COUNT = 1000, 2**31 - 1

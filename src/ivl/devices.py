@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import torch
 
-from ivl.checkpoint.stored import tensors_of
+from ivl.checkpoint.files import tensors_of
 from ivl.errors import CapacityError, ConfigError
 from ivl.footprint.device import GIB, Device, Devices, Slot
 from ivl.footprint.placement import Fit

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields, replace
 
 import torch
 
-from ivl.checkpoint.locate import locate_pair
+from ivl.checkpoint.hub import locate_pair
 from ivl.config import ModelConfig
 from ivl.devices import choose_devices, place_model
 from ivl.engine.engine import Engine, check_at_least_one

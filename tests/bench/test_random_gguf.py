@@ -9,8 +9,7 @@ import pytest
 
 from bench.random_gguf import Filler, num_weights, projector_tensors
 from ivl.checkpoint.gguf import GGUFFile
-from ivl.checkpoint.gguf_metadata import mmproj_metadata
-from ivl.checkpoint.gguf_projector import read_projector
+from ivl.checkpoint.gguf_config import mmproj_metadata, read_projector
 from ivl.family import find
 
 

@@ -51,7 +51,7 @@ def identity_of_directory(directory: Path) -> Identity:
     if name is None:
         name, name_source = _model_name(config.get("_name_or_path")), "config.json"
     if name is None:
-        name, name_source = _repository(directory), "the hub"
+        name, name_source = repository_of(directory), "the hub"
     licence, licence_source = _card_licence(head), CARD
     if licence is None:
         licence, licence_source = _licence_file(directory)
@@ -172,10 +172,10 @@ def _model_name(value: Any) -> str | None:
     return text
 
 
-def _repository(directory: Path) -> str | None:
+def repository_of(directory: Path) -> str | None:
     """`OWNER/NAME` of a directory of the hub's cache, `models--OWNER--NAME/snapshots/COMMIT`."""
     for part in directory.parts:
-        if part.startswith("models--") and part.count("--") >= 2:
+        if part.startswith("models--"):
             return part.removeprefix("models--").replace("--", "/", 1)
     return None
 

@@ -13,7 +13,6 @@ from ivl.errors import CapacityError, RequestError
 from ivl.pages.reader import ImageSource, Page, load_image, open_together
 from ivl.pages.sources import DEFAULT_MAX_PIXELS
 from ivl.paths import names_file
-from ivl.prompt.pixels import cut_tiles
 from ivl.prompt.template import (
     Control,
     ImageTokens,
@@ -24,7 +23,7 @@ from ivl.prompt.template import (
     render,
     render_next,
 )
-from ivl.prompt.tiles import choose_grid, num_tiles_with_thumbnail, share_budget
+from ivl.prompt.tiles import choose_grid, cut_tiles, num_tiles_with_thumbnail, share_budget
 from ivl.prompt.tokenizer import Tokenizer
 
 MaxTiles = int | Sequence[int] | None

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from ivl.api import load
-from ivl.checkpoint.locate import locate_pair
+from ivl.checkpoint.hub import locate_pair
 from ivl.config import ModelConfig
 from ivl.devices import choose_device
 from ivl.engine.engine import Engine

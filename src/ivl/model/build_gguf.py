@@ -13,15 +13,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ivl.checkpoint.files import GGUFPair
 from ivl.checkpoint.gguf import GGUFFile
-from ivl.checkpoint.gguf_names import (
-    GGUFSource,
+from ivl.checkpoint.names import (
+    Source,
     check_names,
     order_of,
     text_sources,
     vision_sources,
 )
-from ivl.checkpoint.gguf_pair import GGUFPair
 from ivl.config import ModelConfig
 from ivl.errors import CheckpointError
 from ivl.kernels.dispatch import keeps_blocks, pack, pack_parts
@@ -64,7 +64,7 @@ def build_gguf_model(
     return placed(model, devices)
 
 
-def tables(config: ModelConfig, pair: GGUFPair) -> list[tuple[GGUFFile, dict[str, GGUFSource]]]:
+def tables(config: ModelConfig, pair: GGUFPair) -> list[tuple[GGUFFile, dict[str, Source]]]:
     """Each file, and where in it every tensor of ours is. CheckpointError for names that are
     missing or unexpected."""
     text = text_sources(config.decoder)
@@ -77,7 +77,7 @@ def tables(config: ModelConfig, pair: GGUFPair) -> list[tuple[GGUFFile, dict[str
     return parts
 
 
-def dense(file: GGUFFile, source: GGUFSource, config: ModelConfig) -> Tensor:
+def dense(file: GGUFFile, source: Source, config: ModelConfig) -> Tensor:
     """A tensor of ours, dequantized, float32, its rows in our order."""
     arrays = []
     for name in source.names:
@@ -93,7 +93,7 @@ def _place(
     config: ModelConfig,
     file: GGUFFile,
     ours: str,
-    source: GGUFSource,
+    source: Source,
     devices: DeviceMap,
     dtype: torch.dtype,
 ) -> None:
@@ -119,9 +119,7 @@ def _place(
     model.set_submodule(path, QuantizedLinear(matrix, bias))
 
 
-def _matrix(
-    file: GGUFFile, source: GGUFSource, config: ModelConfig, device: torch.device
-) -> Matrix:
+def _matrix(file: GGUFFile, source: Source, config: ModelConfig, device: torch.device) -> Matrix:
     order = order_of(source, config)
     blocks = [file.read(name) for name in source.names]
     formats = [file.tensors[name].format.name for name in source.names]
@@ -141,7 +139,7 @@ def _copied(view: np.ndarray, copy: np.ndarray) -> np.ndarray:
 def _tie(
     model: InternVL,
     config: ModelConfig,
-    text: tuple[GGUFFile, dict[str, GGUFSource]],
+    text: tuple[GGUFFile, dict[str, Source]],
     devices: DeviceMap,
 ) -> None:
     """The embeddings as the head; a copy of them where that is on another device."""
@@ -159,7 +157,7 @@ def _tie(
 
 
 def _check_shapes(
-    file: GGUFFile, table: dict[str, GGUFSource], shapes: dict[str, tuple[int, ...]]
+    file: GGUFFile, table: dict[str, Source], shapes: dict[str, tuple[int, ...]]
 ) -> None:
     wrong = list(_wrong_shapes(file, table, shapes))
     if wrong:
@@ -171,7 +169,7 @@ def _check_shapes(
 
 
 def _wrong_shapes(
-    file: GGUFFile, table: dict[str, GGUFSource], shapes: dict[str, tuple[int, ...]]
+    file: GGUFFile, table: dict[str, Source], shapes: dict[str, tuple[int, ...]]
 ) -> Iterator[str]:
     for ours, source in table.items():
         found = [file.tensors[name].shape for name in source.names]

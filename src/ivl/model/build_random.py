@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ivl.checkpoint.gguf_names import text_sources, vision_sources
+from ivl.checkpoint.names import text_sources, vision_sources
 from ivl.config import ModelConfig
 from ivl.errors import UnsupportedError
 from ivl.footprint.tensors import TypedTensor

@@ -21,7 +21,7 @@ from ivl.model.decoder import Decoder
 from ivl.model.device_map import DeviceMap
 from ivl.model.projector import Projector
 from ivl.model.vision import VisionTower
-from ivl.prompt.pixels import IMAGENET_MEAN, IMAGENET_STD
+from ivl.prompt.tiles import IMAGENET_MEAN, IMAGENET_STD
 
 
 class InternVL(nn.Module):

@@ -15,9 +15,9 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ivl.errors import CapacityError, RequestError
-from ivl.lfs_pointer import is_lfs_pointer, lfs_complaint
 from ivl.pages.background import choose_background
 from ivl.pages.sources import PixelLimit, page_label
+from ivl.refused import is_lfs_pointer, lfs_complaint
 
 Background: TypeAlias = tuple[int, int, int] | Literal["auto"] | None
 

@@ -28,7 +28,7 @@ from ivl.planner.record import plan_record
 from ivl.planner.render import render_plan
 from ivl.planner.rivals.rival import Rival
 from ivl.planner.verdict import Judgement, judge
-from ivl.quant.vision_mix import find_vision_type
+from ivl.quant.mixes import find_vision_type
 
 OVERVIEW_TYPES = ("BF16", "Q8_0", "Q4_K_M")
 
@@ -176,7 +176,7 @@ def find_subject(name: str, mmproj: Path | None = None) -> Subject:
             f"There is no model {name!r}.",
             f"The family has {sizes}; or name a directory, or a GGUF file.",
         )
-    from ivl.checkpoint.stored import stored_model
+    from ivl.checkpoint.files import stored_model
 
     stored = stored_model(name, mmproj)
     return Subject(

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ivl.errors import CheckpointError, UnsupportedError
-from ivl.lfs_pointer import refuse_lfs_pointer
+from ivl.refused import refuse_lfs_pointer
 
 _ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token")
 _LISTS = ("additional_special_tokens", "extra_special_tokens")

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from ivl.api import Model
-from ivl.checkpoint.locate import locate_pair
+from ivl.checkpoint.hub import locate_pair
 from ivl.checkpoint.safetensors import SafetensorsDirectory
 from ivl.devices import free_bytes
 from ivl.engine.engine import EngineLimits

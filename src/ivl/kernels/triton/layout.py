@@ -32,7 +32,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from ivl.quant.tables import LEVELS
+from ivl.quant.formats import LEVELS
 
 STRIP = 128
 TILE = 16
