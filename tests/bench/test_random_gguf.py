@@ -25,7 +25,7 @@ def test_a_projector_fits_its_decoder(tmp_path: Path, kind: str) -> None:
     )
     Filler().write(path, metadata, few)
     file = GGUFFile(path)
-    assert read_projector(file, size.decoder).vision == size.vision
+    assert read_projector(file, size.config).vision == size.vision
     entry = file.tensors["v.blk.0.ffn_up.weight"]
     weights = entry.format.dequantize(file.read("v.blk.0.ffn_up.weight"))
     assert entry.format.name == kind

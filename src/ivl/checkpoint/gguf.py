@@ -48,12 +48,12 @@ MAX_DIMENSIONS = 4
 REPAIR = "Download the file again, and compare its size with the hub's."
 
 # Types of metadata values.
-_BOOL, _STRING, _ARRAY = 7, 8, 9
-_NUMBERS = {
-    0: "u1", 1: "i1", 2: "<u2", 3: "<i2", 4: "<u4", 5: "<i4", 6: "<f4", 10: "<u8", 11: "<i8",
-    12: "<f8",
+STRING_TYPE, ARRAY_TYPE = 8, 9
+NUMBER_TYPES = {
+    0: "uint8", 1: "int8", 2: "uint16", 3: "int16", 4: "uint32", 5: "int32", 6: "float32",
+    7: "bool", 10: "uint64", 11: "int64", 12: "float64",
 }  # fmt: skip
-_DTYPES = {number: np.dtype(code) for number, code in _NUMBERS.items()}
+_DTYPES = {number: np.dtype(name).newbyteorder("<") for number, name in NUMBER_TYPES.items()}
 _U32, _U64 = struct.Struct("<I"), struct.Struct("<Q")
 
 # Tensor types that other programs write and that ivl does not read (ggml_type in ggml.h).
@@ -138,11 +138,13 @@ def read_header(file: Path) -> Header:
         if name in tensors:
             raise cursor.damaged(f"has the tensor {name!r} twice")
         tensors[name] = _tensor(cursor, name)
-    alignment = _alignment(cursor, metadata)
-    start = -(-cursor.position // alignment) * alignment
-    placed = _place(cursor, tensors, start, alignment)
     return Header(
-        file=file, version=version, metadata=metadata, extents=extents, tensors=placed, data=data
+        file=file,
+        version=version,
+        metadata=metadata,
+        extents=extents,
+        tensors=_place(cursor, tensors, metadata),
+        data=data,
     )
 
 
@@ -224,17 +226,17 @@ class _Cursor:
             raise self.damaged(f"holds text at byte {start} that is not UTF-8") from None
 
     def value(self, kind: int, depth: int = 0) -> Value:
-        if kind == _STRING:
+        if kind == STRING_TYPE:
             return self.string()
-        if kind == _ARRAY:
+        if kind == ARRAY_TYPE:
             return self._array(depth + 1)
         return self._numbers(kind, 1)[0].item()
 
     def _array(self, depth: int) -> Value:
         kind = self.u32()
-        if kind == _STRING:
+        if kind == STRING_TYPE:
             return self._strings(self.count("strings", least_bytes=8))
-        if kind != _ARRAY:
+        if kind != ARRAY_TYPE:
             width = self._dtype(kind).itemsize
             return self._numbers(kind, self.count("elements of an array", least_bytes=width))
         number = self.count("arrays in an array", least_bytes=12)
@@ -244,20 +246,17 @@ class _Cursor:
         return [self._array(depth + 1) for _ in range(number)]
 
     def _dtype(self, kind: int) -> np.dtype[Any]:
-        dtype = np.dtype("u1") if kind == _BOOL else _DTYPES.get(kind)
-        if dtype is None:
+        if kind not in _DTYPES:
             raise self.damaged(f"has metadata of the unknown type {kind}")
-        return dtype
+        return _DTYPES[kind]
 
     def _numbers(self, kind: int, number: int) -> npt.NDArray[Any]:
         dtype = self._dtype(kind)
         start = self.skip(number * dtype.itemsize)
         values = np.frombuffer(self.data, dtype, number, start) if number else np.empty(0, dtype)
-        if kind != _BOOL:
-            return values
-        if number and values.max() > 1:
+        if dtype == bool and number and values.view(np.uint8).max() > 1:
             raise self.damaged("has a truth value that is neither 0 nor 1")
-        return values.view(np.bool_)
+        return values
 
     def _strings(self, number: int) -> list[str]:
         # Vocabularies hold 300,000 strings; this loop is most of the time that a header takes.
@@ -298,7 +297,11 @@ def _version(cursor: _Cursor) -> int:
     if start[:4] != MAGIC:
         refuse_lfs_pointer(cursor.file)
         refuse_pickle(cursor.file)
-        raise CheckpointError(f"{cursor.file} is no GGUF file.", _what_it_is(cursor.data[:24]))
+        is_older = start.startswith((b"lmgg", b"tjgg", b"fmgg"))
+        raise CheckpointError(
+            f"{cursor.file} is no GGUF file.",
+            "It is of a format older than GGUF; take a newer file." if is_older else REPAIR,
+        )
     cursor.position = 4
     version = cursor.u32()
     if version and version & 0xFFFF == 0:
@@ -311,12 +314,6 @@ def _version(cursor: _Cursor) -> int:
             "ivl reads versions 2 and 3; convert the model anew with a recent program.",
         )
     return version
-
-
-def _what_it_is(start: bytes) -> str:
-    if start.startswith((b"lmgg", b"tjgg", b"fmgg")):
-        return "It is of a format older than GGUF; take a newer file."
-    return REPAIR
 
 
 def _tensor(cursor: _Cursor, name: str) -> TensorEntry:
@@ -340,19 +337,14 @@ def _tensor(cursor: _Cursor, name: str) -> TensorEntry:
     return TensorEntry(name=name, file=cursor.file, format=found, shape=shape, offset=offset)
 
 
-def _alignment(cursor: _Cursor, metadata: dict[str, Value]) -> int:
-    alignment = metadata.get("general.alignment", DEFAULT_ALIGNMENT_BYTES)
-    valid = type(alignment) is int and alignment > 0 and alignment & (alignment - 1) == 0
-    if not valid:
-        raise cursor.damaged(f"asks for an alignment of {alignment!r}, which is no power of two")
-    assert isinstance(alignment, int)
-    return alignment
-
-
 def _place(
-    cursor: _Cursor, tensors: dict[str, TensorEntry], start: int, alignment: int
+    cursor: _Cursor, tensors: dict[str, TensorEntry], metadata: dict[str, Value]
 ) -> dict[str, TensorEntry]:
     """The entries with offsets from the file's start; none overlaps another or leaves the file."""
+    alignment = metadata.get("general.alignment", DEFAULT_ALIGNMENT_BYTES)
+    if type(alignment) is not int or alignment <= 0 or alignment & (alignment - 1):
+        raise cursor.damaged(f"asks for an alignment of {alignment!r}, which is no power of two")
+    start = -(-cursor.position // alignment) * alignment
     end, previous = start, ""
     placed: dict[str, TensorEntry] = {}
     for name, entry in sorted(tensors.items(), key=lambda item: item[1].offset):
@@ -450,15 +442,13 @@ def _all_parts(given: Header) -> list[Header]:
 
 def _merged(headers: list[Header]) -> dict[str, TensorEntry]:
     tensors: dict[str, TensorEntry] = {}
-    for header in headers:
-        for name, entry in header.tensors.items():
-            if name in tensors:
-                raise CheckpointError(
-                    f"The tensor {name!r} is both in {tensors[name].file.name} "
-                    f"and in {header.file.name}.",
-                    _TOGETHER,
-                )
-            tensors[name] = entry
+    for entry in (entry for header in headers for entry in header.tensors.values()):
+        known = tensors.setdefault(entry.name, entry)
+        if known is not entry:
+            raise CheckpointError(
+                f"The tensor {entry.name!r} is both in {known.file.name} and in {entry.file.name}.",
+                _TOGETHER,
+            )
     expected = headers[0].metadata.get("split.tensors.count", len(tensors))
     if len(headers) > 1 and expected != len(tensors):
         raise CheckpointError(

@@ -18,11 +18,10 @@ conversion/internvl.py and intern_vision.py of https://github.com/ggml-org/llama
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, get_args
+from dataclasses import replace
+from typing import Any, cast, get_args
 
 import numpy as np
 
@@ -33,6 +32,7 @@ from ivl.checkpoint.names import FUSED_QKV
 from ivl.config import Architecture, DecoderConfig, ModelConfig, VisionConfig
 from ivl.errors import CheckpointError, ConfigError, UnsupportedError
 from ivl.prompt.template import IM_END, IM_START, IMG_CONTEXT
+from ivl.prompt.tiles import IMAGENET_MEAN, IMAGENET_STD
 from ivl.spelling import nearest
 
 _DAMAGED = "The file was written wrongly or for another purpose; take another conversion."
@@ -86,15 +86,13 @@ class Keys:
             raise self._wrong(key, value, "a list of numbers")
         return tuple(float(number) for number in value)
 
-    def check(self, prefix: str, used: frozenset[str], harmless: frozenset[str]) -> None:
-        """UnsupportedError for a key below `prefix` that is neither used nor harmless; both are
-        given with the prefix or without it."""
+    def check(self, prefix: str, known: frozenset[str]) -> None:
+        """UnsupportedError for a key below `prefix` that is not known; keys are given with the
+        prefix or without it."""
         for key in self.file.metadata:
-            if not key.startswith(prefix):
-                continue
-            known = used | harmless
-            if key not in known and key.removeprefix(prefix) not in known:
-                near = nearest(key.removeprefix(prefix), known)
+            own = key.removeprefix(prefix)
+            if key.startswith(prefix) and key not in known and own not in known:
+                near = nearest(own, known)
                 raise UnsupportedError(
                     f"{self.file.path} has the setting {key}, which ivl does not know.",
                     f"The nearest that it knows is {near}."
@@ -131,13 +129,13 @@ class Keys:
         )
 
 
-USED = frozenset(
+DECODER_KEYS = frozenset(
     """context_length embedding_length block_count feed_forward_length vocab_size
     attention.head_count attention.head_count_kv attention.layer_norm_rms_epsilon
     attention.key_length attention.value_length rope.dimension_count rope.freq_base
     rope.scaling.type rope.scaling.factor expert_count""".split()
 )
-HARMLESS = frozenset(
+HARMLESS_DECODER_KEYS = frozenset(
     """rope.scaling.original_context_length rope.scaling.finetuned expert_used_count
     tensor_data_layout""".split()
 )
@@ -153,49 +151,35 @@ def read_gguf_config(text: GGUFFile, mmproj: GGUFFile | None) -> ModelConfig:
     UnsupportedError for models that ivl does not run, ConfigError for impossible values.
     """
     _check_roles(text, mmproj)
-    decoder = _read_decoder(text)
     keys = Keys(text)
-    keys.check("ivl.", IVL_KEYS, frozenset())
-    # bfloat16 stands for every shorter type: the models were trained in it.
-    dtype = "float32" if text.tensors["token_embd.weight"].format.name == "F32" else "bfloat16"
+    decoder = _read_decoder(keys)
+    keys.check("ivl.", IVL_KEYS)
     template, system = read_template(keys, has_projector=mmproj is not None)
-    if mmproj is None:
-        return ModelConfig(
-            decoder=decoder,
-            vision=None,
-            layout="gguf",
-            template=template,
-            system=system,
-            dtype=dtype,
-        )
-    projector = read_projector(mmproj, decoder)
-    ps_version = keys.text("ivl.ps_version", "v2")
-    return ModelConfig(
+    config = ModelConfig(
         decoder=decoder,
-        vision=projector.vision,
+        vision=None,
         layout="gguf",
         template=template,
         system=system,
-        dtype=dtype,
-        max_tiles=projector.max_tiles,
-        min_tiles=projector.min_tiles,
+        # bfloat16 stands for every shorter type: the models were trained in it.
+        dtype="float32" if text.tensors["token_embd.weight"].format.name == "F32" else "bfloat16",
         use_thumbnail=keys.truth("ivl.use_thumbnail", True),
-        downsample_ratio=projector.downsample_ratio,
-        ps_version="v1" if ps_version == "v1" else "v2",
+        ps_version="v1" if keys.text("ivl.ps_version", "v2") == "v1" else "v2",
     )
+    return config if mmproj is None else read_projector(mmproj, config)
 
 
 def _check_roles(text: GGUFFile, mmproj: GGUFFile | None) -> None:
     """Tells a text file from a projector's by their metadata, never by their names."""
     architecture = Keys(text).text("general.architecture")
+    decoders = get_args(Architecture)
     other = None if mmproj is None else Keys(mmproj).text("general.architecture")
     if architecture == "clip":
-        if other in get_args(Architecture):
+        if mmproj is not None and other in decoders:
             raise CheckpointError(
                 "The two GGUF files are the wrong way round: the text model was given as the "
                 "projector.",
-                f"The model is {mmproj.path.name if mmproj else ''}, "
-                f"the projector {text.path.name}.",
+                f"The model is {mmproj.path.name}, the projector {text.path.name}.",
             )
         raise CheckpointError(
             f"{text.path} is a projector (mmproj), which is only half of a model.",
@@ -208,31 +192,27 @@ def _check_roles(text: GGUFFile, mmproj: GGUFFile | None) -> None:
             "Merge it first, with `llama-export-lora -m MODEL --lora ADAPTER -o OUT` of llama.cpp, "
             "and give the merged file.",
         )
-    if kind != "model" or architecture not in get_args(Architecture):
+    if kind != "model" or architecture not in decoders:
         what = f"a {architecture!r} model" if kind == "model" else f"of type {kind!r}, not a model"
         raise UnsupportedError(
-            f"{text.path} is {what}.", f"ivl runs {', '.join(get_args(Architecture))} decoders."
+            f"{text.path} is {what}.", f"ivl runs {', '.join(decoders)} decoders."
         )
-    if mmproj is not None and other in get_args(Architecture):
+    if mmproj is not None and other in decoders:
         raise CheckpointError(
             f"{mmproj.path} is a language model ({other}), not a projector.",
             "The projector of a model is the file whose name has mmproj in it.",
         )
 
 
-def _read_decoder(file: GGUFFile) -> DecoderConfig:
-    keys = Keys(file)
+def _read_decoder(keys: Keys) -> DecoderConfig:
     name = keys.text("general.architecture")
-    architecture: Architecture = (
-        "qwen2" if name == "qwen2" else "llama" if name == "llama" else "internlm2"
-    )
-    keys.check(f"{name}.", USED, HARMLESS)
+    keys.check(f"{name}.", DECODER_KEYS | HARMLESS_DECODER_KEYS)
     hidden_size = keys.count(f"{name}.embedding_length")
     num_heads = keys.count(f"{name}.attention.head_count")
     head_dim = keys.count(f"{name}.attention.key_length", hidden_size // num_heads)
     _check_decoder(keys, name, head_dim)
     config = DecoderConfig(
-        architecture=architecture,
+        architecture=cast("Architecture", name),  # one of them, as `_check_roles` says
         hidden_size=hidden_size,
         intermediate_size=keys.count(f"{name}.feed_forward_length"),
         num_layers=keys.count(f"{name}.block_count"),
@@ -244,8 +224,8 @@ def _read_decoder(file: GGUFFile) -> DecoderConfig:
         rope_theta=keys.number(f"{name}.rope.freq_base", 10000.0),
         rope_factor=keys.optional_number("ivl.rope.dynamic_factor"),
         max_positions=keys.count(f"{name}.context_length"),
-        qkv_bias="blk.0.attn_q.bias" in file.tensors,
-        tied_embeddings="output.weight" not in file.tensors,
+        qkv_bias="blk.0.attn_q.bias" in keys.file.tensors,
+        tied_embeddings="output.weight" not in keys.file.tensors,
     )
     keys.check_shape("token_embd.weight", (config.vocab_size, hidden_size))
     return config
@@ -290,16 +270,14 @@ def _vocab_size(keys: Keys, name: str) -> int:
     return rows
 
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
-USED = frozenset(
+PROJECTOR_KEYS = frozenset(
     """projector_type has_vision_encoder has_audio_encoder use_gelu use_silu has_text_encoder
     vision.projector_type vision.image_size vision.patch_size vision.embedding_length
     vision.feed_forward_length vision.block_count vision.projection_dim vision.image_mean
     vision.image_std vision.attention.head_count vision.attention.layer_norm_epsilon
     vision.projector.scale_factor vision.preproc_min_tiles vision.preproc_max_tiles""".split()
 )
-HARMLESS = frozenset(
+HARMLESS_PROJECTOR_KEYS = frozenset(
     """has_llava_projector vision.preproc_image_size vision.image_min_pixels
     vision.image_max_pixels""".split()
 )
@@ -321,22 +299,15 @@ _FAMILIES = {
 _WHERE = "Take the mmproj file from the repository that the language model is from."
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ProjectorFile:
-    """What the projector's file says of a model. The factor is that of pixel shuffle, a side."""
+def read_projector(file: GGUFFile, config: ModelConfig) -> ModelConfig:
+    """The configuration of a text file, with what the projector's file says of a model.
 
-    vision: VisionConfig
-    downsample_ratio: float
-    min_tiles: int
-    max_tiles: int
-
-
-def read_projector(file: GGUFFile, decoder: DecoderConfig) -> ProjectorFile:
-    """CheckpointError for a file that does not fit the decoder or contradicts itself,
-    UnsupportedError for the projector of another family."""
+    CheckpointError for a file that does not fit the decoder or contradicts itself,
+    UnsupportedError for the projector of another family.
+    """
     keys = Keys(file)
     _check_family(keys)
-    keys.check("clip.", USED, HARMLESS)
+    keys.check("clip.", PROJECTOR_KEYS | HARMLESS_PROJECTOR_KEYS)
     _check_normalisation(keys)
     names = file.tensors
     split = "v.blk.0.attn_q.bias", "v.blk.0.attn_qkv.bias"
@@ -354,9 +325,10 @@ def read_projector(file: GGUFFile, decoder: DecoderConfig) -> ProjectorFile:
     )
     factor = keys.count("clip.vision.projector.scale_factor", 2)
     _check_tower(keys, vision)
-    _check_width(keys, vision, factor, decoder)
+    _check_width(keys, vision, factor, config.decoder)
     min_tiles = keys.count("clip.vision.preproc_min_tiles", 1)
-    return ProjectorFile(
+    return replace(
+        config,
         vision=vision,
         downsample_ratio=1 / factor,
         min_tiles=min_tiles,
@@ -473,11 +445,9 @@ def read_template(keys: Keys, *, has_projector: bool) -> tuple[str, str | None]:
             f"{keys.file.path} has a chat template whose system message cannot be made out.",
             "ivl never runs a checkpoint's own template; take another model.",
         )
-    return "chatml", _unescaped(texts.pop()) if texts else None
-
-
-def _unescaped(text: str) -> str:
-    return re.sub(r"\\['\"n]", lambda match: _ESCAPES[match[0]], text)
+    if not texts:
+        return "chatml", None
+    return "chatml", re.sub(r"\\['\"n]", lambda match: _ESCAPES[match[0]], texts.pop())
 
 
 QUANTIZATION_VERSION = 2
@@ -515,7 +485,7 @@ def text_metadata(
             "attention.key_length": decoder.head_dim,
             "attention.value_length": decoder.head_dim,
         }
-    metadata = _general(kind, "model", name, num_weights, licence)
+    metadata = _general(kind, "model", name, num_weights, licence, file_type)
     metadata |= {f"{kind}.{key}": value for key, value in values.items()}
     metadata["ivl.template"] = config.template
     if decoder.rope_factor is not None:
@@ -523,10 +493,7 @@ def text_metadata(
     if config.vision is not None:
         metadata["ivl.use_thumbnail"] = config.use_thumbnail
         metadata["ivl.ps_version"] = config.ps_version
-    metadata |= _storage(file_type)
-    metadata |= tokenizer
-    metadata["tokenizer.chat_template"] = chat_template
-    return metadata
+    return {**metadata, **tokenizer, "tokenizer.chat_template": chat_template}
 
 
 def mmproj_metadata(
@@ -537,9 +504,7 @@ def mmproj_metadata(
     vision = config.vision
     if vision is None:
         raise UnsupportedError("This is a text-only model: it has no projector to write.")
-    metadata = _general("clip", "mmproj", name, num_weights, licence)
-    metadata |= _storage(file_type)
-    metadata |= {
+    return _general("clip", "mmproj", name, num_weights, licence, file_type) | {
         "clip.has_vision_encoder": True,
         "clip.vision.projection_dim": config.decoder.hidden_size,
         "clip.vision.image_size": vision.image_px,
@@ -557,7 +522,6 @@ def mmproj_metadata(
         "clip.vision.preproc_min_tiles": config.min_tiles,
         "clip.vision.preproc_max_tiles": config.max_tiles,
     }
-    return metadata
 
 
 def size_label(num_weights: int) -> str:
@@ -569,28 +533,24 @@ def size_label(num_weights: int) -> str:
     return f"{scaled:.{max(2 - digits, 0)}f}{letter}"
 
 
-def count_weights(shapes: Mapping[str, tuple[int, ...]]) -> int:
-    return sum(math.prod(shape) for shape in shapes.values())
-
-
 def _general(
-    architecture: str, kind: str, name: str, num_weights: int, licence: Identity | None
+    architecture: str,
+    kind: str,
+    name: str,
+    num_weights: int,
+    licence: Identity | None,
+    file_type: int,
 ) -> dict[str, Written]:
     metadata: dict[str, Written] = {
         "general.architecture": architecture,
         "general.type": kind,
         "general.name": name,
         "general.size_label": size_label(num_weights),
+        "general.file_type": file_type,
+        "general.quantization_version": QUANTIZATION_VERSION,
     }
     if licence is not None and licence.licence:
         metadata["general.license"] = licence.licence
         if licence.licence_link:
             metadata["general.license.link"] = licence.licence_link
     return metadata
-
-
-def _storage(file_type: int) -> dict[str, Written]:
-    return {
-        "general.file_type": file_type,
-        "general.quantization_version": QUANTIZATION_VERSION,
-    }

@@ -25,7 +25,7 @@ import os
 import struct
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +35,14 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
-from ivl.checkpoint.gguf import DEFAULT_ALIGNMENT_BYTES, MAGIC, GGUFTensorSpec
+from ivl.checkpoint.gguf import (
+    ARRAY_TYPE,
+    DEFAULT_ALIGNMENT_BYTES,
+    MAGIC,
+    NUMBER_TYPES,
+    STRING_TYPE,
+    GGUFTensorSpec,
+)
 from ivl.errors import CheckpointError, IvlError
 from ivl.quant.block_format import Bytes, Floats
 
@@ -54,11 +61,7 @@ arrays keep their type."""
 SAFE_BYTES = 1 << 26
 """So much may have to be written again after a power cut."""
 
-_TYPE_IDS = {
-    "uint8": 0, "int8": 1, "uint16": 2, "int16": 3, "uint32": 4, "int32": 5, "float32": 6,
-    "bool": 7, "uint64": 10, "int64": 11, "float64": 12,
-}  # fmt: skip
-_STRING, _ARRAY = 8, 9
+_TYPE_IDS = {name: number for number, name in NUMBER_TYPES.items()}
 
 
 class GGUFWriter:
@@ -72,7 +75,7 @@ class GGUFWriter:
     was written and keeps what stood under the name before.
 
     With a `fingerprint`, any text that changes when the input does, the exception leaves an
-    unfinished file that has a whole tensor, with a journal (`gguf_journal`), and the next writer of
+    unfinished file that has a whole tensor, with a journal, and the next writer of
     the same file from the same input begins with `done`, the tensors that are there already.
     """
 
@@ -110,7 +113,7 @@ class GGUFWriter:
     @property
     def num_bytes(self) -> int:
         """Of the whole file."""
-        ends = (offset + count for offset, count in self._extents().values())
+        ends = (sum(extent) for extent in self._extents().values())
         return _padded(max(ends, default=len(self.header)))
 
     @property
@@ -256,23 +259,25 @@ def _value(value: Written) -> bytes:
     if isinstance(value, Encoded):
         return value.content
     if isinstance(value, str):
-        return struct.pack("<I", _STRING) + _text(value)
+        return struct.pack("<I", STRING_TYPE) + _text(value)
     if isinstance(value, bool):
         value = np.bool_(value)
     elif isinstance(value, int):
-        value = np.int32(value) if value < 0 else np.uint32(value) if value < 2**32 else _u64(value)
+        value = (
+            np.int32(value)
+            if value < 0
+            else np.uint32(value)
+            if value < 2**32
+            else np.uint64(value)
+        )
     elif isinstance(value, float):
         value = np.float32(value)
     if isinstance(value, np.generic):
         return struct.pack("<I", _type_id(value.dtype)) + _little(np.asarray(value))
     if isinstance(value, np.ndarray):
-        head = struct.pack("<IIQ", _ARRAY, _type_id(value.dtype), len(value))
+        head = struct.pack("<IIQ", ARRAY_TYPE, _type_id(value.dtype), len(value))
         return head + _little(value)
-    return struct.pack("<IIQ", _ARRAY, _STRING, len(value)) + b"".join(map(_text, value))
-
-
-def _u64(value: int) -> np.uint64:
-    return np.uint64(value)
+    return struct.pack("<IIQ", ARRAY_TYPE, STRING_TYPE, len(value)) + b"".join(map(_text, value))
 
 
 def _type_id(dtype: np.dtype[Any]) -> int:
@@ -424,48 +429,39 @@ def write_tensors(
         (tensor, first, importance.get(tensor.planned.name))
         for tensor in tensors
         if tensor.planned.name not in writer.done
-        for first in _first_rows(tensor.planned)
+        for first in range(0, tensor.planned.rows, _rows_of_a_piece(tensor.planned))
     )
-    for tensor, first, raw in _in_parallel(pieces):
-        writer.write(tensor.planned.name, raw, first)
+    num_threads = max(1, min(_MAX_THREADS, os.cpu_count() or 1))
+    # No more pieces are in memory than there are threads, twice.
+    waiting: deque[tuple[str, int, Future[Bytes]]] = deque()
+
+    def write_first() -> None:
+        name, first, future = waiting.popleft()
+        raw = future.result()
+        writer.write(name, raw, first)
         if progress:
             progress(raw.size)
 
-
-Piece = tuple[TensorRows, int, Floats | None]
-
-
-def _in_parallel(pieces: Iterable[Piece]) -> Iterator[tuple[TensorRows, int, Bytes]]:
-    """The pieces' bytes, in order; no more of them are in memory than there are threads, twice."""
-    num_threads = max(1, min(_MAX_THREADS, os.cpu_count() or 1))
-    waiting: deque[tuple[TensorRows, int, Future[Bytes]]] = deque()
     with ThreadPoolExecutor(num_threads, thread_name_prefix="ivl-quantize") as pool:
         try:
-            for tensor, first, importance in pieces:
-                future = pool.submit(_encode, tensor, first, importance)
-                waiting.append((tensor, first, future))
+            for piece in pieces:
+                waiting.append((piece[0].planned.name, piece[1], pool.submit(_encode, *piece)))
                 if len(waiting) > num_threads:
-                    done = waiting.popleft()
-                    yield done[0], done[1], done[2].result()
+                    write_first()
             while waiting:
-                done = waiting.popleft()
-                yield done[0], done[1], done[2].result()
+                write_first()
         finally:
             for _, _, future in waiting:
                 future.cancel()
 
 
-def _first_rows(planned: GGUFTensorSpec) -> range:
-    return range(0, planned.rows, rows_of_a_piece(planned))
-
-
-def rows_of_a_piece(planned: GGUFTensorSpec) -> int:
+def _rows_of_a_piece(planned: GGUFTensorSpec) -> int:
     return max(1, PIECE_WEIGHTS // planned.shape[-1])
 
 
 def _encode(tensor: TensorRows, first: int, importance: Floats | None) -> Bytes:
     planned = tensor.planned
-    last = min(planned.rows, first + rows_of_a_piece(planned))
+    last = min(planned.rows, first + _rows_of_a_piece(planned))
     if tensor.stored is not None:
         return tensor.stored(first, last)
     try:
