@@ -199,7 +199,10 @@ def read_json(path: Path) -> dict[str, Any]:
             "A model directory holds config.json, tokenizer files and *.safetensors.",
         ) from None
     except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} cannot be read as JSON: {error}.") from None
+        raise CheckpointError(
+            f"{path} cannot be read as JSON: {error}.",
+            "Fetch the file again; a download may have been cut short.",
+        ) from None
     if not isinstance(value, dict):
         raise CheckpointError(f"{path} does not hold a JSON object.")
     return value

@@ -254,7 +254,7 @@ class _Cursor:
         dtype = self._dtype(kind)
         start = self.skip(number * dtype.itemsize)
         values = np.frombuffer(self.data, dtype, number, start) if number else np.empty(0, dtype)
-        if dtype == bool and number and values.view(np.uint8).max() > 1:
+        if dtype.kind == "b" and number and values.view(np.uint8).max() > 1:
             raise self.damaged("has a truth value that is neither 0 nor 1")
         return values
 

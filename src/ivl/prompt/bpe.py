@@ -20,16 +20,17 @@ from typing import Any, Literal
 import tokenizers
 from tokenizers import Regex, models, normalizers, pre_tokenizers
 
+from ivl.config import read_json
 from ivl.errors import CheckpointError, UnsupportedError
-from ivl.prompt.added_tokens import TokenizerMetadata, read_json, read_metadata
+from ivl.prompt.added_tokens import TokenizerMetadata, read_metadata, read_optional
 from ivl.prompt.tokenizer import LeadingSpace, Tokenizer
 from ivl.refused import refuse_lfs_pointer
 
 Merges = list[tuple[str, str]]
 
 _BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
-_QWEN2_CLASSES = ("Qwen2Tokenizer", "Qwen2TokenizerFast")
 _ANEW = "Fetch the tokenizer's files again; a download may have been cut short."
+_QWEN2_CLASSES = ("Qwen2Tokenizer", "Qwen2TokenizerFast")
 
 
 def _byte_alphabet() -> dict[str, int]:
@@ -80,8 +81,7 @@ class BpeTokenizer(Tokenizer):
 
 def load_bpe(directory: Path) -> BpeTokenizer:
     """From `tokenizer.json`, else from `vocab.json` and `merges.txt`."""
-    path = directory / "tokenizer.json"
-    sections = read_json(path) if path.exists() else {}
+    sections = read_optional(directory / "tokenizer.json")
     metadata = read_metadata(directory, sections)
     if not sections and metadata.tokenizer_class not in (None, *_QWEN2_CLASSES):
         raise UnsupportedError(
@@ -124,7 +124,7 @@ def assemble_bpe(
     ids_by_name = {**vocab, **metadata.added}
     bos_id = template_bos_id(sections.get("post_processor"))
     if metadata.add_bos is not None:
-        bos_id = ids_by_name.get(metadata.bos_name or "") if metadata.add_bos else None
+        bos_id = ids_by_name.get(metadata.roles.get("bos_token", "")) if metadata.add_bos else None
     return BpeTokenizer(
         build_core(sections, core_vocab, core_merges),
         pieces,
@@ -240,12 +240,7 @@ QWEN2_SPLIT = (
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 
-_FORMS = {
-    "NFC": normalizers.NFC,
-    "NFD": normalizers.NFD,
-    "NFKC": normalizers.NFKC,
-    "NFKD": normalizers.NFKD,
-}
+_FORMS = ("NFC", "NFD", "NFKC", "NFKD")
 _MODEL_OPTIONS = (
     "unk_token",
     "continuing_subword_prefix",
@@ -254,7 +249,6 @@ _MODEL_OPTIONS = (
     "byte_fallback",
     "ignore_merges",
 )
-_ANEW = "Fetch the tokenizer's files again; a download may have been cut short."
 
 
 def qwen2_sections(*, add_prefix_space: bool = False) -> dict[str, Any]:
@@ -328,7 +322,7 @@ def _normalizer(spec: Any) -> normalizers.Normalizer:
     if kind == "Sequence":
         return normalizers.Sequence([_normalizer(part) for part in spec.get("normalizers") or ()])
     if kind in _FORMS:
-        return _FORMS[kind]()
+        return getattr(normalizers, kind)()
     if kind == "Prepend" and isinstance(spec.get("prepend"), str):
         return normalizers.Prepend(spec["prepend"])
     if kind == "Replace" and isinstance(spec.get("content"), str):

@@ -31,15 +31,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from ivl.errors import CheckpointError, UnsupportedError
-from ivl.prompt.added_tokens import TokenizerMetadata, read_json, read_metadata
+from ivl.prompt.added_tokens import TokenizerMetadata, read_metadata, read_optional
 from ivl.prompt.bpe import QWEN2_SPLIT, alphabet_of, qwen2_sections
 from ivl.prompt.tokenizer import LeadingSpace, Tokenizer, load_tokenizer
 
 _PREFIX = "tokenizer.ggml."
-_NORMAL, _CONTROL, _ADDED, _UNUSED = 1, 3, 4, 5
+_NORMAL, _UNKNOWN, _CONTROL, _ADDED, _UNUSED, _BYTE = range(1, 7)
 _WRONG = "The file was written wrongly; take another conversion of the model."
 _ORIGIN = "The GGUF file"
 
@@ -93,13 +92,9 @@ def _load_bpe(metadata: Mapping[str, Any]) -> Tokenizer:
         TokenizerMetadata(
             added=added,
             special_names=frozenset(tokens[i] for i, k in enumerate(kinds) if k == _CONTROL),
-            bos_name=None if bos_id is None else tokens[bos_id],
-            eos_name=None,
-            unk_name=None,
+            roles={} if bos_id is None else {"bos_token": tokens[bos_id]},
             generation_eos_ids=frozenset(eos_ids),
             add_bos=_flag(metadata, "add_bos_token", False),
-            add_prefix_space=False,
-            tokenizer_class=None,
         ),
         vocab,
         merges,
@@ -246,8 +241,7 @@ def tokenizer_metadata(directory: Path, vocab_size: int) -> dict[str, Any]:
             f"embeddings for {vocab_size}.",
             "The tokenizer is that of another model.",
         )
-    path = directory / "tokenizer.json"
-    sections = read_json(path) if path.exists() else {}
+    sections = read_optional(directory / "tokenizer.json")
     added = read_metadata(directory, sections)
     byte_level = not sections or alphabet_of(sections.get("decoder"))[0] == "byte_level"
     if (directory / "tokenizer.model").exists() and not (sections and byte_level):
@@ -256,7 +250,7 @@ def tokenizer_metadata(directory: Path, vocab_size: int) -> dict[str, Any]:
         found = _byte_level(directory, sections, added, vocab_size)
     else:
         found = _byte_fallback(directory, sections, added, vocab_size)
-    found |= _ends(directory, added, original)
+    found |= _ends(added, original)
     named = {f"tokenizer.ggml.{key}": value for key, value in found.items()}
     _check_same(original, named, directory)
     return named
@@ -269,16 +263,17 @@ def _byte_level(
     from ivl.prompt.bpe import read_bpe
 
     vocab, merges = read_bpe(directory, sections)
-    tokens = Vocabulary(vocab_size)
+    tokens = _Vocabulary(vocab_size)
     for text, token_id in vocab.items():
         tokens.put(token_id, text)
     tokens.put_added(added)
+    # A space of their own is written as byte-level text has it.
+    pairs = [[piece.replace(" ", "\u0120") for piece in merge] for merge in merges]
     return {
         "model": "gpt2",
-        "pre": cut_name(sections),
-        "tokens": tokens.texts,
-        "token_type": tokens.kinds(),
-        "merges": [spell_merge(left, right) for left, right in merges],
+        "pre": _cut_name(sections),
+        **tokens.entries(),
+        "merges": [" ".join(pair) for pair in pairs],
     }
 
 
@@ -290,54 +285,70 @@ def _byte_fallback(
 
     vocab, merges = read_bpe(directory, sections)
     unk = (sections.get("model") or {}).get("unk_token")
-    scores = scores_of_merges(vocab, merges)
-    tokens = Vocabulary(vocab_size)
+    scores = _scores_of_merges(vocab, merges)
+    tokens = _Vocabulary(vocab_size)
     for text, token_id in vocab.items():
-        tokens.put(token_id, text, score=scores[text])
-        if text == unk:
-            tokens.mark_unknown(token_id)
-        elif len(text) == 6 and text.startswith("<0x") and text.endswith(">"):
-            tokens.put(token_id, text, BYTE, 0.0)
+        is_byte = len(text) == 6 and text.startswith("<0x") and text.endswith(">")
+        kind = _UNKNOWN if text == unk else _BYTE if is_byte else _NORMAL
+        tokens.put(token_id, text, kind, 0.0 if kind == _BYTE else scores[text])
     tokens.put_added(added, without=unk)
-    return {
-        "model": "llama",
-        "pre": "default",
-        "tokens": tokens.texts,
-        "scores": tokens.scores(),
-        "token_type": tokens.kinds(),
-        "add_space_prefix": _puts_space_in_front(sections),
-    }
+    return _llama_entries(tokens, _puts_space_in_front(sections))
 
 
 def _sentencepiece(directory: Path, added: TokenizerMetadata, vocab_size: int) -> dict[str, Any]:
+    """The pieces of a SentencePiece model.
+
+    Pieces `[UNUSED_TOKEN_n]` of InternLM2 are unused, as llama.cpp has them.
+    """
+    from sentencepiece import SentencePieceProcessor
+
     from ivl.prompt.sentencepiece_tokenizer import read_space_rules
 
     model = (directory / "tokenizer.model").read_bytes()
-    tokens, unk = sentencepiece_tokens(model, vocab_size)
-    tokens.put_added(added, without=unk)
+    processor = SentencePieceProcessor(model_proto=model)
+    tokens = _Vocabulary(vocab_size)
+    for piece_id in range(processor.get_piece_size()):
+        text, kind = processor.id_to_piece(piece_id), _NORMAL
+        if processor.is_unknown(piece_id):
+            kind = _UNKNOWN
+        elif processor.is_control(piece_id):
+            kind = _CONTROL
+        elif processor.is_byte(piece_id):
+            kind = _BYTE
+        elif processor.is_unused(piece_id) or text.startswith("[UNUSED"):
+            kind = _UNUSED
+        if text == "\x00":
+            # llama.cpp takes text up to the first zero byte. The byte token says the same.
+            text, kind = "[UNUSED_NUL]", _UNUSED
+        tokens.put(piece_id, text, kind, processor.get_score(piece_id))
+    tokens.put_added(added, without=processor.id_to_piece(processor.unk_id()))
+    return _llama_entries(tokens, read_space_rules(model).add_dummy_prefix)
+
+
+def _llama_entries(tokens: _Vocabulary, add_space_prefix: bool) -> dict[str, Any]:
     return {
         "model": "llama",
         "pre": "default",
-        "tokens": tokens.texts,
-        "scores": tokens.scores(),
-        "token_type": tokens.kinds(),
-        "add_space_prefix": read_space_rules(model).add_dummy_prefix,
+        **tokens.entries(),
+        "scores": np.array(tokens.scores, np.float32),
+        "add_space_prefix": add_space_prefix,
     }
 
 
 def _puts_space_in_front(sections: Mapping[str, Any]) -> bool:
     """Whether text gets a space mark before it: by the normaliser, or by the cutting."""
     text = repr((sections.get("normalizer"), sections.get("pre_tokenizer")))
-    return (
-        "'Prepend'" in text
-        or "'prepend_scheme': 'always'" in text
-        or ("'prepend_scheme': 'first'" in text)
-    )
+    signs = ("'Prepend'", "'prepend_scheme': 'always'", "'prepend_scheme': 'first'")
+    return any(sign in text for sign in signs)
 
 
-def _ends(directory: Path, added: TokenizerMetadata, original: Tokenizer) -> dict[str, Any]:
+def _ends(added: TokenizerMetadata, original: Tokenizer) -> dict[str, Any]:
     """The ids of bos, eos and their like, and whether bos starts a prompt."""
-    found: dict[str, Any] = role_ids(directory, added, original.controls)
+    found: dict[str, Any] = {}
+    for role, name in added.roles.items():
+        token_id = added.added.get(name, original.controls.get(name))
+        if role in _ROLES and token_id is not None:
+            found[_ROLES[role]] = token_id
     if original.bos_id is not None:
         found["bos_token_id"] = original.bos_id
     # A chat ends at the end of a turn, whatever token the language model was trained to end at.
@@ -363,7 +374,6 @@ def _check_same(original: Tokenizer, metadata: Mapping[str, Any], directory: Pat
         )
 
 
-NORMAL, UNKNOWN, CONTROL, ADDED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 _ROLES = {
     "bos_token": "bos_token_id",
     "eos_token": "eos_token_id",
@@ -372,24 +382,19 @@ _ROLES = {
     "pad_token": "padding_token_id",
 }
 _ADDED_SCORE, _PAD_SCORE = -1000.0, -10000.0
-_SPACE = "\u0120"
-"""What stands for a space in byte-level text."""
 
 
-class Vocabulary:
+class _Vocabulary:
     """A token for each of `size` ids; `[PADn]`, never used, until it is put."""
 
     def __init__(self, size: int) -> None:
         self.texts = [f"[PAD{number}]" for number in range(size)]
-        self._kinds = [UNUSED] * size
-        self._scores = [_PAD_SCORE] * size
+        self.kinds = [_UNUSED] * size
+        self.scores = [_PAD_SCORE] * size
 
-    def put(self, token_id: int, text: str, kind: int = NORMAL, score: float = 0.0) -> None:
-        self.texts[token_id], self._kinds[token_id] = text, kind
-        self._scores[token_id] = score
-
-    def mark_unknown(self, token_id: int) -> None:
-        self._kinds[token_id] = UNKNOWN
+    def put(self, token_id: int, text: str, kind: int = _NORMAL, score: float = 0.0) -> None:
+        self.texts[token_id], self.kinds[token_id] = text, kind
+        self.scores[token_id] = score
 
     def put_added(self, added: TokenizerMetadata, *, without: str | None = None) -> None:
         """All added tokens but the one for unknown text, which is a piece like others."""
@@ -398,42 +403,13 @@ class Vocabulary:
                 continue
             looks_special = name.startswith("<|") and name.endswith("|>")
             special = looks_special or name in added.special_names
-            self.put(token_id, name, CONTROL if special else ADDED, _ADDED_SCORE)
+            self.put(token_id, name, _CONTROL if special else _ADDED, _ADDED_SCORE)
 
-    def kinds(self) -> npt.NDArray[np.int32]:
-        return np.array(self._kinds, np.int32)
-
-    def scores(self) -> npt.NDArray[np.float32]:
-        return np.array(self._scores, np.float32)
+    def entries(self) -> dict[str, Any]:
+        return {"tokens": self.texts, "token_type": np.array(self.kinds, np.int32)}
 
 
-def sentencepiece_tokens(model: bytes, vocab_size: int) -> tuple[Vocabulary, str]:
-    """The pieces of a SentencePiece model, and the text of its piece for unknown text.
-
-    Pieces `[UNUSED_TOKEN_n]` of InternLM2 are unused, as llama.cpp has them.
-    """
-    from sentencepiece import SentencePieceProcessor
-
-    processor = SentencePieceProcessor(model_proto=model)
-    tokens = Vocabulary(vocab_size)
-    for piece_id in range(processor.get_piece_size()):
-        text, kind = processor.id_to_piece(piece_id), NORMAL
-        if processor.is_unknown(piece_id):
-            kind = UNKNOWN
-        elif processor.is_control(piece_id):
-            kind = CONTROL
-        elif processor.is_byte(piece_id):
-            kind = BYTE
-        elif processor.is_unused(piece_id) or text.startswith("[UNUSED"):
-            kind = UNUSED
-        if text == "\x00":
-            # llama.cpp takes text up to the first zero byte. The byte token says the same.
-            text, kind = "[UNUSED_NUL]", UNUSED
-        tokens.put(piece_id, text, kind, processor.get_score(piece_id))
-    return tokens, processor.id_to_piece(processor.unk_id())
-
-
-def scores_of_merges(
+def _scores_of_merges(
     vocab: Mapping[str, int], merges: Sequence[tuple[str, str]]
 ) -> dict[str, float]:
     """SentencePiece's score of each piece, higher merging first, from ranked merges."""
@@ -447,12 +423,7 @@ def scores_of_merges(
     return scores
 
 
-def spell_merge(left: str, right: str) -> str:
-    """Two pieces with a space between them; a space of their own is written as byte-level text."""
-    return f"{left.replace(' ', _SPACE)} {right.replace(' ', _SPACE)}"
-
-
-def cut_name(sections: Mapping[str, Any]) -> str:
+def _cut_name(sections: Mapping[str, Any]) -> str:
     """llama.cpp's name for the way in which a byte-level `tokenizer.json` cuts text.
 
     No sections: Qwen2's. UnsupportedError for a way that it, or ivl, has no name for.
@@ -477,21 +448,3 @@ def cut_name(sections: Mapping[str, Any]) -> str:
         "GGUF files that ivl knows.",
         "ivl writes Qwen2's way and SmolLM's.",
     )
-
-
-def role_ids(
-    directory: Path, added: TokenizerMetadata, controls: Mapping[str, int]
-) -> dict[str, int]:
-    """Ids of the tokens that the metadata give a role, by their names in GGUF."""
-    names: dict[str, Any] = {}
-    for file in ("special_tokens_map.json", "tokenizer_config.json"):
-        path = directory / file
-        names |= {k: v for k, v in (read_json(path) if path.exists() else {}).items() if v}
-    found: dict[str, int] = {}
-    for role, key in _ROLES.items():
-        name = names.get(role)
-        name = name.get("content") if isinstance(name, dict) else name
-        token_id = added.added.get(name, controls.get(name)) if isinstance(name, str) else None
-        if token_id is not None:
-            found[key] = token_id
-    return found

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from sentencepiece import SentencePieceProcessor
 
 from ivl.errors import CheckpointError, UnsupportedError
-from ivl.prompt.added_tokens import TokenizerMetadata, read_json, read_metadata
+from ivl.prompt.added_tokens import TokenizerMetadata, read_metadata, read_optional
 from ivl.prompt.tokenizer import LeadingSpace, Tokenizer
 from ivl.refused import refuse_lfs_pointer
 
@@ -61,8 +61,7 @@ def load_sentencepiece(directory: Path) -> SentencePieceTokenizer:
         model = path.read_bytes()
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}.") from error
-    json_path = directory / "tokenizer.json"
-    metadata = read_metadata(directory, read_json(json_path) if json_path.exists() else {})
+    metadata = read_metadata(directory, read_optional(directory / "tokenizer.json"))
     rules = read_space_rules(model)
     official = _processor(model, path)
     controls = _controls(official, metadata)
@@ -79,7 +78,11 @@ def load_sentencepiece(directory: Path) -> SentencePieceTokenizer:
         bos_id=bos_id,
         eos_ids=metadata.eos_ids(ids_by_name) or {i for i in [official.eos_id()] if i >= 0},
         vocab_size=max([official.get_piece_size() - 1, *controls.values()]) + 1,
-        leading_space=_leading_space(rules),
+        leading_space=LeadingSpace.DROP_UNTIL_TEXT
+        if rules.remove_extra_spaces
+        else LeadingSpace.DROP_ONE
+        if rules.add_dummy_prefix
+        else LeadingSpace.KEEP,
         broken_bytes="a sign each",
     )
 
@@ -107,23 +110,13 @@ def _pieces(processor: SentencePieceProcessor, metadata: TokenizerMetadata) -> d
     return {n: i for n, i in found.items() if processor.id_to_piece(i) == n}
 
 
-def _leading_space(rules: SpaceRules) -> LeadingSpace:
-    if rules.remove_extra_spaces:
-        return LeadingSpace.DROP_UNTIL_TEXT
-    return LeadingSpace.DROP_ONE if rules.add_dummy_prefix else LeadingSpace.KEEP
-
-
 def _processor(model: bytes, path: Path) -> SentencePieceProcessor:
-    damaged = CheckpointError(
-        f"{path} is no SentencePiece model, or a damaged one.",
-        "Fetch the file again; a download may have been cut short.",
-    )
     if not model:
-        raise damaged  # The library takes no bytes for no model at all, and complains later.
+        raise _damaged(path)  # The library takes no bytes for no model at all, and complains later.
     try:
         return SentencePieceProcessor(model_proto=model)
     except (RuntimeError, OSError) as error:
-        raise damaged from error
+        raise _damaged(path) from error
 
 
 # Fields of ModelProto.
@@ -290,8 +283,8 @@ def _varint_bytes(value: int) -> bytes:
     return bytes(out)
 
 
-def _damaged() -> CheckpointError:
+def _damaged(path: Path | str = "tokenizer.model") -> CheckpointError:
     return CheckpointError(
-        "tokenizer.model is no SentencePiece model, or a damaged one.",
+        f"{path} is no SentencePiece model, or a damaged one.",
         "Fetch the file again from the repository that the weights are from.",
     )

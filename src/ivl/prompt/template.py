@@ -18,8 +18,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, Literal, TypeAlias, get_args
 
+from ivl.config import read_json
 from ivl.errors import CheckpointError, RequestError, UnsupportedError
-from ivl.prompt.added_tokens import read_json
 from ivl.refused import refuse_lfs_pointer
 from ivl.spelling import nearest
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from ivl.errors import CheckpointError, ConfigError, UnsupportedError
-from ivl.prompt.added_tokens import read_json
+from ivl.prompt.added_tokens import read_optional
 from ivl.spelling import nearest
 
 # SentencePiece shows every byte of a broken character as U+FFFD, Python one sign for all of them.
@@ -243,6 +243,5 @@ def require_image_tokens(tokenizer: Tokenizer) -> ImageTokenIds:
 
 
 def _is_byte_level(directory: Path) -> bool:
-    path = directory / "tokenizer.json"
-    decoder = read_json(path).get("decoder") if path.exists() else None
+    decoder = read_optional(directory / "tokenizer.json").get("decoder")
     return isinstance(decoder, dict) and decoder.get("type") == "ByteLevel"
