@@ -28,7 +28,7 @@ from ivl.checkpoint.convert import (
 )
 from ivl.checkpoint.gguf import GGUFFile
 from ivl.checkpoint.gguf_writer import Progress
-from ivl.checkpoint.hub import locate
+from ivl.checkpoint.hub import locate_pair
 from ivl.checkpoint.identity import identity_of_directory
 from ivl.checkpoint.imatrix import read_imatrix
 from ivl.config import read_config
@@ -172,7 +172,7 @@ def require_directory(model: Named, *, show_progress: bool = False) -> Path:
             f"{name} is {what}.",
             "`ivl convert` takes the directory of a model; `ivl quantize` takes GGUF files.",
         )
-    directory = locate(name, show_progress=show_progress)
+    directory = locate_pair(name, show_progress=show_progress).path
     if not (directory / "config.json").exists():
         raise CheckpointError(
             f"{directory} is no model: it has no config.json.",

@@ -33,14 +33,17 @@ class GGUFPair:
     mmproj: GGUFFile | None
 
     @property
+    def parts(self) -> tuple[GGUFFile, ...]:
+        return (self.text, self.mmproj) if self.mmproj else (self.text,)
+
+    @property
     def files(self) -> tuple[Path, ...]:
-        return (*self.text.files, *(self.mmproj.files if self.mmproj else ()))
+        return tuple(file for part in self.parts for file in part.files)
 
     @property
     def weights_bytes(self) -> int:
         """Bytes of all tensors, as they are stored."""
-        parts = [self.text, *([self.mmproj] if self.mmproj else [])]
-        return sum(entry.num_bytes for part in parts for entry in part.tensors.values())
+        return sum(entry.num_bytes for part in self.parts for entry in part.tensors.values())
 
 
 def is_gguf(path: Path) -> bool:
@@ -83,7 +86,11 @@ def open_pair(path: Path, mmproj: Path | None = None) -> GGUFPair:
             raise CheckpointError(f"There is no file {mmproj}.", "It is the projector's GGUF file.")
         return GGUFPair(text=chosen, mmproj=GGUFFile(mmproj))
     projectors = beside.projectors
-    _refuse_damaged_projector(beside)
+    if not projectors:
+        # A model would be loaded as one that is blind, for the projector could not be read.
+        for damaged, error in beside.damaged.items():
+            if "mmproj" in damaged.name.lower():
+                raise error
     if len(projectors) > 1:
         names = ", ".join(file.name for file in projectors)
         raise CheckpointError(
@@ -102,24 +109,16 @@ class _Sorted:
     damaged: dict[Path, IvlError]
 
 
-def _refuse_damaged_projector(found: _Sorted) -> None:
-    """A model would be loaded as one that is blind, for the projector could not be read."""
-    if not found.projectors:
-        for path, error in found.damaged.items():
-            if "mmproj" in path.name.lower():
-                raise error
-
-
 def _sort(paths: Iterable[Path]) -> _Sorted:
     found = _Sorted(text=[], projectors=[], damaged={})
     for path in sorted(paths):
         try:
-            role = read_role(path)
+            architecture, part = read_role(path)
         except IvlError as error:
             found.damaged[path] = error
             continue
-        if role.part == 0:
-            kind = found.projectors if role.architecture == PROJECTOR else found.text
+        if part == 0:
+            kind = found.projectors if architecture == PROJECTOR else found.text
             kind.append(path)
     return found
 
@@ -190,7 +189,7 @@ def tensors_of(path: Path, config: ModelConfig, pair: GGUFPair | None) -> tuple[
     if pair is not None:
         return tuple(
             TypedTensor(called, tuple(entry.shape), entry.format.name)
-            for file in (pair.text, *([pair.mmproj] if pair.mmproj else []))
+            for file in pair.parts
             for called, entry in file.tensors.items()
         )
     stored = SafetensorsDirectory(path).tensors.values()

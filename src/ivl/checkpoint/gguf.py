@@ -148,19 +148,11 @@ def read_header(file: Path) -> Header:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Role:
-    """What a file is in a model: its architecture, and which part of a split file (from 0)."""
+def read_role(file: Path) -> tuple[str, int]:
+    """What a file is in a model: its architecture, and which part of a split file (from 0).
 
-    architecture: str
-    part: int
-
-
-def read_role(file: Path) -> Role:
-    """The role of a file, from the first of its metadata: a vocabulary is not read for it.
-
-    In a part behind the first the architecture may be missing, and is then empty. Errors as
-    `read_header`, for what has to be read.
+    From the first of its metadata: a vocabulary is not read for it. In a part behind the first the
+    architecture may be missing, and is then empty. Errors as `read_header`, for what is read.
     """
     cursor = _Cursor(file, _map(file))
     _version(cursor)
@@ -174,7 +166,7 @@ def read_role(file: Path) -> Role:
             if key == "general.architecture":
                 break  # the first part has it, as the first of its metadata
     architecture, part = wanted.values()
-    return Role(str(architecture), part if isinstance(part, int) else 0)
+    return str(architecture), part if isinstance(part, int) else 0
 
 
 class _Cursor:

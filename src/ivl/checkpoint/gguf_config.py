@@ -464,7 +464,7 @@ def text_metadata(
     file_type: int,
     chat_template: str,
 ) -> dict[str, Written]:
-    """Of the decoder's file. `tokenizer`: the entries of `prompt.gguf_vocabulary`; `file_type`: of
+    """Of the decoder's file. `tokenizer`: the entries of `prompt.gguf_tokenizer`; `file_type`: of
     the mix; `licence`: as the source states it."""
     decoder = config.decoder
     kind = decoder.architecture

@@ -263,13 +263,7 @@ def _value(value: Written) -> bytes:
     if isinstance(value, bool):
         value = np.bool_(value)
     elif isinstance(value, int):
-        value = (
-            np.int32(value)
-            if value < 0
-            else np.uint32(value)
-            if value < 2**32
-            else np.uint64(value)
-        )
+        value = (np.int32 if value < 0 else np.uint32 if value < 2**32 else np.uint64)(value)
     elif isinstance(value, float):
         value = np.float32(value)
     if isinstance(value, np.generic):

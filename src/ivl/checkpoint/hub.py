@@ -16,7 +16,6 @@ The environment is read at every call: HF_ENDPOINT, HF_HUB_OFFLINE, HF_HUB_CACHE
 from __future__ import annotations
 
 import errno
-import json
 import logging
 import os
 import re
@@ -29,39 +28,28 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
 
+from ivl.checkpoint.safetensors import INDEX_NAME, read_index
 from ivl.errors import CapacityError, CheckpointError, ConfigError, IvlError, UnsupportedError
 from ivl.family import FAMILY, find
 from ivl.paths import local_path
-from ivl.refused import ADAPTER_FILES, adapter_error, refuse_lfs_pointer
+from ivl.refused import ADAPTER_FILES, adapter_error
 
 DEMO = Path(__file__).parents[1] / "assets" / "demo"
 
 
-def locate(
-    model: str | os.PathLike[str],
-    *,
-    revision: str | None = None,
-    offline: bool = False,
-    show_progress: bool = False,
-) -> Path:
-    """The directory of a model's files, downloaded first when it is on a hub, or the GGUF file of
-    its language model. Errors: `resolve`; ConfigError for a revision of a file."""
-    return locate_pair(
-        model, None, revision=revision, offline=offline, show_progress=show_progress
-    ).path
-
-
 def locate_pair(
     model: str | os.PathLike[str],
-    mmproj: str | os.PathLike[str] | None,
+    mmproj: str | os.PathLike[str] | None = None,
     *,
     revision: str | None = None,
     offline: bool = False,
     show_progress: bool = False,
 ) -> HubFiles:
-    """The same, and the projector's file where one is named or comes from a hub.
+    """The directory of a model's files, downloaded first when it is on a hub, or the GGUF file of
+    its language model; and the projector's file where one is named or comes from a hub.
 
-    `mmproj` is a file, or the name or type of one in the model's repository.
+    `mmproj` is a file, or the name or type of one in the model's repository. Errors: `resolve`;
+    ConfigError for a revision of a file.
     """
     name = os.fspath(model)
     projector = None if mmproj is None else local_path(mmproj)
@@ -159,7 +147,13 @@ def resolve(
         )
     wanted = _hub_model(name, revision, cache_dir, mmproj)
     if offline or os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
-        return _cached(wanted) or _raise_not_cached(wanted)
+        kept = _cached(wanted)
+        if kept is None:
+            raise CheckpointError(
+                f"{wanted} is not in {wanted.cache}, and fetching is switched off.",
+                "Fetch it once with a connection (without offline mode, HF_HUB_OFFLINE unset).",
+            )
+        return kept
     try:
         return _download(wanted, progress)
     except HubUnreachable as error:
@@ -250,7 +244,7 @@ def _download(wanted: HubModel, progress: bool) -> HubFiles:
         sizes,
         str(wanted),
         wanted.wish,
-        lambda: _read_index(_fetch(wanted, INDEX_NAME, commit, None)),
+        lambda: read_index(_fetch(wanted, INDEX_NAME, commit, None)),
     )
     directory = _snapshot(wanted, commit)
     missing = [name for name in choice.names if not (directory / name).exists()]
@@ -279,35 +273,18 @@ def _list_files(wanted: HubModel) -> tuple[str, dict[str, int | None]]:
             wanted.repo, revision=wanted.revision, files_metadata=True, timeout=_REQUEST_SECONDS
         )
     except (KeyError, TypeError, AttributeError) as error:
-        raise _not_a_hub(wanted) from error  # JSON, but not the description of a model.
+        raise _not_a_hub(wanted.endpoint) from error  # JSON, but not the description of a model.
     except failures() as error:
         raise translate(error, wanted.repo, wanted.revision, wanted.endpoint) from error
     if info.sha is None or info.siblings is None or not _COMMIT.fullmatch(info.sha):
-        raise _not_a_hub(wanted)
+        raise _not_a_hub(wanted.endpoint)
     return info.sha, {file.rfilename: file.size for file in info.siblings}
 
 
-def _not_a_hub(wanted: HubModel) -> CheckpointError:
+def _not_a_hub(endpoint: str) -> CheckpointError:
     return CheckpointError(
-        f"{wanted.endpoint} does not answer like a Hugging Face hub.", "Check HF_ENDPOINT."
-    )
-
-
-def _read_index(path: Path) -> dict[str, str]:
-    refuse_lfs_pointer(path)
-    try:
-        weight_map = json.loads(path.read_bytes())["weight_map"]
-        names = list(weight_map.values())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise _bad_index(path) from error
-    if not names or not all(isinstance(n, str) and os.path.basename(n) == n for n in names):
-        raise _bad_index(path)
-    return weight_map
-
-
-def _bad_index(path: Path) -> CheckpointError:
-    return CheckpointError(
-        f"{path} is no index of safetensors files.", "Delete it and fetch the model again."
+        f"{endpoint} does not answer like a Hugging Face hub.",
+        "Check HF_ENDPOINT, and whether the network wants you to log in.",
     )
 
 
@@ -405,7 +382,7 @@ def _cached(wanted: HubModel) -> HubFiles | None:
     sizes = {path.relative_to(directory).as_posix(): path.stat().st_size for path in files}
     try:
         choice = choose_files(
-            sizes, str(wanted), wanted.wish, lambda: _read_index(directory / INDEX_NAME)
+            sizes, str(wanted), wanted.wish, lambda: read_index(directory / INDEX_NAME)
         )
     except (UnsupportedError, CheckpointError):
         raise CheckpointError(
@@ -415,14 +392,6 @@ def _cached(wanted: HubModel) -> HubFiles | None:
     return _files_of(directory, choice)
 
 
-def _raise_not_cached(wanted: HubModel) -> HubFiles:
-    raise CheckpointError(
-        f"{wanted} is not in {wanted.cache}, and fetching is switched off.",
-        "Fetch it once with a connection (without offline mode, HF_HUB_OFFLINE unset).",
-    )
-
-
-INDEX_NAME = "model.safetensors.index.json"
 _SMALL_FILES = ("*.json", "*.txt", "tokenizer.model")
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 _PART = re.compile(r"-(\d{5})-of-(\d{5})$")
@@ -454,7 +423,7 @@ class Wish:
 
 
 def choose_files(
-    sizes: Sizes, what: str, wish: Wish, read_index: Callable[[], Mapping[str, str]]
+    sizes: Sizes, what: str, wish: Wish, read_index: Callable[[], list[str]]
 ) -> Choice:
     """UnsupportedError for a repository that holds no model in a format that is read here,
     ConfigError where it holds several and none is asked for, CheckpointError where files that
@@ -503,7 +472,7 @@ def _require_safetensors(names: Collection[str], what: str) -> None:
         )
 
 
-def _safetensors(names: Iterable[str], index: Mapping[str, str] | None) -> list[str]:
+def _safetensors(names: Iterable[str], index: list[str] | None) -> list[str]:
     """Small files first, then weights, each group by name.
 
     Weights are those of the index, else `model.safetensors`, else all of the top folder.
@@ -511,7 +480,7 @@ def _safetensors(names: Iterable[str], index: Mapping[str, str] | None) -> list[
     top = sorted(name for name in names if "/" not in name)
     small = [name for name in top if any(fnmatch(name, kind) for kind in _SMALL_FILES)]
     if index is not None:
-        return small + sorted(set(index.values()))
+        return small + index
     if "model.safetensors" in top:
         return [*small, "model.safetensors"]
     return small + [name for name in top if name.endswith(".safetensors")]
@@ -671,10 +640,7 @@ def translate(
             "Set HF_HOME to a directory that you may write to.",
         )
     if isinstance(error, ValueError):
-        return CheckpointError(
-            f"{endpoint} does not answer like a Hugging Face hub.",
-            "Check HF_ENDPOINT, and whether the network wants you to log in.",
-        )
+        return _not_a_hub(endpoint)
     return _no_connection(error, endpoint, file_name)
 
 

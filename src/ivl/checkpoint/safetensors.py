@@ -42,6 +42,7 @@ MOST_MAPPED_BYTES = 128 << 20
 """After so many a file is mapped anew: the pages that were read would stay in memory, beside what
 was made of them, as long as the file is open."""
 INDEX_NAME = "model.safetensors.index.json"
+_DELETE = "Delete it and fetch the model again."
 REPAIR = "Download the file again, and compare its size with the hub's."
 
 
@@ -191,16 +192,24 @@ def _hint_of(directory: Path) -> str:
     return "A model directory holds config.json, tokenizer files and *.safetensors."
 
 
-def _indexed_files(index: Path) -> list[Path]:
+def read_index(index: Path) -> list[str]:
+    """The names of the files that an index lists; CheckpointError for one that is damaged."""
     refuse_lfs_pointer(index)
+    what = f"{index} is no index of safetensors files"
     try:
-        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        names = sorted(set(weight_map.values()))
+        names = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
     except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError):
-        raise CheckpointError(f"{index} is no index of safetensors files.", REPAIR) from None
+        names = []
+    if not names:
+        raise CheckpointError(f"{what}.", _DELETE)
     for name in names:
         if not isinstance(name, str) or Path(name).name != name or name == "..":
-            raise CheckpointError(f"{index} names {name!r}, which is not a plain file name.")
+            raise CheckpointError(f"{what}: {name!r} is not a plain file name.", _DELETE)
+    return names
+
+
+def _indexed_files(index: Path) -> list[Path]:
+    names = read_index(index)
     missing = [name for name in names if not (index.parent / name).exists()]
     if missing:
         raise CheckpointError(

@@ -23,6 +23,8 @@ from ivl.quant.block_format import (
     Floats,
     float16_at,
     float16_bytes,
+    join_nibbles,
+    split_nibbles,
     to_float16,
 )
 from ivl.quant.search import (
@@ -91,19 +93,6 @@ class BF16(BlockFormat):
         bits = weights.view(np.uint32)
         rounded = bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))
         return (rounded >> np.uint32(16)).astype("<u2").view(np.uint8)
-
-
-_HALF = 16
-
-
-def split_nibbles(packed: Bytes) -> Bytes:
-    """Levels (n, 32) of bytes (n, 16): low halves are weights 0-15, high halves 16-31."""
-    return np.concatenate([packed & 0x0F, packed >> 4], axis=-1)
-
-
-def join_nibbles(levels: Bytes) -> Bytes:
-    """Bytes (n, 16) of the low four bits of levels (n, 32), as `split_nibbles` reads them."""
-    return (levels[:, :_HALF] & 0x0F) | (levels[:, _HALF:] << 4)
 
 
 def split_bits(packed: Bytes) -> Bytes:
@@ -597,8 +586,7 @@ class IQ4_NL(BlockFormat):
     block_bytes = 18
 
     def _decode(self, blocks: Bytes) -> Floats:
-        packed = blocks[:, 2:]
-        levels = np.concatenate([packed & 0x0F, packed >> 4], axis=-1)
+        levels = split_nibbles(blocks[:, 2:])
         return float16_at(blocks, 0) * LEVELS[levels]
 
 
@@ -624,8 +612,7 @@ class IQ4_XS(BlockFormat):
         low = np.stack([blocks[:, 4:8] & 0x0F, blocks[:, 4:8] >> 4], axis=-1).reshape(-1, 8)
         scales = (low | (top << 4)).astype(np.int8) - np.int8(32)
         step = float16_at(blocks, 0) * scales.astype(np.float32)
-        packed = blocks[:, 8:].reshape(-1, 8, 16)
-        levels = np.concatenate([packed & 0x0F, packed >> 4], axis=-1)
+        levels = split_nibbles(blocks[:, 8:].reshape(-1, 8, 16))
         return (step[:, :, None] * LEVELS[levels]).reshape(-1, 256)
 
 
