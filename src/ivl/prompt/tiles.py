@@ -10,14 +10,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import lru_cache
 from numbers import Integral, Real
-from typing import Any, Final, NamedTuple
-
-import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from ivl.config import ModelConfig
 from ivl.errors import ConfigError, RequestError
+
+if TYPE_CHECKING:  # grids are planned without them, for `ivl plan` is to answer at once
+    import numpy as np
+    from numpy.typing import NDArray
+    from PIL import Image
 
 # 1024 tiles are 262,144 image tokens, eight times the context of any model of the family.
 LARGEST_MAX_TILES = 1024
@@ -163,6 +164,9 @@ def cut_tiles(
     The image is stretched (bicubic) to the grid. A thumbnail of the whole follows a grid of more
     than one tile. Only the stretched image and the result are held beside the image itself.
     """
+    import numpy as np
+    from PIL import Image
+
     num_tiles = num_tiles_with_thumbnail(grid, use_thumbnail)
     tiles = np.empty((num_tiles, tile_px, tile_px, 3), dtype=np.uint8)
     stretched = image.resize(
