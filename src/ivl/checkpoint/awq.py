@@ -137,7 +137,7 @@ def _pack(numbers: Bytes) -> np.ndarray:
 
 MAX_SHARD_BYTES = 2 * 1024**3
 _AWQ_DTYPES = ("I32", "I32", "F16")
-_TORCH_DTYPES = {name: dtype for dtype, name in DTYPES.items()}
+_TORCH_DTYPES = {stored: getattr(torch, name) for name, stored in DTYPES.items()}
 
 _UNQUANTIZED = {
     "official": ["vision_model", "mlp1", "lm_head", "output"],

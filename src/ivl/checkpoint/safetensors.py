@@ -17,9 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
 from ivl.errors import CheckpointError
 from ivl.refused import (
@@ -221,14 +219,14 @@ def _indexed_files(index: Path) -> list[Path]:
 
 
 DTYPES = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.int8: "I8",
-    torch.uint8: "U8",
+    "float64": "F64",
+    "float32": "F32",
+    "float16": "F16",
+    "bfloat16": "BF16",
+    "int64": "I64",
+    "int32": "I32",
+    "int8": "I8",
+    "uint8": "U8",
 }
 _ALIGNMENT = 8
 
@@ -282,14 +280,17 @@ class SafetensorsWriter:
 
     def write(self, name: str, tensor: Tensor) -> None:
         """Appends the next tensor of the plan."""
+        import torch  # who writes a tensor has it already, who reads headers need not wait for it
+
         if self._stream is None:
             self._begin_shard()
         assert self._stream is not None
         expected = self._queue.pop(0)
-        found = (name, DTYPES[tensor.dtype], tuple(tensor.shape))
+        found = (name, DTYPES[str(tensor.dtype).removeprefix("torch.")], tuple(tensor.shape))
         assert found == (expected.name, expected.dtype, expected.shape), (found, expected)
         try:
-            self._stream.write(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+            raw = tensor.contiguous().reshape(-1).view(torch.uint8)
+            self._stream.write(raw.numpy().data)
             if not self._queue:
                 self._end_shard()
         except OSError as error:
