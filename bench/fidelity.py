@@ -27,7 +27,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import ivl
-from ivl.checkpoint.locate import DEMO
+from ivl.checkpoint.hub import DEMO
 from ivl.cli.main import run
 from ivl.documents.reading import READ_QUESTION
 from ivl.engine.engine import Engine

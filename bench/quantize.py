@@ -27,8 +27,8 @@ import numpy as np
 
 from bench.llama_cpp import MISSING, find_ggml, find_program, quantize_chunk
 from bench.shapes import commit, gb, machine
-from ivl.checkpoint.gguf import GGUFFile
-from ivl.checkpoint.gguf_writer import GGUFTensorSpec, GGUFWriter, Written
+from ivl.checkpoint.gguf import GGUFFile, GGUFTensorSpec
+from ivl.checkpoint.gguf_writer import GGUFWriter, Written
 from ivl.config import DecoderConfig
 from ivl.family import find
 from ivl.quant.formats import FORMATS

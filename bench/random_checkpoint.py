@@ -16,12 +16,12 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ivl.checkpoint.gguf_projector import IMAGENET_MEAN, IMAGENET_STD
 from ivl.checkpoint.names import Source, sources
 from ivl.checkpoint.safetensors import INDEX_NAME
 from ivl.config import DecoderConfig, ModelConfig, VisionConfig
 from ivl.family import Size
 from ivl.model.build import empty_model
+from ivl.prompt.tiles import IMAGENET_MEAN, IMAGENET_STD
 
 SHARD_BYTES = 500_000_000
 _DECODER_CLASSES = {"qwen2": "Qwen2ForCausalLM", "internlm2": "InternLM2ForCausalLM"}

@@ -10,6 +10,7 @@ llama.cpp loads the pairs of the Qwen2 sizes as well.
 from __future__ import annotations
 
 import argparse
+import math
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -17,15 +18,22 @@ from typing import Any
 import numpy as np
 
 from bench.tokenizer_files import write_tokenizer
-from ivl.checkpoint.gguf_metadata import count_weights, mmproj_metadata, text_metadata
-from ivl.checkpoint.gguf_names import GGUF_VISION, GGUF_VISION_Q_K_V
-from ivl.checkpoint.gguf_writer import GGUFTensorSpec, GGUFWriter
+from ivl.checkpoint.gguf import GGUFTensorSpec
+from ivl.checkpoint.gguf_config import mmproj_metadata, text_metadata
+from ivl.checkpoint.gguf_writer import GGUFWriter
+from ivl.checkpoint.names import vision_sources
 from ivl.config import ModelConfig
 from ivl.family import find
-from ivl.prompt.gguf_vocabulary import tokenizer_metadata
+from ivl.prompt.gguf_tokenizer import tokenizer_metadata
 from ivl.quant.formats import find_format
-from ivl.quant.mixes import MixContext, decoder_tensors, find_mix, tensor_type
-from ivl.quant.vision_mix import vision_file_type, vision_tensor_type
+from ivl.quant.mixes import (
+    MixContext,
+    decoder_tensors,
+    find_mix,
+    tensor_type,
+    vision_file_type,
+    vision_tensor_type,
+)
 
 NUM_ROWS = 64
 ROWS_AT_ONCE = 8192
@@ -123,7 +131,7 @@ class Filler:
 
 
 def num_weights(tensors: list[GGUFTensorSpec]) -> int:
-    return count_weights({tensor.name: tensor.shape for tensor in tensors})
+    return sum(math.prod(tensor.shape) for tensor in tensors)
 
 
 def tokenizer_entries(architecture: str, vocab_size: int) -> dict[str, Any]:
@@ -138,21 +146,18 @@ def projector_tensors(config: ModelConfig, kind: str) -> list[GGUFTensorSpec]:
     from ivl.model.build import empty_model
 
     shapes = {name: tuple(p.shape) for name, p in empty_model(config).named_parameters()}
+    assert config.vision is not None
+    sources = vision_sources(config.vision, ())
     tensors = []
     for ours, dims in shapes.items():
         if ours.startswith("decoder."):
             continue
-        key = ".".join("{i}" if part.isdigit() else part for part in ours.split("."))
-        layer = next((part for part in ours.split(".") if part.isdigit()), "")
-        if key in GGUF_VISION_Q_K_V:
-            names = GGUF_VISION_Q_K_V[key].names
-            dims = (dims[0] // len(names), *dims[1:])
-        else:
-            names = (GGUF_VISION[key],)
+        names = sources[ours].names
+        dims = (dims[0] // len(names), *dims[1:])
         for name in names:
             tensors.append(
                 GGUFTensorSpec(
-                    name=name.replace("{i}", layer),
+                    name=name,
                     format=find_format(vision_tensor_type(kind, name, dims)),
                     shape=dims,
                 )

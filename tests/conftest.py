@@ -147,8 +147,8 @@ def changed() -> Callable[..., Path]:
     """Writes a GGUF file like another, but for some metadata (None: without them) and tensors."""
     import numpy as np
 
-    from ivl.checkpoint.gguf import GGUFFile
-    from ivl.checkpoint.gguf_writer import Encoded, GGUFTensorSpec, GGUFWriter
+    from ivl.checkpoint.gguf import GGUFFile, GGUFTensorSpec
+    from ivl.checkpoint.gguf_writer import Encoded, GGUFWriter
     from ivl.quant.formats import find_format
 
     def change(

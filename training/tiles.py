@@ -6,8 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ivl.prompt.pixels import cut_tiles
-from ivl.prompt.tiles import Grid, tile_grid
+from ivl.prompt.tiles import Grid, cut_tiles, tile_grid
 from training.demo_config import MAX_TILES, PATCH_PX, TILE_PX
 from training.pages import Page
 

@@ -16,8 +16,7 @@ from typing import Any, Literal, get_args
 from ivl.config_keys import NULL_SAYS, Section, check_keys
 from ivl.config_quantization import Quantization, read_quantization
 from ivl.errors import CheckpointError, ConfigError, UnsupportedError
-from ivl.lfs_pointer import refuse_lfs_pointer
-from ivl.unmerged import refuse_adapter
+from ivl.refused import refuse_adapter, refuse_lfs_pointer
 
 # Far above any real model: a damaged file may claim billions of layers, and there is work for each.
 MAX_LAYERS, MAX_COUNT = 1000, 2**31 - 1
@@ -193,14 +192,17 @@ def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file; CheckpointError when it is missing or something else."""
     refuse_lfs_pointer(path)
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_bytes())
     except FileNotFoundError:
         raise CheckpointError(
             f"{path.parent} has no {path.name}.",
             "A model directory holds config.json, tokenizer files and *.safetensors.",
         ) from None
     except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} cannot be read as JSON: {error}.") from None
+        raise CheckpointError(
+            f"{path} cannot be read as JSON: {error}.",
+            "Fetch the file again; a download may have been cut short.",
+        ) from None
     if not isinstance(value, dict):
         raise CheckpointError(f"{path} does not hold a JSON object.")
     return value

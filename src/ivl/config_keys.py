@@ -12,8 +12,8 @@ from enum import Enum
 from typing import Any
 
 from ivl.errors import UnsupportedError
+from ivl.refused import CARRIED_KEYS, MERGE_CARRIED
 from ivl.spelling import did_you_mean
-from ivl.unmerged import CARRIED_KEYS, MERGE_CARRIED
 
 
 class Section(Enum):

@@ -6,7 +6,6 @@ ivl.quantize("gguf/InternVL2_5-4B-BF16.gguf", "small.gguf", "Q3_K_M", imatrix="i
 
 from __future__ import annotations
 
-import hashlib
 import math
 import os
 from collections import Counter
@@ -14,28 +13,28 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ivl.checkpoint.convert import PlannedFile, write_files
-from ivl.checkpoint.gguf import GGUFFile
-from ivl.checkpoint.gguf_pieces import Progress
-from ivl.checkpoint.identity import identity_of_directory
-from ivl.checkpoint.imatrix import ImportanceMatrix, read_imatrix
-from ivl.checkpoint.locate import locate
-from ivl.checkpoint.pair import (
+from ivl.checkpoint.convert import (
     PairOptions,
-    exact_vision_type,
+    PlannedFile,
+    files_of,
     fingerprint_of,
     mmproj_file_name,
     name_of,
     plan_mmproj,
+    plan_requantized,
     plan_text,
     text_file_name,
+    write_files,
 )
-from ivl.checkpoint.requantize import plan_requantized
+from ivl.checkpoint.gguf import GGUFFile
+from ivl.checkpoint.gguf_writer import Progress
+from ivl.checkpoint.hub import locate_pair
+from ivl.checkpoint.identity import identity_of_directory
+from ivl.checkpoint.imatrix import read_imatrix
 from ivl.config import read_config
 from ivl.errors import CheckpointError, ConfigError, UnsupportedError
 from ivl.paths import local_path
-from ivl.quant.mixes import find_mix
-from ivl.quant.vision_mix import find_vision_type
+from ivl.quant.mixes import find_mix, find_vision_type
 
 Named = str | os.PathLike[str]
 
@@ -100,7 +99,9 @@ def convert(
 
     tensors = open_weights(config, directory)
     if config.vision is not None and tower is None:
-        tower = exact_vision_type(tensors.stored_type("projector.fc1.weight"))
+        # The type in which a tower that is stored so stays exactly what it is.
+        stored = tensors.stored_type("projector.fc1.weight")
+        tower = stored if stored in ("F16", "BF16") else "F32"
     identity = identity_of_directory(directory)
     options = PairOptions(
         mix=mix,
@@ -113,7 +114,7 @@ def convert(
     planned = [plan_text(tensors, directory, text_path, options)]
     if tower is not None and mmproj:
         planned.append(plan_mmproj(tensors, mmproj_path, options))
-    fingerprint = fingerprint_of(directory, _digest(matrix))
+    fingerprint = fingerprint_of(files_of(directory), matrix)
     return _write(planned, fingerprint, force=force, progress=progress)
 
 
@@ -163,8 +164,7 @@ def quantize(
         allow_requantize=allow_requantize,
     )
     _make_directory(out.parent)
-    parts = [(part.name, part.stat().st_size, part.stat().st_mtime_ns) for part in opened.files]
-    fingerprint = hashlib.sha256(repr((parts, _digest(matrix))).encode()).hexdigest()
+    fingerprint = fingerprint_of(opened.files, matrix)
     return _write([planned], fingerprint, force=force, progress=progress)
 
 
@@ -177,7 +177,7 @@ def require_directory(model: Named, *, show_progress: bool = False) -> Path:
             f"{name} is {what}.",
             "`ivl convert` takes the directory of a model; `ivl quantize` takes GGUF files.",
         )
-    directory = locate(name, show_progress=show_progress)
+    directory = locate_pair(name, show_progress=show_progress).path
     if not (directory / "config.json").exists():
         raise CheckpointError(
             f"{directory} is no model: it has no config.json.",
@@ -200,7 +200,7 @@ def _write(
 
 def _written(file: PlannedFile) -> WrittenFile:
     num_weights = sum(math.prod(tensor.shape) for tensor in file.planned)
-    tensor_bytes = sum(tensor.rows * tensor.row_bytes for tensor in file.planned)
+    tensor_bytes = sum(tensor.num_bytes for tensor in file.planned)
     return WrittenFile(
         file=file.path,
         num_bytes=file.path.stat().st_size,
@@ -241,7 +241,3 @@ def _make_directory(path: Path) -> None:
         raise CheckpointError(
             f"{path} cannot be made: {error.strerror}.", "Choose another output."
         ) from None
-
-
-def _digest(imatrix: ImportanceMatrix | None) -> str:
-    return "" if imatrix is None else hashlib.sha256(imatrix.path.read_bytes()).hexdigest()

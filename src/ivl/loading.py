@@ -9,8 +9,8 @@ from dataclasses import dataclass, fields, replace
 
 import torch
 
-from ivl.checkpoint.locate import locate_pair
-from ivl.checkpoint.stored import tensors_of
+from ivl.checkpoint.files import tensors_of
+from ivl.checkpoint.hub import locate_pair
 from ivl.config import ModelConfig
 from ivl.engine.engine import Engine, check_at_least_one
 from ivl.engine.options import DEFAULT_DRAFT_TOKENS, LOOKUP

@@ -14,8 +14,7 @@ from pathlib import Path
 
 import torch
 
-from ivl.checkpoint.hub import no_such_model
-from ivl.checkpoint.locate import locate_pair
+from ivl.checkpoint.hub import locate_pair, no_such_model
 from ivl.checkpoint.safetensors import SafetensorsDirectory
 from ivl.engine.engine import Engine, EngineLimits
 from ivl.engine.request import EngineRequest

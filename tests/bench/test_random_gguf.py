@@ -9,8 +9,7 @@ import pytest
 
 from bench.random_gguf import Filler, num_weights, projector_tensors
 from ivl.checkpoint.gguf import GGUFFile
-from ivl.checkpoint.gguf_metadata import mmproj_metadata
-from ivl.checkpoint.gguf_projector import read_projector
+from ivl.checkpoint.gguf_config import mmproj_metadata, read_projector
 from ivl.family import find
 
 
@@ -26,7 +25,7 @@ def test_a_projector_fits_its_decoder(tmp_path: Path, kind: str) -> None:
     )
     Filler().write(path, metadata, few)
     file = GGUFFile(path)
-    assert read_projector(file, size.decoder).vision == size.vision
+    assert read_projector(file, size.config).vision == size.vision
     entry = file.tensors["v.blk.0.ffn_up.weight"]
     weights = entry.format.dequantize(file.read("v.blk.0.ffn_up.weight"))
     assert entry.format.name == kind

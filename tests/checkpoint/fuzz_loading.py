@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from ivl.checkpoint.gguf import GGUFFile
-from ivl.checkpoint.gguf_writer import Encoded, GGUFTensorSpec, GGUFWriter
+from ivl.checkpoint.gguf import GGUFFile, GGUFTensorSpec
+from ivl.checkpoint.gguf_writer import Encoded, GGUFWriter
 from ivl.errors import IvlError
 from ivl.model.source import open_source
 

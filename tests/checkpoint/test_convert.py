@@ -11,12 +11,11 @@ import numpy as np
 import pytest
 
 from ivl.checkpoint import convert as convert_module
-from ivl.checkpoint.convert import PlannedFile, write_files
+from ivl.checkpoint.convert import PairOptions, PlannedFile, plan_mmproj, plan_text, write_files
 from ivl.checkpoint.gguf import GGUFFile
 from ivl.checkpoint.gguf_config import read_gguf_config
-from ivl.checkpoint.gguf_names import order_of, text_sources, vision_sources
 from ivl.checkpoint.gguf_writer import GGUFWriter
-from ivl.checkpoint.pair import PairOptions, plan_mmproj, plan_text
+from ivl.checkpoint.names import order_of, text_sources, vision_sources
 from ivl.config import ModelConfig, read_config
 from ivl.errors import CapacityError, CheckpointError, ConfigError
 from ivl.model.build import open_weights
@@ -255,12 +254,12 @@ def test_memory_is_that_of_a_few_pieces(
     """A matrix of 48 MB in float32, converted with pieces of 0.5 MB."""
     import tracemalloc
 
-    from ivl.checkpoint import gguf_pieces
-    from ivl.checkpoint.gguf_pieces import TensorRows, write_tensors
-    from ivl.checkpoint.gguf_writer import GGUFTensorSpec
+    from ivl.checkpoint import gguf_writer
+    from ivl.checkpoint.gguf import GGUFTensorSpec
+    from ivl.checkpoint.gguf_writer import TensorRows, write_tensors
     from ivl.quant.formats import find_format
 
-    monkeypatch.setattr(gguf_pieces, "PIECE_WEIGHTS", 1 << 17)
+    monkeypatch.setattr(gguf_writer, "PIECE_WEIGHTS", 1 << 17)
     planned = GGUFTensorSpec(name="a", format=find_format("Q8_0"), shape=(12288, 1024))
     rows = TensorRows(
         planned=planned, rows=lambda start, stop: np.ones((stop - start, 1024), np.float32)

@@ -20,7 +20,7 @@ from safetensors.numpy import load_file
 
 from ivl.checkpoint.gguf import GGUFFile
 from ivl.checkpoint.gguf_config import read_gguf_config
-from ivl.checkpoint.gguf_names import (
+from ivl.checkpoint.names import (
     check_names,
     order_of,
     rotary_order,

@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from ivl.checkpoint.gguf import GGUFFile
-from ivl.checkpoint.gguf_writer import GGUFTensorSpec, GGUFWriter
+from ivl.checkpoint.gguf import GGUFFile, GGUFTensorSpec
+from ivl.checkpoint.gguf_writer import GGUFWriter
 from ivl.errors import CheckpointError, UnsupportedError
 from ivl.quant.formats import FORMATS
 

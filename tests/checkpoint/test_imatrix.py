@@ -9,7 +9,7 @@ import gguf
 import numpy as np
 import pytest
 
-from ivl.checkpoint.gguf_writer import GGUFTensorSpec
+from ivl.checkpoint.gguf import GGUFTensorSpec
 from ivl.checkpoint.imatrix import read_imatrix, write_imatrix
 from ivl.errors import CheckpointError
 from ivl.quant.formats import find_format

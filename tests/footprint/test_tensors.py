@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ivl.checkpoint.gguf_names import GGUF_VISION, GGUF_VISION_Q_K_V
+from ivl.checkpoint.names import vision_sources
 from ivl.family import FAMILY, Size, find
 from ivl.footprint.tensors import decoder_plan, num_parameters, vision_plan
 from ivl.quant.mixes import MIXES, MixContext, decoder_tensors, tensor_type
@@ -23,16 +23,15 @@ def test_shapes_are_those_of_the_network(name: str) -> None:
     size = find(name)
     assert size is not None
     planned = {tensor.name: tensor.shape for tensor in vision_plan(size.config, "F16")}
+    assert size.config.vision is not None
+    sources = vision_sources(size.config.vision, ())
     for ours, parameter in empty_model(size.config).named_parameters():
         if ours.startswith("decoder."):
             continue
-        key = ".".join("{i}" if part.isdigit() else part for part in ours.split("."))
-        layer = next((part for part in ours.split(".") if part.isdigit()), "")
-        split = GGUF_VISION_Q_K_V.get(key)
-        names = split.names if split else (GGUF_VISION[key],)
+        names = sources[ours].names
         rows = parameter.shape[0] // len(names)
         for theirs in names:
-            shape = planned.pop(theirs.replace("{i}", layer))
+            shape = planned.pop(theirs)
             assert shape == (rows, *parameter.shape[1:]), theirs
     assert not planned
 

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import ivl
-from ivl.checkpoint import awq_files
+from ivl.checkpoint import awq as awq_files
 from ivl.config import DecoderConfig, read_config
 from ivl.documents.reading import READ_QUESTION
 from ivl.engine.prompt_builder import prepare_images, tokenize

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from ivl.checkpoint.locate import DEMO
+from ivl.checkpoint.hub import DEMO
 from ivl.config import read_config
 from ivl.errors import RequestError
 from ivl.measure.data import Sample, read_data

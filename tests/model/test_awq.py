@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from ivl.checkpoint.files import tensors_of
 from ivl.checkpoint.safetensors import INDEX_NAME
-from ivl.checkpoint.stored import tensors_of
 from ivl.cli.main import run
 from ivl.config import read_config
 from ivl.errors import CheckpointError

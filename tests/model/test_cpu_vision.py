@@ -18,8 +18,7 @@ from ivl.kernels.dense import Arithmetic, arithmetics
 from ivl.model.arithmetic import CpuVisionTower, use_arithmetic
 from ivl.model.build import build_model
 from ivl.pages.reader import load_image
-from ivl.prompt.pixels import cut_tiles
-from ivl.prompt.tiles import Grid
+from ivl.prompt.tiles import Grid, cut_tiles
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 RECEIPT = Path(__file__).parents[2] / "samples" / "receipt.png"

@@ -332,7 +332,7 @@ def test_the_callers_image_is_left_alone():
 
 
 def test_the_package_needs_no_torch():
-    code = "import sys, ivl.pages.reader, ivl.prompt.pixels; sys.exit('torch' in sys.modules)"
+    code = "import sys, ivl.pages.reader, ivl.prompt.tiles; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

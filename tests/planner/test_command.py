@@ -13,7 +13,7 @@ import pytest
 import typer.main
 
 import ivl
-from ivl.checkpoint.pair import mmproj_file_name, text_file_name
+from ivl.checkpoint.convert import mmproj_file_name, text_file_name
 from ivl.cli.main import app, run
 from ivl.family import find
 from ivl.footprint.workload import DEFAULT_VISION_BATCH

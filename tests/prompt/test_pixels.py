@@ -4,8 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from ivl.prompt.pixels import cut_tiles
-from ivl.prompt.tiles import Grid, tile_grid
+from ivl.prompt.tiles import Grid, cut_tiles, tile_grid
 
 
 def noise(width, height):

@@ -48,7 +48,7 @@ def test_no_tokenizer(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["tokenizer_config.json", "added_tokens.json", "vocab.json"])
 def test_broken_json(small: Path, name: str) -> None:
     (small / name).write_text('{"half": ')
-    with pytest.raises(CheckpointError, match=f"{name} is not valid JSON"):
+    with pytest.raises(CheckpointError, match=f"{name} cannot be read as JSON"):
         load_tokenizer(small)
 
 

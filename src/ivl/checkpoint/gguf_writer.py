@@ -1,18 +1,32 @@
 """Writing a GGUF file of version 3: the header first, then tensors in any order, by rows.
 
 The file grows under a temporary name beside its own and takes that only when all of it is there,
-so what stands under the final name is always whole. No tensor is kept: memory is the caller's.
-With a fingerprint of what the tensors are made from, an interrupted file stays and is gone on with.
+so what stands under the final name is always whole. No tensor is kept: memory for a few pieces of
+rows is enough, and those are quantized at once, each on a thread of its own.
 
-Source: docs/gguf.md in https://github.com/ggml-org/ggml. The layout is in `gguf_header`.
+With a fingerprint of what the tensors are made from, an interrupted file stays and is gone on with.
+A journal stands beside it then, one JSON object a line:
+
+    {"header": SHA-256 of the file's header, "fingerprint": what the tensors are made from}
+    {"tensors": names that are whole, "last_crc32": of the last one's bytes}
+
+The header has all metadata, types and places of tensors, so that the two of the first line say
+whether the same file would be written from the same input. A line is added only when the tensors
+that it names are on the disk; a last line that was cut off counts as missing.
+
+Source: docs/gguf.md in https://github.com/ggml-org/ggml. The layout is in `ivl.checkpoint.gguf`.
 """
 
 from __future__ import annotations
 
-import math
+import hashlib
+import json
 import os
 import struct
-from collections.abc import Mapping, Sequence
+import zlib
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -21,10 +35,16 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
-from ivl.checkpoint.gguf_header import DEFAULT_ALIGNMENT_BYTES, MAGIC
-from ivl.checkpoint.gguf_journal import Journal, crc32_of
-from ivl.errors import CheckpointError
-from ivl.quant.block_format import BlockFormat
+from ivl.checkpoint.gguf import (
+    ARRAY_TYPE,
+    DEFAULT_ALIGNMENT_BYTES,
+    MAGIC,
+    NUMBER_TYPES,
+    STRING_TYPE,
+    GGUFTensorSpec,
+)
+from ivl.errors import CheckpointError, IvlError
+from ivl.quant.block_format import Bytes, Floats
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,28 +61,7 @@ arrays keep their type."""
 SAFE_BYTES = 1 << 26
 """So much may have to be written again after a power cut."""
 
-_TYPE_IDS = {
-    "uint8": 0, "int8": 1, "uint16": 2, "int16": 3, "uint32": 4, "int32": 5, "float32": 6,
-    "bool": 7, "uint64": 10, "int64": 11, "float64": 12,
-}  # fmt: skip
-_STRING, _ARRAY = 8, 9
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GGUFTensorSpec:
-    """A tensor to be written; `shape` is (..., rows, columns), columns next to each other."""
-
-    name: str
-    format: BlockFormat
-    shape: tuple[int, ...]
-
-    @property
-    def rows(self) -> int:
-        return math.prod(self.shape[:-1])
-
-    @property
-    def row_bytes(self) -> int:
-        return self.format.row_bytes(self.shape[-1])
+_TYPE_IDS = {name: number for number, name in NUMBER_TYPES.items()}
 
 
 class GGUFWriter:
@@ -76,7 +75,7 @@ class GGUFWriter:
     was written and keeps what stood under the name before.
 
     With a `fingerprint`, any text that changes when the input does, the exception leaves an
-    unfinished file that has a whole tensor, with a journal (`gguf_journal`), and the next writer of
+    unfinished file that has a whole tensor, with a journal, and the next writer of
     the same file from the same input begins with `done`, the tensors that are there already.
     """
 
@@ -114,14 +113,14 @@ class GGUFWriter:
     @property
     def num_bytes(self) -> int:
         """Of the whole file."""
-        ends = (offset + count for offset, count in self._extents().values())
+        ends = (sum(extent) for extent in self._extents().values())
         return _padded(max(ends, default=len(self.header)))
 
     @property
     def written_bytes(self) -> int:
         """Of it, those of finished tensors."""
         tensors = self._tensors.values()
-        return sum(t.rows * t.row_bytes for t in tensors if not self._rows_left[t.name])
+        return sum(t.num_bytes for t in tensors if not self._rows_left[t.name])
 
     def write(self, name: str, raw: npt.NDArray[np.integer[Any]], first_row: int = 0) -> None:
         """Write rows of a tensor, uint8 (rows, row_bytes), from `first_row` on; each row once.
@@ -182,7 +181,7 @@ class GGUFWriter:
 
     def _extents(self) -> dict[str, tuple[int, int]]:
         tensors = self._tensors.values()
-        return {t.name: (self._offsets[t.name], t.rows * t.row_bytes) for t in tensors}
+        return {t.name: (self._offsets[t.name], t.num_bytes) for t in tensors}
 
     def _make_safe(self) -> None:
         """Enter the finished tensors into the journal, when they are on the disk."""
@@ -241,7 +240,7 @@ def encode_header(
         out += _text(tensor.name) + struct.pack("<I", len(dimensions))
         out += struct.pack(f"<{len(dimensions)}Q", *dimensions)
         out += struct.pack("<IQ", tensor.format.type_id, position)
-        position = _padded(position + tensor.rows * tensor.row_bytes)
+        position = _padded(position + tensor.num_bytes)
     out += bytes(_padded(len(out)) - len(out))
     return bytes(out), {name: len(out) + offset for name, offset in relative.items()}
 
@@ -260,23 +259,19 @@ def _value(value: Written) -> bytes:
     if isinstance(value, Encoded):
         return value.content
     if isinstance(value, str):
-        return struct.pack("<I", _STRING) + _text(value)
+        return struct.pack("<I", STRING_TYPE) + _text(value)
     if isinstance(value, bool):
         value = np.bool_(value)
     elif isinstance(value, int):
-        value = np.int32(value) if value < 0 else np.uint32(value) if value < 2**32 else _u64(value)
+        value = (np.int32 if value < 0 else np.uint32 if value < 2**32 else np.uint64)(value)
     elif isinstance(value, float):
         value = np.float32(value)
     if isinstance(value, np.generic):
         return struct.pack("<I", _type_id(value.dtype)) + _little(np.asarray(value))
     if isinstance(value, np.ndarray):
-        head = struct.pack("<IIQ", _ARRAY, _type_id(value.dtype), len(value))
+        head = struct.pack("<IIQ", ARRAY_TYPE, _type_id(value.dtype), len(value))
         return head + _little(value)
-    return struct.pack("<IIQ", _ARRAY, _STRING, len(value)) + b"".join(map(_text, value))
-
-
-def _u64(value: int) -> np.uint64:
-    return np.uint64(value)
+    return struct.pack("<IIQ", ARRAY_TYPE, STRING_TYPE, len(value)) + b"".join(map(_text, value))
 
 
 def _type_id(dtype: np.dtype[Any]) -> int:
@@ -287,3 +282,183 @@ def _type_id(dtype: np.dtype[Any]) -> int:
 
 def _little(values: npt.NDArray[Any]) -> bytes:
     return values.astype(values.dtype.newbyteorder("<")).tobytes()
+
+
+_READ_BYTES = 1 << 24
+
+Extents = Mapping[str, tuple[int, int]]
+"""Tensor name -> first byte and number of bytes in the file."""
+
+
+class Journal:
+    """The journal of one unfinished file; only one program at a time may have it open."""
+
+    def __init__(self, path: Path, header: bytes, fingerprint: str) -> None:
+        """Takes over what an earlier run left. CheckpointError when another program is at it.
+
+        Raises OSError when the file cannot be made.
+        """
+        self.path = path
+        digest = hashlib.sha256(header).hexdigest()
+        self._first = {"header": digest, "fingerprint": fingerprint}
+        self._stream: IO[bytes] = path.open("a+b")
+        _lock(self._stream, path)
+
+    def whole_tensors(self, unfinished: Path, extents: Extents) -> list[str]:
+        """The tensors that need not be written again; none when anything does not fit."""
+        self._stream.seek(0)
+        lines = _lines(self._stream.read())
+        if not lines or lines[0] != self._first or not unfinished.exists():
+            return []
+        names = [name for line in lines[1:] for name in line["tensors"]]
+        if not names or any(name not in extents for name in names):
+            return []
+        with unfinished.open("rb") as stream:
+            crc = crc32_of(stream, *extents[names[-1]])
+        end = max(sum(extents[name]) for name in names)
+        whole = unfinished.stat().st_size >= end and crc == lines[-1]["last_crc32"]
+        return names if whole else []
+
+    def begin(self, names: Sequence[str], last_crc32: int) -> None:
+        """Start anew, with these tensors whole."""
+        self._stream.truncate(0)
+        self._put(self._first)
+        if names:
+            self.add(names, last_crc32)
+
+    def add(self, names: Sequence[str], last_crc32: int) -> None:
+        """These tensors are on the disk."""
+        self._put({"tensors": list(names), "last_crc32": last_crc32})
+
+    def close(self) -> None:
+        self._stream.close()
+
+    def remove(self) -> None:
+        self.close()
+        self.path.unlink(missing_ok=True)
+
+    def _put(self, line: dict[str, Any]) -> None:
+        self._stream.write(json.dumps(line).encode() + b"\n")
+        self._stream.flush()
+        os.fsync(self._stream.fileno())
+
+
+def crc32_of(stream: IO[bytes], start: int, num_bytes: int) -> int:
+    """The checksum of a part of a file; of what there is of it when the file is too short."""
+    stream.seek(start)
+    crc = 0
+    while num_bytes > 0 and (piece := stream.read(min(num_bytes, _READ_BYTES))):
+        crc = zlib.crc32(piece, crc)
+        num_bytes -= len(piece)
+    return crc
+
+
+def _lines(content: bytes) -> list[dict[str, Any]]:
+    """The whole lines; those behind one that is damaged do not count."""
+    found: list[dict[str, Any]] = []
+    for line in content.split(b"\n")[:-1]:
+        try:
+            value = json.loads(line)
+        except ValueError:
+            break
+        expected = {"tensors", "last_crc32"} if found else {"header", "fingerprint"}
+        if not isinstance(value, dict) or set(value) != expected:
+            break
+        found.append(value)
+    return found
+
+
+def _lock(stream: IO[bytes], path: Path) -> None:
+    """Held until the stream is closed. Systems without `fcntl` (Windows) do without."""
+    try:
+        import fcntl
+    except ImportError:
+        return
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        stream.close()
+        raise CheckpointError(
+            f"Another program is writing {path.name.removesuffix('.journal')} at this moment.",
+            "Wait until it is done, or choose another output.",
+        ) from None
+
+
+PIECE_WEIGHTS = 1 << 20
+"""Weights that are taken at once: 4 MB as float32. Of larger pieces the allocator gives the memory
+back to the system after each, and having it cleared again took a quarter of the processor time."""
+_MAX_THREADS = 4
+
+Progress = Callable[[int, int], None]
+"""Called with the bytes written so far and the bytes in all."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorRows:
+    """A tensor to be written, and where its rows come from.
+
+    `rows(start, stop)` gives float32 (stop - start, columns), where the rows are those of all
+    leading dimensions together. `stored`, where it is given, gives the bytes of the same rows
+    instead, in the planned format already: nothing is computed then.
+    """
+
+    planned: GGUFTensorSpec
+    rows: Callable[[int, int], Floats]
+    stored: Callable[[int, int], Bytes] | None = None
+
+
+def write_tensors(
+    writer: GGUFWriter,
+    tensors: Iterable[TensorRows],
+    importance: Mapping[str, Floats] | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> None:
+    """Writes what the writer does not have yet. `progress` is called with numbers of bytes.
+
+    `importance`: name -> (columns,), for the tensors that have one. Errors are those of
+    `BlockFormat.quantize`, with the tensor's name in front.
+    """
+    importance = importance or {}
+    pieces = (
+        (tensor, first, importance.get(tensor.planned.name))
+        for tensor in tensors
+        if tensor.planned.name not in writer.done
+        for first in range(0, tensor.planned.rows, _rows_of_a_piece(tensor.planned))
+    )
+    num_threads = max(1, min(_MAX_THREADS, os.cpu_count() or 1))
+    # No more pieces are in memory than there are threads, twice.
+    waiting: deque[tuple[str, int, Future[Bytes]]] = deque()
+
+    def write_first() -> None:
+        name, first, future = waiting.popleft()
+        raw = future.result()
+        writer.write(name, raw, first)
+        if progress:
+            progress(raw.size)
+
+    with ThreadPoolExecutor(num_threads, thread_name_prefix="ivl-quantize") as pool:
+        try:
+            for piece in pieces:
+                waiting.append((piece[0].planned.name, piece[1], pool.submit(_encode, *piece)))
+                if len(waiting) > num_threads:
+                    write_first()
+            while waiting:
+                write_first()
+        finally:
+            for _, _, future in waiting:
+                future.cancel()
+
+
+def _rows_of_a_piece(planned: GGUFTensorSpec) -> int:
+    return max(1, PIECE_WEIGHTS // planned.shape[-1])
+
+
+def _encode(tensor: TensorRows, first: int, importance: Floats | None) -> Bytes:
+    planned = tensor.planned
+    last = min(planned.rows, first + _rows_of_a_piece(planned))
+    if tensor.stored is not None:
+        return tensor.stored(first, last)
+    try:
+        return planned.format.quantize(tensor.rows(first, last), importance)
+    except IvlError as error:
+        raise type(error)(f"{planned.name}: {error.message}", error.hint) from None

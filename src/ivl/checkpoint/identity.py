@@ -51,12 +51,12 @@ def identity_of_directory(directory: Path) -> Identity:
     if name is None:
         name, name_source = _model_name(config.get("_name_or_path")), "config.json"
     if name is None:
-        name, name_source = _repository(directory), "the hub"
+        name, name_source = repository_of(directory), "the hub"
     licence, licence_source = _card_licence(head), CARD
     if licence is None:
         licence, licence_source = _licence_file(directory)
     parts = [
-        config.get(key) if isinstance(config.get(key), dict) else {}
+        section.get("_name_or_path") if isinstance(section := config.get(key), dict) else None
         for key in ("vision_config", "llm_config" if "llm_config" in config else "text_config")
     ]
     return Identity(
@@ -65,26 +65,27 @@ def identity_of_directory(directory: Path) -> Identity:
         licence=licence,
         licence_source=licence_source if licence else "",
         licence_link=_first(head.get("license_link")),
-        vision_name=_model_name(parts[0].get("_name_or_path")),  # type: ignore[union-attr]
-        decoder_name=_model_name(parts[1].get("_name_or_path")),  # type: ignore[union-attr]
+        vision_name=_model_name(parts[0]),
+        decoder_name=_model_name(parts[1]),
     )
 
 
 def identity_of_gguf(text: Mapping[str, Any], mmproj: Mapping[str, Any] | None = None) -> Identity:
     """From the metadata of the text model's file; where it has no licence, of the projector's."""
     name = _text(text.get("general.name")) or _text(text.get("general.basename"))
+    name_source = "general.name" if name else ""
     for metadata, which in ((text, ""), (mmproj or {}, " of the projector")):
         licence = _text(metadata.get("general.license.name"))
         licence = licence or _text(metadata.get("general.license"))
         if licence:
             return Identity(
                 name=name,
-                name_source="general.name" if name else "",
+                name_source=name_source,
                 licence=licence,
                 licence_source=f"general.license{which}",
                 licence_link=_text(metadata.get("general.license.link")),
             )
-    return Identity(name=name, name_source="general.name" if name else "")
+    return Identity(name=name, name_source=name_source)
 
 
 def _card(directory: Path) -> tuple[dict[str, list[str]], str]:
@@ -162,20 +163,15 @@ def _title(body: str) -> str | None:
 
 def _model_name(value: Any) -> str | None:
     """A name or hub id; None for a path of the machine that wrote it."""
-    text = _text(value)
-    if (
-        text is None
-        or text.count("/") > 1
-        or not re.fullmatch(r"[\w][\w.+ -]*(?:/[\w.+ -]+)?", text)
-    ):
-        return None
-    return text
+    text = _text(value) or ""
+    is_name = text.count("/") < 2 and re.fullmatch(r"[\w][\w.+ -]*(?:/[\w.+ -]+)?", text)
+    return text if is_name else None
 
 
-def _repository(directory: Path) -> str | None:
+def repository_of(directory: Path) -> str | None:
     """`OWNER/NAME` of a directory of the hub's cache, `models--OWNER--NAME/snapshots/COMMIT`."""
     for part in directory.parts:
-        if part.startswith("models--") and part.count("--") >= 2:
+        if part.startswith("models--"):
             return part.removeprefix("models--").replace("--", "/", 1)
     return None
 

@@ -24,12 +24,11 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from ivl.checkpoint.gguf import GGUFFile
-from ivl.checkpoint.gguf_header import MAGIC
-from ivl.checkpoint.gguf_writer import GGUFTensorSpec, GGUFWriter, Written
+from ivl.checkpoint.gguf import MAGIC, GGUFFile, GGUFTensorSpec
+from ivl.checkpoint.gguf_writer import GGUFWriter, Written
 from ivl.errors import CheckpointError
-from ivl.lfs_pointer import refuse_lfs_pointer
 from ivl.quant.formats import find_format
+from ivl.refused import refuse_lfs_pointer
 
 Values = npt.NDArray[np.float32]
 

@@ -8,12 +8,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ivl.checkpoint.files import needs_no_projector, open_files
-from ivl.checkpoint.gguf_pair import GGUFPair
+from ivl.checkpoint.files import GGUFPair, needs_no_projector, open_files, tensors_of
+from ivl.checkpoint.hub import DEMO, locate_pair
 from ivl.checkpoint.identity import Identity, identity_of_directory, identity_of_gguf
-from ivl.checkpoint.locate import DEMO, locate_pair
 from ivl.checkpoint.safetensors import DTYPE_BYTES, SafetensorsDirectory
-from ivl.checkpoint.stored import tensors_of
 from ivl.config import ModelConfig, read_config
 from ivl.errors import CheckpointError
 from ivl.family import (

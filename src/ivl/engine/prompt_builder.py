@@ -18,7 +18,6 @@ from ivl.pages.reader import (
 )
 from ivl.pages.sources import DEFAULT_MAX_PIXELS
 from ivl.paths import names_file
-from ivl.prompt.pixels import cut_tiles
 from ivl.prompt.template import (
     Control,
     ImageTokens,
@@ -30,7 +29,7 @@ from ivl.prompt.template import (
     render_next,
 )
 from ivl.prompt.tiles import LARGEST_MAX_TILES as LARGEST_MAX_TILES
-from ivl.prompt.tiles import choose_grid, num_tiles_with_thumbnail, share_budget
+from ivl.prompt.tiles import choose_grid, cut_tiles, num_tiles_with_thumbnail, share_budget
 from ivl.prompt.tokenizer import Tokenizer
 
 MaxTiles = int | Sequence[int] | None

@@ -1,6 +1,6 @@
 """Every tensor of a model with its shape and its type, from the configuration alone.
 
-The names are those of GGUF files (`ivl.checkpoint.gguf_names` has them beside ours); a model in
+The names are those of GGUF files (`ivl.checkpoint.names` has them beside ours); a model in
 safetensors has the same tensors, all of one type.
 """
 
@@ -15,8 +15,14 @@ from typing import Literal, NamedTuple, get_args
 
 from ivl.config import DecoderConfig, ModelConfig, VisionConfig
 from ivl.quant.block_sizes import BLOCK_SIZES, gpu_bytes, packed_bytes, stored_bytes
-from ivl.quant.mixes import READ_MIXES, MixContext, decoder_tensors, find_mix, tensor_type
-from ivl.quant.vision_mix import vision_tensor_type
+from ivl.quant.mixes import (
+    READ_MIXES,
+    MixContext,
+    decoder_tensors,
+    find_mix,
+    tensor_type,
+    vision_tensor_type,
+)
 
 Part = Literal["decoder", "vision", "projector"]
 AWQ = "AWQ"

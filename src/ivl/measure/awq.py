@@ -40,8 +40,7 @@ import torch
 from torch import Tensor, nn
 
 from ivl import __version__
-from ivl.checkpoint.awq import can_hold
-from ivl.checkpoint.awq_files import AwqFiles
+from ivl.checkpoint.awq import AwqFiles, can_hold
 from ivl.config import DecoderConfig, read_config
 from ivl.conversion import require_directory
 from ivl.errors import RequestError, UnsupportedError

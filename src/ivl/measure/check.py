@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from ivl.api import load
-from ivl.checkpoint.locate import locate_pair
+from ivl.checkpoint.hub import locate_pair
 from ivl.config import ModelConfig
 from ivl.engine.engine import Engine
 from ivl.errors import CheckpointError, IvlError

@@ -27,10 +27,10 @@ from typing import Any
 
 from ivl.documents.reading import READ_QUESTION
 from ivl.errors import RequestError
-from ivl.lfs_pointer import refuse_lfs_pointer
 from ivl.pages.reader import Page, open_pages
 from ivl.paths import local_path
 from ivl.prompt.template import Message, user_message
+from ivl.refused import refuse_lfs_pointer
 from ivl.spelling import did_you_mean
 
 IMAGE_SUFFIXES = frozenset(

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from ivl.api import Model, load
-from ivl.checkpoint.gguf_names import text_sources, vision_sources
 from ivl.checkpoint.imatrix import write_imatrix
+from ivl.checkpoint.names import text_sources, vision_sources
 from ivl.config import ModelConfig
 from ivl.errors import ConfigError, UnsupportedError
 from ivl.measure.activations import listening

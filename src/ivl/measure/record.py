@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ivl.checkpoint.locate import locate_pair
+from ivl.checkpoint.hub import locate_pair
 from ivl.checkpoint.safetensors import SafetensorsDirectory
 from ivl.config import DecoderConfig, ModelConfig
 from ivl.engine.prompt_builder import build_prompt, prepare_images
@@ -36,8 +36,8 @@ from ivl.measure.integrity import sample_tile
 from ivl.measure.reference import IMAGE_TOKEN_KEY
 from ivl.model.source import open_source
 from ivl.pages.reader import ImageSource
-from ivl.prompt.pixels import IMAGENET_MEAN, IMAGENET_STD
 from ivl.prompt.template import IMG_CONTEXT, user_message
+from ivl.prompt.tiles import IMAGENET_MEAN, IMAGENET_STD
 
 NUM_POSITIONS = 10
 NUM_GREEDY = 16

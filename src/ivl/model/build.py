@@ -21,16 +21,19 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ivl.checkpoint.awq import AwqTensors, stored_shapes, to_blocks
+from ivl.checkpoint.files import GGUFPair
 from ivl.checkpoint.gguf import GGUFFile
-from ivl.checkpoint.gguf_names import (
-    GGUFSource,
+from ivl.checkpoint.names import (
+    IGNORED_SUFFIXES,
+    Source,
+    canonical,
     check_names,
     order_of,
+    sources,
     text_sources,
     vision_sources,
+    with_awq,
 )
-from ivl.checkpoint.gguf_pair import GGUFPair
-from ivl.checkpoint.names import IGNORED_SUFFIXES, Source, canonical, sources, with_awq
 from ivl.checkpoint.safetensors import FLOAT_DTYPES, SafetensorsDirectory, TensorInfo
 from ivl.config import DecoderConfig, ModelConfig
 from ivl.errors import CheckpointError, UnsupportedError
@@ -308,7 +311,7 @@ class OpenPair:
     file that a tensor is in, and where in it."""
 
     config: ModelConfig
-    table: dict[str, tuple[GGUFFile, GGUFSource]]
+    table: dict[str, tuple[GGUFFile, Source]]
 
     def sizes(self, dtype: torch.dtype) -> dict[str, int]:
         return {
@@ -349,7 +352,7 @@ class OpenPair:
 def open_pair_weights(config: ModelConfig, pair: GGUFPair) -> OpenPair:
     """Compares names and shapes of the files' headers with the configuration. CheckpointError for
     a missing, an unexpected or a wrongly shaped tensor."""
-    parts: list[tuple[GGUFFile, dict[str, GGUFSource]]]
+    parts: list[tuple[GGUFFile, dict[str, Source]]]
     parts = [(pair.text, text_sources(config.decoder))]
     if pair.mmproj is not None and config.vision is not None:
         parts.append((pair.mmproj, vision_sources(config.vision, pair.mmproj.tensors)))
@@ -380,7 +383,7 @@ def _shapes_of(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 
 def _check_shapes(
-    table: Mapping[str, Source] | Mapping[str, GGUFSource],
+    table: Mapping[str, Source] | Mapping[str, Source],
     stored: Mapping[str, list[tuple[int, ...]]],
     found: Mapping[str, tuple[int, ...] | None],
     shapes: Mapping[str, tuple[int, ...]],

@@ -20,7 +20,7 @@ from ivl.model.cpu_decoder import CpuKVStore
 from ivl.model.decoder import Decoder
 from ivl.model.device_map import DeviceMap
 from ivl.model.vision import Projector, VisionTower
-from ivl.prompt.pixels import IMAGENET_MEAN, IMAGENET_STD
+from ivl.prompt.tiles import IMAGENET_MEAN, IMAGENET_STD
 
 
 class InternVL(nn.Module):

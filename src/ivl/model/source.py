@@ -12,8 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ivl.checkpoint.files import open_files
-from ivl.checkpoint.gguf_pair import GGUFPair
+from ivl.checkpoint.files import GGUFPair, open_files
 from ivl.config import ModelConfig
 from ivl.errors import CheckpointError, ConfigError
 from ivl.kv import KVType

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ivl.errors import CapacityError, RequestError
-from ivl.lfs_pointer import is_lfs_pointer, lfs_complaint
 from ivl.pages.sources import PixelLimit, page_label
+from ivl.refused import is_lfs_pointer, lfs_complaint
 
 WHITE: Final = (255, 255, 255)
 BLACK: Final = (0, 0, 0)

@@ -35,7 +35,7 @@ from ivl.planner.plan import (
 from ivl.planner.report import plan_record, render_plan
 from ivl.planner.verdict import Judgement, judge
 from ivl.prompt.tiles import choose_grid, num_tiles_with_thumbnail
-from ivl.quant.vision_mix import find_vision_type
+from ivl.quant.mixes import find_vision_type
 
 OVERVIEW_TYPES = ("BF16", "Q8_0", "Q4_K_M")
 
@@ -185,9 +185,8 @@ def find_subject(name: str, mmproj: Path | None = None) -> Subject:
             f"There is no model {name!r}.",
             f"The family has {sizes}; or name a directory, or a GGUF file.",
         )
-    from ivl.checkpoint.files import open_files
-    from ivl.checkpoint.locate import locate_pair
-    from ivl.checkpoint.stored import tensors_of
+    from ivl.checkpoint.files import open_files, tensors_of
+    from ivl.checkpoint.hub import locate_pair
 
     found = locate_pair(name, mmproj, offline=True)
     config, pair = open_files(found.path, found.mmproj)

@@ -8,14 +8,13 @@ vocabulary.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ivl.config import read_json
 from ivl.errors import CheckpointError, UnsupportedError
-from ivl.lfs_pointer import refuse_lfs_pointer
 
 _ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token")
 _LISTS = ("additional_special_tokens", "extra_special_tokens")
@@ -28,33 +27,22 @@ class TokenizerMetadata:
 
     added: Mapping[str, int]
     special_names: frozenset[str]
-    bos_name: str | None
-    eos_name: str | None
-    unk_name: str | None
+    roles: Mapping[str, str]
+    """Such as `bos_token`, and the name of the token that has it."""
     generation_eos_ids: frozenset[int]
-    add_bos: bool | None
-    add_prefix_space: bool
-    tokenizer_class: str | None
+    add_bos: bool | None = None
+    add_prefix_space: bool = False
+    tokenizer_class: str | None = None
 
     def eos_ids(self, ids_by_name: Mapping[str, int]) -> frozenset[int]:
         """Ids of the end; empty where the metadata are silent or name an unknown token."""
-        if self.eos_name is not None and self.eos_name in ids_by_name:
-            return self.generation_eos_ids | {ids_by_name[self.eos_name]}
-        return self.generation_eos_ids
+        eos_id = ids_by_name.get(self.roles.get("eos_token", ""))
+        return self.generation_eos_ids | (set() if eos_id is None else {eos_id})
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file; CheckpointError when the file is damaged."""
-    refuse_lfs_pointer(path)
-    try:
-        content = json.loads(path.read_bytes())
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror}.") from error
-    except ValueError as error:
-        raise CheckpointError(f"{path} is not valid JSON: {error}.", _ANEW) from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} holds no JSON object.", _ANEW)
-    return content
+def read_optional(path: Path) -> dict[str, Any]:
+    """The JSON object of a file, {} where there is none. CheckpointError when it is damaged."""
+    return read_json(path) if path.exists() else {}
 
 
 def read_metadata(directory: Path, tokenizer_json: Mapping[str, Any]) -> TokenizerMetadata:
@@ -62,9 +50,9 @@ def read_metadata(directory: Path, tokenizer_json: Mapping[str, Any]) -> Tokeniz
 
     CheckpointError for damaged files and for ids that clash.
     """
-    config = _read_optional(directory / "tokenizer_config.json")
-    special_map = _read_optional(directory / "special_tokens_map.json")
-    generation = _read_optional(directory / "generation_config.json")
+    config = read_optional(directory / "tokenizer_config.json")
+    special_map = read_optional(directory / "special_tokens_map.json")
+    generation = read_optional(directory / "generation_config.json")
     if config.get("add_eos_token"):
         raise UnsupportedError(
             f"{directory / 'tokenizer_config.json'} asks for an end token after every prompt.",
@@ -75,22 +63,18 @@ def read_metadata(directory: Path, tokenizer_json: Mapping[str, Any]) -> Tokeniz
         collected.add(token_id, name, special, "tokenizer.json")
     for token_id, name, special in _decoder_tokens(directory, config):
         collected.add(token_id, name, special, "tokenizer_config.json")
-    for name, token_id in _read_optional(directory / "added_tokens.json").items():
+    for name, token_id in read_optional(directory / "added_tokens.json").items():
         collected.add(_checked_id(token_id, name, directory), name, False, "added_tokens.json")
     for source in (config, special_map):
         collected.special.update(_special_names(source))
 
-    def role(key: str) -> str | None:
-        return _name(config.get(key)) or _name(special_map.get(key))
-
+    names = {key: _name(config.get(key)) or _name(special_map.get(key)) for key in _ROLES}
     return TokenizerMetadata(
         added=collected.ids,
         special_names=frozenset(collected.special),
-        bos_name=role("bos_token"),
-        eos_name=role("eos_token"),
-        unk_name=role("unk_token"),
+        roles={key: name for key, name in names.items() if name},
         generation_eos_ids=_id_set(generation.get("eos_token_id")),
-        add_bos=_optional_bool(config.get("add_bos_token")),
+        add_bos=None if config.get("add_bos_token") is None else bool(config["add_bos_token"]),
         add_prefix_space=bool(config.get("add_prefix_space")),
         tokenizer_class=_name(config.get("tokenizer_class")),
     )
@@ -159,17 +143,12 @@ def _checked_id(token_id: Any, name: str, directory: Path) -> int:
 
 
 def _special_names(source: Mapping[str, Any]) -> Iterator[str]:
-    for role in _ROLES:
-        name = _name(source.get(role))
-        if name:
-            yield name
+    values = [source.get(role) for role in _ROLES]
     for key in _LISTS:
         listed = source.get(key) or ()
         # transformers writes the extra ones as an object, name by role, or as a list.
-        for value in listed.values() if isinstance(listed, dict) else listed:
-            name = _name(value)
-            if name:
-                yield name
+        values += listed.values() if isinstance(listed, dict) else listed
+    yield from filter(None, map(_name, values))
 
 
 def _name(value: Any) -> str | None:
@@ -180,11 +159,3 @@ def _name(value: Any) -> str | None:
 
 def _id_set(value: Any) -> frozenset[int]:
     return frozenset(i for i in (value if isinstance(value, list) else [value]) if type(i) is int)
-
-
-def _optional_bool(value: Any) -> bool | None:
-    return None if value is None else bool(value)
-
-
-def _read_optional(path: Path) -> dict[str, Any]:
-    return read_json(path) if path.exists() else {}

@@ -1,4 +1,4 @@
-"""The tokenizer that the metadata of a GGUF file hold.
+"""The tokenizer that the metadata of a GGUF file hold, read and written.
 
     tokenizer.ggml.model        gpt2: byte-level byte pair encoding; llama: SentencePiece
     tokenizer.ggml.pre          how gpt2's text is cut before merging: qwen2, smollm
@@ -14,25 +14,31 @@ reader: llama.cpp counts names such as `<|fim_prefix|>` among them though the or
 A SentencePiece model is put together again from its pieces. Its official InternLM2 files have
 pieces `[UNUSED_TOKEN_n]`, which llama.cpp marks as unused: such text is cut into letters here.
 
-Source: Keys.Tokenizer in gguf-py/gguf/constants.py and conversion/base.py of
+Ids that no token has are written as `[PADn]`. What is about to be written is read back and compared
+on text of many kinds, so a tokenizer that GGUF cannot express is an error, and not a model that
+reads wrongly later.
+
+Source: Keys.Tokenizer in gguf-py/gguf/constants.py, gguf-py/gguf/vocab.py, conversion/base.py
+(get_vocab_base, _create_vocab_sentencepiece) and conversion/internlm.py of
 https://github.com/ggml-org/llama.cpp.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ivl.errors import CheckpointError, UnsupportedError
-from ivl.prompt.added_tokens import TokenizerMetadata
-from ivl.prompt.bpe_parts import qwen2_sections
-from ivl.prompt.tokenizer_base import LeadingSpace, Tokenizer
+from ivl.prompt.added_tokens import TokenizerMetadata, read_metadata, read_optional
+from ivl.prompt.bpe import QWEN2_SPLIT, alphabet_of, qwen2_sections
+from ivl.prompt.tokenizer import LeadingSpace, Tokenizer, load_tokenizer
 
 _PREFIX = "tokenizer.ggml."
-_NORMAL, _CONTROL, _ADDED, _UNUSED = 1, 3, 4, 5
+_NORMAL, _UNKNOWN, _CONTROL, _ADDED, _UNUSED, _BYTE = range(1, 7)
 _WRONG = "The file was written wrongly; take another conversion of the model."
 _ORIGIN = "The GGUF file"
 
@@ -86,13 +92,9 @@ def _load_bpe(metadata: Mapping[str, Any]) -> Tokenizer:
         TokenizerMetadata(
             added=added,
             special_names=frozenset(tokens[i] for i, k in enumerate(kinds) if k == _CONTROL),
-            bos_name=None if bos_id is None else tokens[bos_id],
-            eos_name=None,
-            unk_name=None,
+            roles={} if bos_id is None else {"bos_token": tokens[bos_id]},
             generation_eos_ids=frozenset(eos_ids),
             add_bos=_flag(metadata, "add_bos_token", False),
-            add_prefix_space=False,
-            tokenizer_class=None,
         ),
         vocab,
         merges,
@@ -118,8 +120,7 @@ def _sections(metadata: Mapping[str, Any]) -> dict[str, Any]:
 def _load_sentencepiece(metadata: Mapping[str, Any]) -> Tokenizer:
     from sentencepiece import SentencePieceProcessor
 
-    from ivl.prompt.sentencepiece_file import build_model
-    from ivl.prompt.sentencepiece_tokenizer import SentencePieceTokenizer
+    from ivl.prompt.sentencepiece_tokenizer import SentencePieceTokenizer, build_model
 
     tokens = _texts(metadata, "tokens")
     kinds = _kinds(metadata, len(tokens))
@@ -213,3 +214,237 @@ def _token_id(metadata: Mapping[str, Any], role: str, num_tokens: int) -> int | 
             f"{_ORIGIN} gives the {role} token the id {value!r}, of {num_tokens} tokens.", _WRONG
         )
     return value
+
+
+_PROBES = (
+    "What is the total? It's 12:30; I'LL pay $1,234.56 (incl. 19% VAT) \u2014 4\u00d72\u00bd\u2026",
+    "  line\r\nline\n\n\n  \n\ttab\t\t end \u00a0nbsp\u3000ideographic",
+    "def f(x):\n    return {k: v for k, v in x.items() if k != '__init__'}  # ok\n",
+    "\u8bf7\u8be6\u7ec6\u63cf\u8ff0\u8fd9\u5f20\u56fe\u7247\u3002\u66f8\u751f \u6771\u4eac "
+    "\ud55c\uad6d\uc5b4 \u0627\u0644\u0639 \u05e2\u05d1 \u0e44\u0e17\u0e22 e\u0301 \u00e9",
+    "\U0001f469\u200d\U0001f469\u200d\U0001f467 \U0001f44d\U0001f3fd \u2764\ufe0f 00120 3333",
+    "<|im_end|>\n<|im_start|>system <IMG_CONTEXT><img></img> <0x41> \u2581 \u2581\u2581",
+)
+
+
+def tokenizer_metadata(directory: Path, vocab_size: int) -> dict[str, Any]:
+    """The `tokenizer.ggml.*` entries for the tokenizer in `directory`; `vocab_size` rows of
+    embeddings get a token each.
+
+    CheckpointError for damaged files and for more tokens than rows, UnsupportedError for a
+    tokenizer that GGUF, or ivl, has no name for.
+    """
+    original = load_tokenizer(directory)
+    if original.vocab_size > vocab_size:
+        raise CheckpointError(
+            f"{directory}: the tokenizer has {original.vocab_size} tokens, the model has "
+            f"embeddings for {vocab_size}.",
+            "The tokenizer is that of another model.",
+        )
+    sections = read_optional(directory / "tokenizer.json")
+    added = read_metadata(directory, sections)
+    byte_level = not sections or alphabet_of(sections.get("decoder"))[0] == "byte_level"
+    if (directory / "tokenizer.model").exists() and not (sections and byte_level):
+        found = _sentencepiece(directory, added, vocab_size)
+    elif byte_level:
+        found = _byte_level(directory, sections, added, vocab_size)
+    else:
+        found = _byte_fallback(directory, sections, added, vocab_size)
+    found |= _ends(added, original)
+    named = {f"tokenizer.ggml.{key}": value for key, value in found.items()}
+    _check_same(original, named, directory)
+    return named
+
+
+def _byte_level(
+    directory: Path, sections: Mapping[str, Any], added: TokenizerMetadata, vocab_size: int
+) -> dict[str, Any]:
+    """Qwen2's kind; without a `tokenizer.json`, from `vocab.json` and `merges.txt`."""
+    from ivl.prompt.bpe import read_bpe
+
+    vocab, merges = read_bpe(directory, sections)
+    tokens = _Vocabulary(vocab_size)
+    for text, token_id in vocab.items():
+        tokens.put(token_id, text)
+    tokens.put_added(added)
+    # A space of their own is written as byte-level text has it.
+    pairs = [[piece.replace(" ", "\u0120") for piece in merge] for merge in merges]
+    return {
+        "model": "gpt2",
+        "pre": _cut_name(sections),
+        **tokens.entries(),
+        "merges": [" ".join(pair) for pair in pairs],
+    }
+
+
+def _byte_fallback(
+    directory: Path, sections: Mapping[str, Any], added: TokenizerMetadata, vocab_size: int
+) -> dict[str, Any]:
+    """A SentencePiece model that was rewritten as a `tokenizer.json`."""
+    from ivl.prompt.bpe import read_bpe
+
+    vocab, merges = read_bpe(directory, sections)
+    unk = (sections.get("model") or {}).get("unk_token")
+    scores = _scores_of_merges(vocab, merges)
+    tokens = _Vocabulary(vocab_size)
+    for text, token_id in vocab.items():
+        is_byte = len(text) == 6 and text.startswith("<0x") and text.endswith(">")
+        kind = _UNKNOWN if text == unk else _BYTE if is_byte else _NORMAL
+        tokens.put(token_id, text, kind, 0.0 if kind == _BYTE else scores[text])
+    tokens.put_added(added, without=unk)
+    return _llama_entries(tokens, _puts_space_in_front(sections))
+
+
+def _sentencepiece(directory: Path, added: TokenizerMetadata, vocab_size: int) -> dict[str, Any]:
+    """The pieces of a SentencePiece model.
+
+    Pieces `[UNUSED_TOKEN_n]` of InternLM2 are unused, as llama.cpp has them.
+    """
+    from sentencepiece import SentencePieceProcessor
+
+    from ivl.prompt.sentencepiece_tokenizer import read_space_rules
+
+    model = (directory / "tokenizer.model").read_bytes()
+    processor = SentencePieceProcessor(model_proto=model)
+    tokens = _Vocabulary(vocab_size)
+    for piece_id in range(processor.get_piece_size()):
+        text, kind = processor.id_to_piece(piece_id), _NORMAL
+        if processor.is_unknown(piece_id):
+            kind = _UNKNOWN
+        elif processor.is_control(piece_id):
+            kind = _CONTROL
+        elif processor.is_byte(piece_id):
+            kind = _BYTE
+        elif processor.is_unused(piece_id) or text.startswith("[UNUSED"):
+            kind = _UNUSED
+        if text == "\x00":
+            # llama.cpp takes text up to the first zero byte. The byte token says the same.
+            text, kind = "[UNUSED_NUL]", _UNUSED
+        tokens.put(piece_id, text, kind, processor.get_score(piece_id))
+    tokens.put_added(added, without=processor.id_to_piece(processor.unk_id()))
+    return _llama_entries(tokens, read_space_rules(model).add_dummy_prefix)
+
+
+def _llama_entries(tokens: _Vocabulary, add_space_prefix: bool) -> dict[str, Any]:
+    return {
+        "model": "llama",
+        "pre": "default",
+        **tokens.entries(),
+        "scores": np.array(tokens.scores, np.float32),
+        "add_space_prefix": add_space_prefix,
+    }
+
+
+def _puts_space_in_front(sections: Mapping[str, Any]) -> bool:
+    """Whether text gets a space mark before it: by the normaliser, or by the cutting."""
+    text = repr((sections.get("normalizer"), sections.get("pre_tokenizer")))
+    signs = ("'Prepend'", "'prepend_scheme': 'always'", "'prepend_scheme': 'first'")
+    return any(sign in text for sign in signs)
+
+
+def _ends(added: TokenizerMetadata, original: Tokenizer) -> dict[str, Any]:
+    """The ids of bos, eos and their like, and whether bos starts a prompt."""
+    found: dict[str, Any] = {}
+    for role, name in added.roles.items():
+        token_id = added.added.get(name, original.controls.get(name))
+        if role in _ROLES and token_id is not None:
+            found[_ROLES[role]] = token_id
+    if original.bos_id is not None:
+        found["bos_token_id"] = original.bos_id
+    # A chat ends at the end of a turn, whatever token the language model was trained to end at.
+    ends = original.stop_ids
+    if "<|im_end|>" in original.controls:
+        found["eos_token_id"] = original.controls["<|im_end|>"]
+    elif ends:
+        found.setdefault("eos_token_id", min(ends))
+    found["add_bos_token"] = original.bos_id is not None
+    return found
+
+
+def _check_same(original: Tokenizer, metadata: Mapping[str, Any], directory: Path) -> None:
+    found = load_gguf_tokenizer(metadata)
+    same = found.controls == original.controls and found.bos_id == original.bos_id
+    for text in _PROBES:
+        same = same and found.encode_text(text) == original.encode_text(text)
+    if not same or not original.stop_ids >= found.eos_ids:
+        raise UnsupportedError(
+            f"The tokenizer in {directory} cannot be written to a GGUF file: read back, it cuts "
+            "text in another way.",
+            "Please report it, with the name of the model.",
+        )
+
+
+_ROLES = {
+    "bos_token": "bos_token_id",
+    "eos_token": "eos_token_id",
+    "unk_token": "unknown_token_id",
+    "sep_token": "seperator_token_id",  # spelled so in the format
+    "pad_token": "padding_token_id",
+}
+_ADDED_SCORE, _PAD_SCORE = -1000.0, -10000.0
+
+
+class _Vocabulary:
+    """A token for each of `size` ids; `[PADn]`, never used, until it is put."""
+
+    def __init__(self, size: int) -> None:
+        self.texts = [f"[PAD{number}]" for number in range(size)]
+        self.kinds = [_UNUSED] * size
+        self.scores = [_PAD_SCORE] * size
+
+    def put(self, token_id: int, text: str, kind: int = _NORMAL, score: float = 0.0) -> None:
+        self.texts[token_id], self.kinds[token_id] = text, kind
+        self.scores[token_id] = score
+
+    def put_added(self, added: TokenizerMetadata, *, without: str | None = None) -> None:
+        """All added tokens but the one for unknown text, which is a piece like others."""
+        for name, token_id in added.added.items():
+            if name == without:
+                continue
+            looks_special = name.startswith("<|") and name.endswith("|>")
+            special = looks_special or name in added.special_names
+            self.put(token_id, name, _CONTROL if special else _ADDED, _ADDED_SCORE)
+
+    def entries(self) -> dict[str, Any]:
+        return {"tokens": self.texts, "token_type": np.array(self.kinds, np.int32)}
+
+
+def _scores_of_merges(
+    vocab: Mapping[str, int], merges: Sequence[tuple[str, str]]
+) -> dict[str, float]:
+    """SentencePiece's score of each piece, higher merging first, from ranked merges."""
+    scores = dict.fromkeys(vocab, 0.0)
+    ranks: dict[str, int] = {}
+    for rank, (left, right) in enumerate(merges):
+        ranks.setdefault(left + right, rank)
+    # Consecutive numbers: float32 holds them exactly.
+    for number, piece in enumerate(sorted(ranks, key=ranks.__getitem__)):
+        scores[piece] = -float(number + 1)
+    return scores
+
+
+def _cut_name(sections: Mapping[str, Any]) -> str:
+    """llama.cpp's name for the way in which a byte-level `tokenizer.json` cuts text.
+
+    No sections: Qwen2's. UnsupportedError for a way that it, or ivl, has no name for.
+    """
+    if not sections:
+        return "qwen2"
+    cut = sections.get("pre_tokenizer") or {}
+    parts = cut.get("pretokenizers") or [cut]
+    kinds = [part.get("type") for part in parts]
+    last = parts[-1]
+    plain = last.get("type") == "ByteLevel" and not last.get("add_prefix_space")
+    if kinds == ["Split", "ByteLevel"] and plain and not last.get("use_regex", True):
+        split = parts[0]
+        regex = (split.get("pattern") or {}).get("Regex")
+        if regex == QWEN2_SPLIT and split.get("behavior") == "Isolated":
+            return "qwen2"
+    digits = parts[0].get("individual_digits", False)
+    if kinds == ["Digits", "ByteLevel"] and plain and digits and last.get("use_regex", True):
+        return "smollm"
+    raise UnsupportedError(
+        f"tokenizer.json cuts text in a way ({' + '.join(map(str, kinds))}) that has no name in "
+        "GGUF files that ivl knows.",
+        "ivl writes Qwen2's way and SmolLM's.",
+    )

@@ -5,15 +5,22 @@ module makes control tokens, so whatever a person types stays text, `<|im_end|>`
 `<IMG_CONTEXT>` included. Joined into a string, a prompt is that of the official code
 (`internvl_chat/internvl/conversation.py`, `InternVLChatModel.chat`), and each text segment is
 what its tokenizer would see between two control tokens.
+
+A checkpoint's own Jinja template is passed on to GGUF files, for the programs that follow it; where
+it has none, as in official repositories of the InternLM2 sizes, one of ours is written as Jinja.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Final, Literal, TypeAlias, get_args
 
-from ivl.errors import RequestError, UnsupportedError
+from ivl.config import read_json
+from ivl.errors import CheckpointError, RequestError, UnsupportedError
+from ivl.refused import refuse_lfs_pointer
 from ivl.spelling import nearest
 
 IM_START: Final = "<|im_start|>"
@@ -337,3 +344,43 @@ def _turn(message: Message, images: Iterator[ImageTokens]) -> Iterator[Segment]:
             yield Text(part)
         else:
             yield from (Control(IMG_START), next(images), Control(IMG_END))
+
+
+def find_chat_template(directory: Path, template: Template) -> str:
+    """The Jinja template of the tokenizer in `directory`; where there is none, `jinja` of ours.
+
+    CheckpointError for files that are damaged.
+    """
+    path = directory / "chat_template.jinja"
+    if path.exists():
+        refuse_lfs_pointer(path)
+        try:
+            return path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise CheckpointError(f"{path} cannot be read: {error}.") from None
+    for name in ("chat_template.json", "tokenizer_config.json"):
+        if not (directory / name).exists():
+            continue
+        found = read_json(directory / name).get("chat_template")
+        if isinstance(found, list):  # several, by name
+            named = {entry.get("name"): entry.get("template") for entry in found if entry}
+            found = named.get("default")
+        if isinstance(found, str) and found:
+            return found
+    return jinja(template)
+
+
+def jinja(template: Template) -> str:
+    """A template of ours in Jinja: turns as ChatML, and the system message where none is given."""
+    system, after = json.dumps(template.default_system, ensure_ascii=False), template.after_turn
+    end = json.dumps(f"<|im_end|>{after}", ensure_ascii=False)
+    return (
+        "{% if not messages or messages[0]['role'] != 'system' %}"
+        f"{{{{ '<|im_start|>system\\n' + {system} + {end} }}}}"
+        "{% endif %}"
+        "{% for message in messages %}"
+        "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + "
+        f"{end} }}}}"
+        "{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+    )

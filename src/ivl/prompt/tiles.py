@@ -1,8 +1,8 @@
-"""Which grid of square tiles an image is cut into.
+"""Which grid of square tiles an image is cut into, and the pixels of its tiles.
 
 The choice is that of InternVL's `dynamic_preprocess` and `find_closest_aspect_ratio`
-(`internvl_chat/internvl/train/dataset.py`). Models were trained on it, so another grid, even a
-sensible one, costs accuracy on text.
+(`internvl_chat/internvl/train/dataset.py`), and so are the pixels, byte for byte. Models were
+trained on it, so another grid, even a sensible one, costs accuracy on text.
 """
 
 from __future__ import annotations
@@ -10,10 +10,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import lru_cache
 from numbers import Integral, Real
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from ivl.config import ModelConfig
 from ivl.errors import ConfigError, RequestError
+
+if TYPE_CHECKING:  # grids are planned without them, for `ivl plan` is to answer at once
+    import numpy as np
+    from numpy.typing import NDArray
+    from PIL import Image
 
 # 1024 tiles are 262,144 image tokens, eight times the context of any model of the family.
 LARGEST_MAX_TILES = 1024
@@ -144,3 +149,33 @@ def _candidates(min_tiles: int, max_tiles: int) -> tuple[tuple[int, int], ...]:
         if columns * rows >= min_tiles
     }
     return tuple(sorted(grids, key=lambda grid: grid[0] * grid[1]))
+
+
+# Mean and standard deviation of R, G and B in 0..1, with which the towers were trained.
+IMAGENET_MEAN: Final = (0.485, 0.456, 0.406)
+IMAGENET_STD: Final = (0.229, 0.224, 0.225)
+
+
+def cut_tiles(
+    image: Image.Image, grid: Grid, *, tile_px: int = 448, use_thumbnail: bool = True
+) -> NDArray[np.uint8]:
+    """The tiles of an RGB image: uint8 (n, tile_px, tile_px, 3), row by row, then the thumbnail.
+
+    The image is stretched (bicubic) to the grid. A thumbnail of the whole follows a grid of more
+    than one tile. Only the stretched image and the result are held beside the image itself.
+    """
+    import numpy as np
+    from PIL import Image
+
+    num_tiles = num_tiles_with_thumbnail(grid, use_thumbnail)
+    tiles = np.empty((num_tiles, tile_px, tile_px, 3), dtype=np.uint8)
+    stretched = image.resize(
+        (grid.columns * tile_px, grid.rows * tile_px), Image.Resampling.BICUBIC
+    )
+    for index in range(grid.num_tiles):
+        row, column = divmod(index, grid.columns)
+        left, top = column * tile_px, row * tile_px
+        tiles[index] = np.asarray(stretched.crop((left, top, left + tile_px, top + tile_px)))
+    if num_tiles > grid.num_tiles:
+        tiles[-1] = np.asarray(image.resize((tile_px, tile_px), Image.Resampling.BICUBIC))
+    return tiles

@@ -22,9 +22,8 @@ falls back to; the kernels are what makes it fast. Quantizing follows the same p
 Where to look:
 
     block_format.py  the interface of a format, and the checks that all formats share
-    floats.py plain.py kquants.py kquants_affine.py tables.py   the formats of GGUF
+    formats.py       the formats of GGUF, and all formats by name and by GGUF number
     awq.py           the format of AWQ checkpoints
-    formats.py       all formats by name and by GGUF number
     search.py        how scales and minima are chosen when weights are quantized
     mixes.py         Q4_K_M and its like: a format for every tensor of a model; sizes of files
 

@@ -17,6 +17,8 @@ from ivl.quant.block_format import (
     Floats,
     float16_at,
     float16_bytes,
+    join_nibbles,
+    split_nibbles,
     to_float16,
 )
 from ivl.quant.search import divide, round_to_levels
@@ -50,7 +52,7 @@ class AWQ(BlockFormat):
     block_bytes = _HEADER_BYTES + _HALF
 
     def _decode(self, blocks: Bytes) -> Floats:
-        levels = _split_nibbles(blocks[:, _HEADER_BYTES:]).astype(np.float32)
+        levels = split_nibbles(blocks[:, _HEADER_BYTES:]).astype(np.float32)
         return float16_at(blocks, 0) * (levels - blocks[:, 2:3].astype(np.float32))
 
     def _encode(self, weights: Floats, importance: Floats) -> Bytes:
@@ -102,16 +104,11 @@ def join_groups(groups: Groups) -> Bytes:
     blocks = np.zeros((*levels.shape[:-1], _HEADER_BYTES + _HALF), np.uint8)
     blocks[..., :2] = float16_bytes(scales.reshape(-1)).reshape(*scales.shape, 2)
     blocks[..., 2] = zeros
-    blocks[..., _HEADER_BYTES:] = (levels[..., :_HALF] & 0x0F) | (levels[..., _HALF:] << 4)
+    blocks[..., _HEADER_BYTES:] = join_nibbles(levels)
     return blocks
 
 
 def split_groups(blocks: Bytes) -> Groups:
     """The parts of blocks uint8 (..., 68)."""
     scales = np.ascontiguousarray(blocks[..., :2]).view("<f2")[..., 0].astype(np.float32)
-    return Groups(_split_nibbles(blocks[..., _HEADER_BYTES:]), scales, blocks[..., 2])
-
-
-def _split_nibbles(packed: Bytes) -> Bytes:
-    """Levels (..., 128) of bytes (..., 64): low halves are weights 0-63, high halves 64-127."""
-    return np.concatenate([packed & 0x0F, packed >> 4], axis=-1)
+    return Groups(split_nibbles(blocks[..., _HEADER_BYTES:]), scales, blocks[..., 2])

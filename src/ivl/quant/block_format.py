@@ -199,3 +199,14 @@ def float16_bytes(values: Floats) -> Bytes:
 def to_float16(values: Floats) -> Floats:
     """Values rounded to what float16 can hold, its largest number where they are beyond it."""
     return np.clip(values, -65504, 65504).astype(np.float16).astype(np.float32)
+
+
+def split_nibbles(packed: Bytes) -> Bytes:
+    """Levels (..., 2 * n) of bytes (..., n): the low halves, then the high halves."""
+    return np.concatenate([packed & 0x0F, packed >> 4], axis=-1)
+
+
+def join_nibbles(levels: Bytes) -> Bytes:
+    """Bytes (..., n) of the low four bits of levels (..., 2 * n), as `split_nibbles` reads them."""
+    half = levels.shape[-1] // 2
+    return (levels[..., :half] & 0x0F) | (levels[..., half:] << 4)

@@ -39,8 +39,7 @@ import torch
 from torch import Tensor
 
 from ivl.kernels.mapped import to_device
-from ivl.quant.formats import find_format
-from ivl.quant.tables import LEVELS
+from ivl.quant.formats import LEVELS, find_format
 
 STRIP = 128
 TILE = 16
