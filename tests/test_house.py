@@ -29,6 +29,7 @@ FLOORS = {
     "measure": 7,
     "api": 7,
     "devices": 7,
+    "facts": 7,
     "loading": 7,
     "conversion": 7,
     "engine": 6,
@@ -54,6 +55,16 @@ FLOORS = {
     "toolchain": 1,
 }
 """A file imports only from its own floor or from floors below it."""
+
+ABOVE_THE_API = {
+    "cli": {
+        *("cli", "server", "planner"),
+        *("api", "loading", "conversion", "devices", "facts", "engine", "documents", "measure"),
+        *("errors", "interrupts", "paths", "spelling", "host", "family", "kv", "toolchain"),
+        *("json_values", "__version__"),
+    },
+}
+"""What a folder imports of the package: the API, the engine, and words. Not what lies below."""
 
 LAZY_DOOR = PACKAGE / "__init__.py"
 """Exempt from the floors: it opens on the names that users import. Through it one reaches `api`."""
@@ -184,6 +195,20 @@ def test_nothing_imports_from_a_floor_above() -> None:
 )
 def test_the_floors_are_read_rightly(file: str, source: str, num_climbs: int) -> None:
     assert len(climbs(PACKAGE / file, source)) == num_climbs
+
+
+@pytest.mark.parametrize("folder", ABOVE_THE_API)
+def test_nothing_above_the_api_imports_what_lies_below(folder: str) -> None:
+    """A name that is no folder or file of the package is one of the API's own, by the lazy door."""
+    found = [
+        f"{path.relative_to(ROOT)}:{line} imports {module}"
+        for path in python_files(f"src/ivl/{folder}")
+        for line, module in imports(path, path.read_text("utf-8"))
+        if re.match(r"ivl\.", module)
+        and is_module(".".join(module.split(".")[:2]))
+        and module.split(".")[1] not in ABOVE_THE_API[folder]
+    ]
+    assert not found, "\n".join(found)
 
 
 OUTSIDE_READS = r"ivl(?!\.kernels\.(triton|_cpu))\b"

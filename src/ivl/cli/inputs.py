@@ -6,23 +6,22 @@ import os
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ivl.cli.dropped import SUFFIXES
 from ivl.cli.options import Drafting, ModelChoice
 from ivl.cli.terminal import Status
-from ivl.engine.prompt_builder import LIMIT_OPTION
+from ivl.documents.reading import open_shown
 from ivl.errors import CheckpointError, RequestError
 from ivl.family import find
 from ivl.host import choose_threads
 from ivl.interrupts import interrupted_at_once
-from ivl.pages.reader import Page, open_together
-from ivl.pages.sources import DEFAULT_MAX_PIXELS, check_max_pixels
 from ivl.paths import local_path, names_file
 
 if TYPE_CHECKING:
+    from ivl import Page
     from ivl.api import Model
 
 STDIN = "-"
@@ -49,14 +48,14 @@ def split_question(arguments: Sequence[str]) -> tuple[list[str], str]:
 
 
 def open_images(
-    names: Sequence[str], max_pixels: int | None = None, *, hint: str = QUESTION_OF_WORDS
+    names: Sequence[str], max_pixels: int, *, hint: str = QUESTION_OF_WORDS
 ) -> list[Page]:
     """All pages of the files; `-` is stdin. Images are decoded, and pages of PDFs measured, before
     anything large is loaded. `hint`: what a word may be that names no image."""
     return [page for name in names for page in open_image(name, max_pixels, hint=hint)]
 
 
-def open_image(name: str, max_pixels: int | None = None, *, hint: str) -> list[Page]:
+def open_image(name: str, max_pixels: int, *, hint: str) -> list[Page]:
     """The pages of an image; RequestError, with a guess at what went wrong, when there is none."""
     if _names_model(name):
         raise RequestError(
@@ -66,16 +65,7 @@ def open_image(name: str, max_pixels: int | None = None, *, hint: str) -> list[P
     is_word = "/" not in name and "\\" not in name and not Path(name).suffix
     if name != STDIN and is_word and not local_path(name).exists():
         raise RequestError(f"there is no image {name}", hint)
-    limit = pixel_limit(max_pixels)
-    pages = open_together(
-        read_stdin() if name == STDIN else name, name, max_pixels=limit, limit_option=LIMIT_OPTION
-    )
-    if len(pages) == 1:
-        image = pages[0].load(max_pixels=limit, limit_option=LIMIT_OPTION)
-        return [replace(pages[0], source=image)]
-    for page in pages:
-        page.size_px(max_pixels=limit)
-    return pages
+    return open_shown(read_stdin() if name == STDIN else name, name, max_pixels=max_pixels)
 
 
 def _names_model(name: str) -> bool:
@@ -87,13 +77,6 @@ def _names_model(name: str) -> bool:
     except (OSError, ValueError):  # longer than a path can be, or with a zero byte
         return False
     return is_files if is_here else name == "demo" or find(name) is not None
-
-
-def pixel_limit(max_pixels: int | None) -> int:
-    """The limit that was asked for, or the usual one; RequestError for no number of pixels."""
-    limit = DEFAULT_MAX_PIXELS if max_pixels is None else max_pixels
-    check_max_pixels(limit)
-    return limit
 
 
 def read_stdin() -> bytes:

@@ -27,7 +27,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from ivl import __version__
-from ivl.cli.words import speak_of, spoken
+from ivl.cli.words import print_error, speak_of
 from ivl.errors import IvlError
 from ivl.interrupts import EXIT_INTERRUPTED, interrupted_at_once
 from ivl.paths import local_path, names_file
@@ -49,7 +49,7 @@ COMMANDS: dict[str, str] = {
 """Name of a command -> the line that describes it in `ivl --help`, in the order shown there."""
 
 EXIT_READER_GONE = 1
-EXIT_PERSON_CAN_MEND = 2
+EXIT_PERSON_CAN_FIX = 2
 
 UNWRITABLE = {
     errno.ENOSPC: "Free some space there, or write to another disk.",
@@ -150,7 +150,7 @@ def _root(
     """Ask images questions, and read them, with the InternVL 2.5 models."""
     if ctx.invoked_subcommand is None:
         typer.echo(ctx.get_help(), err=True)
-        raise typer.Exit(EXIT_PERSON_CAN_MEND)
+        raise typer.Exit(EXIT_PERSON_CAN_FIX)
 
 
 def run(args: Sequence[str]) -> int:
@@ -196,10 +196,8 @@ def _usage_hint(ctx: Any, args: Sequence[str]) -> str:
 
 
 def _complain(message: str, hint: str) -> int:
-    print(f"error: {spoken(message)}", file=sys.stderr)
-    if hint:
-        print(f"hint: {spoken(hint)}", file=sys.stderr)
-    return EXIT_PERSON_CAN_MEND
+    print_error(message, hint)
+    return EXIT_PERSON_CAN_FIX
 
 
 def _silence_stdout() -> None:

@@ -14,15 +14,14 @@ import functools
 import inspect
 import json
 from collections.abc import Callable
-from dataclasses import MISSING, dataclass, fields, is_dataclass
+from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
 from typer import Argument, Option
 
-from ivl.engine.options import DEFAULT_DRAFT_TOKENS, GenerationOptions
+from ivl.engine.options import DEFAULT_DRAFT_TOKENS, DEFAULT_VISION_BATCH, GenerationOptions
 from ivl.errors import ConfigError, RequestError
-from ivl.footprint.workload import DEFAULT_VISION_BATCH
 from ivl.paths import local_path
 
 Threads = Annotated[
@@ -198,12 +197,14 @@ class Sampling:
         int | None, Option(metavar="N", help="Makes the choice of a temperature repeatable.")
     ] = None
 
+    def given(self) -> dict[str, Any]:
+        """By name, as `Model.ask` takes them: those that were given."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
     def options(self) -> GenerationOptions:
         """The checked options; RequestError for a value that means nothing."""
-        chosen = {field.name: getattr(self, field.name) for field in fields(self)}
-        given = {name: value for name, value in chosen.items() if value is not None}
         try:
-            return GenerationOptions.of(given)
+            return GenerationOptions.of(self.given())
         except RequestError as error:
             hint = error.hint or "`ivl ask --help` says what the options mean."
             raise RequestError(error.message, hint) from None
@@ -254,13 +255,7 @@ MaxTiles = Annotated[
         "By default the model's own number.",
     ),
 ]
-MaxPixels = Annotated[
-    int | None,
-    Option(
-        metavar="N",
-        help="Largest image that is opened, in pixels; by default 200000000.",
-    ),
-]
+MaxPixels = Annotated[int, Option(metavar="N", help="Largest image that is opened, in pixels.")]
 System = Annotated[
     str | None, Option(metavar="TEXT", help="System message in the place of the model's own.")
 ]

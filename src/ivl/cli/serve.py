@@ -201,7 +201,7 @@ def _require_possible(model: str) -> None:
     """CheckpointError for a name under which no model can be found when it is asked for."""
     if model != "demo" and find(model) is None and "/" not in model:
         if not local_path(model).exists():
-            from ivl.checkpoint.hub import no_such_model
+            from ivl.facts import no_such_model
 
             raise no_such_model(model)
 

@@ -11,7 +11,7 @@ import numpy as np
 from ivl.config import NO_IMAGES, ModelConfig
 from ivl.errors import CapacityError, RequestError
 from ivl.pages.reader import ImageSource, Page, load_image, open_together
-from ivl.pages.sources import DEFAULT_MAX_PIXELS
+from ivl.pages.sources import DEFAULT_MAX_PIXELS, check_max_pixels
 from ivl.paths import names_file
 from ivl.prompt.pixels import cut_tiles
 from ivl.prompt.template import (
@@ -99,7 +99,7 @@ def build_prompt(
     return tokenize(prompt, tokenizer, bos=not is_next)
 
 
-def as_list(images: Images) -> list[Any]:
+def as_list(images: object) -> list[Any]:
     """One image, several, or none, as a list."""
     if images is None:
         return []
@@ -119,6 +119,7 @@ def check_order(question: Any, images: Images, hint: str) -> None:
 
 def split_pages(images: Images, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> list[list[Page]]:
     """The pages of each image, for `prepare_images`. Errors as in `open_together`."""
+    check_max_pixels(max_pixels)
     return [
         open_together(image, max_pixels=max_pixels, limit_option=LIMIT_OPTION)
         for image in as_list(images)
