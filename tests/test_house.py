@@ -86,7 +86,7 @@ IMPORTED_AS = {"pillow": "PIL", "prometheus-client": "prometheus_client"}
 """Dependencies whose module has another name."""
 
 ORACLES = {
-    ("transformers", "measure/record.py"),
+    ("transformers", "measure/reference.py"),
     ("triton", "kernels/triton/attention.py"),
     ("triton", "kernels/triton/matrix.py"),
     ("triton", "kernels/triton/pointwise.py"),

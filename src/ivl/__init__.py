@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from ivl.measure.awq import WrittenAwq, quantize_awq
     from ivl.measure.check import Check, FidelityCheck, check, check_against
     from ivl.measure.importance import WrittenImatrix, imatrix
-    from ivl.measure.record import WrittenReference, record_reference
+    from ivl.measure.reference import WrittenReference, record_reference
     from ivl.measure.speed import MeasuredSpeed, bench
     from ivl.pages.reader import ImageSource, Page, load_image, load_pages, open_pages
     from ivl.planner.planning import Report, plan
@@ -100,7 +100,7 @@ _NAMES = {
     "ivl.measure.awq": ("WrittenAwq", "quantize_awq"),
     "ivl.measure.check": ("Check", "FidelityCheck", "check", "check_against"),
     "ivl.measure.importance": ("WrittenImatrix", "imatrix"),
-    "ivl.measure.record": ("WrittenReference", "record_reference"),
+    "ivl.measure.reference": ("WrittenReference", "record_reference"),
     "ivl.measure.speed": ("MeasuredSpeed", "bench"),
     "ivl.pages.reader": ("ImageSource", "Page", "load_image", "load_pages", "open_pages"),
     "ivl.planner.planning": ("Report", "plan"),

@@ -153,9 +153,8 @@ def test_weights_that_make_nan_are_damaged(
 def test_other_pictures_are_seen(tiny_model_dir: Path, data: Path) -> None:
     """The features that are compared are those of the sample: exchanged pictures are far apart."""
     from ivl import api
-    from ivl.measure.data import read_data
+    from ivl.measure.data import read_data, tokenize_samples
     from ivl.measure.fidelity import compare, keep, summarise
-    from ivl.measure.sequences import tokenize_samples
 
     engine = api.load(tiny_model_dir, device="cpu", dtype="float32").engine
     noise, ramp = tokenize_samples(

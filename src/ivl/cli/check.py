@@ -122,7 +122,7 @@ def command(
         "doing": status.show_step,
     }  # fmt: skip
     if record is not None:
-        from ivl.measure.record import record_reference
+        from ivl.measure.reference import record_reference
 
         written = record_reference(
             model, record, image=image, question=question or QUESTION,

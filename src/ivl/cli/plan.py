@@ -89,7 +89,7 @@ def _verify(report: Report, receipt: Path | None, as_json: bool) -> None:
 
 
 def _probe() -> None:
-    from ivl.measure.probe import measure_processor
+    from ivl.measure.speed import measure_processor
     from ivl.planner.probe import Probe, write_probe
 
     today = date.today().isoformat()

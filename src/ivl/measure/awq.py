@@ -46,9 +46,15 @@ from ivl.config import DecoderConfig, read_config
 from ivl.conversion import require_directory
 from ivl.errors import RequestError, UnsupportedError
 from ivl.family import vision_parameters
-from ivl.measure.activations import listening
-from ivl.measure.data import CALIBRATION, Doing, read_data
-from ivl.measure.sequences import CALIBRATION_TOKENS, TokenizedSample, calibration_samples
+from ivl.measure.data import (
+    CALIBRATION,
+    CALIBRATION_TOKENS,
+    Doing,
+    TokenizedSample,
+    calibration_samples,
+    read_data,
+)
+from ivl.measure.importance import listening
 from ivl.model.build import OpenWeights, empty_model, open_weights
 from ivl.model.decoder import DecoderLayer
 from ivl.model.internvl import InternVL

@@ -1,6 +1,6 @@
 """What was measured on a machine, kept in a file so that plans need not measure again.
 
-`ivl plan --probe` writes all of it (`ivl.measure.probe` measures), `ivl info --machine` the
+`ivl plan --probe` writes all of it (`ivl.measure.speed` measures), `ivl info --machine` the
 bandwidth that it shows. A record is of one processor: another one's is not used.
 """
 
