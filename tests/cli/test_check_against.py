@@ -147,7 +147,7 @@ def test_weights_that_make_nan_are_damaged(
     assert found["fidelity"]["kl_mean"] is None
     assert found["verdict"]["name"] == "damaged"
     assert run(check(str(tiny_model_dir), model, data)) == 2
-    assert "The original itself makes NaN" in capsys.readouterr().err
+    assert "The original itself computes NaN" in capsys.readouterr().err
 
 
 def test_other_pictures_are_seen(tiny_model_dir: Path, data: Path) -> None:
@@ -196,7 +196,10 @@ def test_answers_that_nobody_knows_are_the_originals(
         (["--data", "a.png"], "are for --against"),
         (["--no-answers"], "are for --against"),
         (["--against", "demo", "--data", "missing.png"], "no data missing.png"),
-        (["--against", "demo"], "are not one model: the width of the decoder is 64 here and 256"),
+        (
+            ["--against", "demo"],
+            "are not the same model: the width of the decoder is 64 here and 256",
+        ),
     ],
 )
 def test_mistakes_are_said(

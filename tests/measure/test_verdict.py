@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from ivl.cli.check_against import measured_lines
+from ivl.cli.check import measured_lines
 from ivl.measure.fidelity import GRADES, Fidelity, judge
 
 ALIKE = Fidelity(

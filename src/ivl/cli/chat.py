@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from ivl.api import Model
 
 PROMPT = "> "
-NO_QUESTION_YET = "Images stand here alone; questions are asked when the chat has begun."
+NO_QUESTION_YET = "Only files go here; ask questions once the chat has begun."
 CHECK_SPELLING = "Check its spelling; Tab completes the names of files."
 EXIT_SOME_FAILED = 2
 COMMANDS = {

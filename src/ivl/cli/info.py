@@ -33,7 +33,7 @@ def command(
     if machine:
         if model is not None:
             raise RequestError(
-                "--machine is about this machine, and not about a model.", "Leave one of them out."
+                "--machine describes this machine, not a model.", "Leave one of them out."
             )
         here = machine_info(measure=True)
         kept_in = _keep_for_plans(here)

@@ -42,7 +42,7 @@ def split_question(arguments: Sequence[str]) -> tuple[list[str], str]:
         files = shlex.join(f"./{n}" if n.startswith("-") and n != STDIN else n for n in arguments)
         raise RequestError(
             f"The question is missing: the last argument, {question}, names a file.",
-            f"Put a question behind the images, as in {EXAMPLE}, or use `ivl read {files}`.",
+            f"Put a question after the images, as in {EXAMPLE}, or use `ivl read {files}`.",
         )
     return images, question
 
@@ -59,12 +59,12 @@ def open_image(name: str, max_pixels: int, *, hint: str) -> list[Page]:
     """The pages of an image; RequestError, with a guess at what went wrong, when there is none."""
     if _names_model(name):
         raise RequestError(
-            f"{name} is a model, and not an image",
+            f"{name} is a model, not an image.",
             f"Name a model with --model {shlex.quote(name)}.",
         )
     is_word = "/" not in name and "\\" not in name and not Path(name).suffix
     if name != STDIN and is_word and not local_path(name).exists():
-        raise RequestError(f"there is no image {name}", hint)
+        raise RequestError(f"There is no image {name}.", hint)
     return open_shown(read_stdin() if name == STDIN else name, name, max_pixels=max_pixels)
 
 
@@ -83,7 +83,7 @@ def read_stdin() -> bytes:
     """All of stdin; RequestError when that is a terminal, where nobody would know to type."""
     if sys.stdin.isatty():
         raise RequestError(
-            "- is the image that comes through a pipe, and there is no pipe.",
+            "- reads an image from a pipe, and there is no pipe.",
             'Pipe one in: curl ... | ivl ask - "What is this?"',
         )
     return sys.stdin.buffer.read()

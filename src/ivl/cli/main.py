@@ -54,9 +54,9 @@ EXIT_PERSON_CAN_FIX = 2
 UNWRITABLE = {
     errno.ENOSPC: "Free some space there, or write to another disk.",
     errno.EDQUOT: "The quota of this user is used up there.",
-    errno.EFBIG: "That file system, or `ulimit -f`, takes no file so large.",
+    errno.EFBIG: "The file is too large for that file system, or for `ulimit -f`.",
     errno.EIO: "The disk or terminal behind it does not answer.",
-    errno.EROFS: "That file system can only be read.",
+    errno.EROFS: "That file system is read-only.",
     errno.EBADF: "It was closed before the program was started.",
 }
 """Failures of writing that no code of ours can foresee, and what to do about them."""
@@ -187,11 +187,11 @@ def _usage_hint(ctx: Any, args: Sequence[str]) -> str:
     hint = f"`{ctx.command_path} --help` shows what it takes."
     for arg in args[1:]:
         if arg.startswith("-") and names_file(arg):
-            return f"The name of a file that begins with - is written ./{arg}. {hint}"
+            return f"Write a file name that begins with - as ./{arg}. {hint}"
     takes_model = any("--model" in param.opts for param in ctx.command.params)
     takes_more = any(param.param_type_name == "argument" for param in ctx.command.params)
     if takes_model and not takes_more and len(args) > 1 and not args[1].startswith("-"):
-        return f"A model is named so: {ctx.command_path} --model {shlex.quote(args[1])}. {hint}"
+        return f"Name a model like this: {ctx.command_path} --model {shlex.quote(args[1])}. {hint}"
     return hint
 
 

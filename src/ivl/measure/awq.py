@@ -210,7 +210,9 @@ def _partial_directory(out: Path, directory: Path, sequences: Sequence[Tokenized
     note = partial / _PROGRESS_NAME
     if partial.exists():
         if not note.is_file():
-            raise RequestError(f"{partial} exists, and is not of ivl.", "Remove it, and try again.")
+            raise RequestError(
+                f"{partial} exists, and was not written by ivl.", "Remove it, and try again."
+            )
         if json.loads(note.read_text(encoding="utf-8")) == task:
             return partial
         shutil.rmtree(partial)

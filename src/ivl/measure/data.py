@@ -180,14 +180,14 @@ def _read_lines(path: Path) -> Iterator[Sample]:
         try:
             given = json.loads(line)
         except json.JSONDecodeError as error:
-            raise RequestError(f"{where} is no JSON: {error}.") from None
+            raise RequestError(f"{where} is not JSON: {error}.") from None
         yield _parse_line(given, where, path.parent)
 
 
 def _parse_line(given: object, where: str, folder: Path) -> Sample:
     keys = f"Its keys are {', '.join(LINE_KEYS)}."
     if not isinstance(given, dict):
-        raise RequestError(f"{where} is no object.", keys)
+        raise RequestError(f"{where} is not an object.", keys)
     named = given.get("image", [])
     names = [named] if isinstance(named, str) else named
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
@@ -201,7 +201,7 @@ def _parse_line(given: object, where: str, folder: Path) -> Sample:
     for key, value in given.items():
         if key not in LINE_KEYS:
             hint = did_you_mean(key, LINE_KEYS, keys)
-            raise RequestError(f"{where} has a key {key!r}, which means nothing here.", hint)
+            raise RequestError(f"{where} has an unknown key {key!r}.", hint)
         if key != "image" and not isinstance(value, str):
             raise RequestError(f"{where}: the {key} is not a text.", keys)
     question = given.get("question") or (READ_QUESTION if images else None)
@@ -226,7 +226,7 @@ def _parse_turns(turns: Any, where: str, images: tuple[Path, ...]) -> Sample:
                 messages.append(Message("assistant", text))
     except (KeyError, TypeError, AttributeError):
         raise RequestError(
-            f"{where}: the conversation is none.",
+            f"{where}: the conversation cannot be read.",
             'It is a list of {"from": "human" or "gpt", "value": "..."}.',
         ) from None
     if sum(message.num_images for message in messages) != len(images):

@@ -123,7 +123,7 @@ def keep(
     finite = torch.isfinite(tensors["targets"]).all()
     if not finite or (features is not None and not torch.isfinite(features).all()):
         raise CheckpointError(
-            f"The original itself makes NaN or infinity of {sample.sample.name}.",
+            f"The original itself computes NaN or infinity for {sample.sample.name}.",
             "`ivl check` of it alone says where; try another `dtype`.",
         )
     try:
@@ -189,7 +189,7 @@ def require_same_kind(
     ):
         if a != b:
             raise RequestError(
-                f"The two are not one model: the {what} is {a} here and {b} in the original.",
+                f"The two are not the same model: the {what} is {a} here and {b} in the original.",
                 "Compare a model with the one that it was made from.",
             )
     names = [*get_template(ours.template).stop_control, *([IMG_CONTEXT] if ours.vision else [])]

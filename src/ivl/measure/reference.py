@@ -102,7 +102,7 @@ def read_reference(file: Path, config: ModelConfig) -> Reference:
         raise CheckpointError(f"There is no reference file {file}.", REPAIR)
     missing = [name for name in TENSORS if name not in read_header(file)]
     if missing:
-        raise CheckpointError(f"{file} lacks {', '.join(missing)}: it is no reference.", REPAIR)
+        raise CheckpointError(f"{file} lacks {', '.join(missing)}: it is not a reference.", REPAIR)
     try:
         with safe_open(file, framework="pt") as content:
             tensors = {name: content.get_tensor(name) for name in TENSORS}

@@ -204,11 +204,11 @@ def timed(device: torch.device, run: Callable[[], _T]) -> tuple[float, _T]:
 
 
 @torch.inference_mode()
-def measure_processor(threads: int | None = None) -> dict[str, float]:
+def measure_processor() -> dict[str, float]:
     """What this processor can do, in about a second, for `ivl plan`: its bandwidth, and products
     of a prompt and of the tower, by the names of `ivl.planner.probe.Probe`."""
     return {
-        "threads": use_threads(threads),
+        "threads": use_threads(),
         "bandwidth": limits.read_bandwidth(),
         "quantized_ops": _quantized_ops(),
         "float_ops": _float_ops(),
