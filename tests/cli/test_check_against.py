@@ -198,7 +198,7 @@ def test_answers_that_nobody_knows_are_the_originals(
         (["--against", "demo", "--data", "missing.png"], "no data missing.png"),
         (
             ["--against", "demo"],
-            "are not the same model: the width of the decoder is 64 here and 256",
+            "not the same model: the width of the decoder is 64 here and 256",
         ),
     ],
 )
