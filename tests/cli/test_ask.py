@@ -377,7 +377,7 @@ def test_an_answer_keeps_to_a_schema(
     [
         (None, "cannot be read"),
         ("{", "is not JSON"),
-        ("[]", "no JSON object"),
+        ("[]", "not a JSON object"),
         ('{"type": "sausage"}', "cannot be enforced"),
     ],
 )
