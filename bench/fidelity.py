@@ -31,11 +31,9 @@ from ivl.checkpoint.hub import DEMO
 from ivl.cli.main import run
 from ivl.documents.reading import READ_QUESTION
 from ivl.engine.engine import Engine
-from ivl.measure.data import Sample
-from ivl.measure.fidelity import compare, keep, longest_answer, summarise
+from ivl.measure.data import Sample, TokenizedSample, tokenize_samples
+from ivl.measure.fidelity import compare, judge, keep, longest_answer, summarise
 from ivl.measure.metrics import edit_distance
-from ivl.measure.sequences import TokenizedSample, tokenize_samples
-from ivl.measure.verdict import judge
 from ivl.model.cache import KVCache, Segment, num_blocks_for
 from training.evaluate import evaluation_page
 

@@ -153,10 +153,10 @@ def gb(num_bytes: int) -> str:
 
 
 def machine() -> str:
-    from ivl.cli.machine import machine_facts
+    from ivl.facts import machine_info
 
-    facts = machine_facts()
-    return f"{facts['processor']}, {facts['cores']} cores, torch {facts['torch']}, " + (
+    here = machine_info()
+    return f"{here.processor}, {here.cores} cores, torch {here.torch}, " + (
         f"Python {platform.python_version()}"
     )
 

@@ -11,7 +11,6 @@ import torch
 import ivl
 from ivl import loading
 from ivl.cli.main import run
-from ivl.cli.model_facts import model_facts
 from ivl.engine.engine import EngineLimits
 from ivl.errors import CapacityError, ConfigError
 from ivl.footprint.placement import DRIVER_BYTES, MIB, Device, Devices, Slot
@@ -144,7 +143,7 @@ def test_what_loading_checks_is_what_the_plan_says(monkeypatch: pytest.MonkeyPat
         with nullcontext() if fits else pytest.raises(CapacityError, match="GiB of weights"):
             ivl.load("demo", device="cpu")
     if has_bfloat16_products():  # `ivl info` tells of 16 bits
-        assert model_facts("demo").needed_bytes == total
+        assert ivl.info("demo").needed_bytes == total
 
 
 def test_a_server_holds_as_much_cache_as_the_plan_says() -> None:

@@ -10,7 +10,7 @@ first used.
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ivl import errors
 from ivl.errors import IvlError
@@ -18,16 +18,18 @@ from ivl.errors import IvlError
 if TYPE_CHECKING:
     from ivl.api import Model, load
     from ivl.conversion import Conversion, WrittenFile, convert, quantize
+    from ivl.documents.reading import PageResult, PageView, read
     from ivl.engine.answer import Answer, Timings
     from ivl.engine.conversation import Conversation, Generation
     from ivl.engine.engine import EngineLimits
     from ivl.engine.options import GenerationKeywords, GenerationOptions
     from ivl.engine.prompt_builder import Images, MaxTiles
+    from ivl.facts import MachineFacts, ModelFacts, family_info, info, machine_info
     from ivl.loading import LoadOptions
     from ivl.measure.awq import WrittenAwq, quantize_awq
     from ivl.measure.check import Check, FidelityCheck, check, check_against
     from ivl.measure.importance import WrittenImatrix, imatrix
-    from ivl.measure.record import WrittenReference, record_reference
+    from ivl.measure.reference import WrittenReference, record_reference
     from ivl.measure.speed import MeasuredSpeed, bench
     from ivl.pages.reader import ImageSource, Page, load_image, load_pages, open_pages
     from ivl.planner.planning import Report, plan
@@ -55,11 +57,15 @@ __all__ = [
     "Images",
     "IvlError",
     "LoadOptions",
+    "MachineFacts",
     "MaxTiles",
     "MeasuredSpeed",
     "Message",
     "Model",
+    "ModelFacts",
     "Page",
+    "PageResult",
+    "PageView",
     "Report",
     "ServerSettings",
     "Timings",
@@ -73,66 +79,51 @@ __all__ = [
     "check_against",
     "convert",
     "errors",
+    "family_info",
     "imatrix",
+    "info",
     "load",
     "load_image",
     "load_pages",
+    "machine_info",
     "open_pages",
     "plan",
     "quantize",
     "quantize_awq",
+    "read",
     "record_reference",
     "serve",
     "tile_grid",
 ]
 
-_HOMES = {
-    "load": "ivl.api",
-    "Model": "ivl.api",
-    "Answer": "ivl.engine.answer",
-    "Timings": "ivl.engine.answer",
-    "Conversation": "ivl.engine.conversation",
-    "Generation": "ivl.engine.conversation",
-    "EngineLimits": "ivl.engine.engine",
-    "GenerationKeywords": "ivl.engine.options",
-    "GenerationOptions": "ivl.engine.options",
-    "Images": "ivl.engine.prompt_builder",
-    "MaxTiles": "ivl.engine.prompt_builder",
-    "plan": "ivl.planner.planning",
-    "Report": "ivl.planner.planning",
-    "Conversion": "ivl.conversion",
-    "WrittenFile": "ivl.conversion",
-    "convert": "ivl.conversion",
-    "quantize": "ivl.conversion",
-    "LoadOptions": "ivl.loading",
-    "WrittenAwq": "ivl.measure.awq",
-    "quantize_awq": "ivl.measure.awq",
-    "Check": "ivl.measure.check",
-    "FidelityCheck": "ivl.measure.check",
-    "check": "ivl.measure.check",
-    "check_against": "ivl.measure.check",
-    "WrittenImatrix": "ivl.measure.importance",
-    "imatrix": "ivl.measure.importance",
-    "WrittenReference": "ivl.measure.record",
-    "record_reference": "ivl.measure.record",
-    "MeasuredSpeed": "ivl.measure.speed",
-    "bench": "ivl.measure.speed",
-    "ImageSource": "ivl.pages.reader",
-    "Page": "ivl.pages.reader",
-    "load_image": "ivl.pages.reader",
-    "load_pages": "ivl.pages.reader",
-    "open_pages": "ivl.pages.reader",
-    "IMAGE": "ivl.prompt.template",
-    "ImageSlot": "ivl.prompt.template",
-    "Message": "ivl.prompt.template",
-    "Grid": "ivl.prompt.tiles",
-    "tile_grid": "ivl.prompt.tiles",
-    "ServerSettings": "ivl.server.settings",
-    "serve": "ivl.serving",
+_NAMES = {
+    "ivl.api": ("Model", "load"),
+    "ivl.conversion": ("Conversion", "WrittenFile", "convert", "quantize"),
+    "ivl.documents.reading": ("PageResult", "PageView", "read"),
+    "ivl.engine.answer": ("Answer", "Timings"),
+    "ivl.engine.conversation": ("Conversation", "Generation"),
+    "ivl.engine.engine": ("EngineLimits",),
+    "ivl.engine.options": ("GenerationKeywords", "GenerationOptions"),
+    "ivl.engine.prompt_builder": ("Images", "MaxTiles"),
+    "ivl.facts": ("MachineFacts", "ModelFacts", "family_info", "info", "machine_info"),
+    "ivl.loading": ("LoadOptions",),
+    "ivl.measure.awq": ("WrittenAwq", "quantize_awq"),
+    "ivl.measure.check": ("Check", "FidelityCheck", "check", "check_against"),
+    "ivl.measure.importance": ("WrittenImatrix", "imatrix"),
+    "ivl.measure.reference": ("WrittenReference", "record_reference"),
+    "ivl.measure.speed": ("MeasuredSpeed", "bench"),
+    "ivl.pages.reader": ("ImageSource", "Page", "load_image", "load_pages", "open_pages"),
+    "ivl.planner.planning": ("Report", "plan"),
+    "ivl.prompt.template": ("IMAGE", "ImageSlot", "Message"),
+    "ivl.prompt.tiles": ("Grid", "tile_grid"),
+    "ivl.server.settings": ("ServerSettings",),
+    "ivl.serving": ("serve",),
 }
+"""Module -> the public names that it is the home of."""
+_HOMES = {name: home for home, names in _NAMES.items() for name in names}
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     """Import the home of a public name when it is first used (PEP 562)."""
     home = _HOMES.get(name)
     if home is None:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ivl.config import ModelConfig
-from ivl.documents.reading import read_pages
+from ivl.documents.reading import read
 from ivl.engine.answer import Answer, joined
 from ivl.engine.conversation import Conversation, Generation
 from ivl.engine.engine import Engine
@@ -188,27 +188,26 @@ class Model:
         Several pages are read one after the other, with a blank line between their texts; `tokens`
         and timings are those of all, and `finish_reason` is `length` if any page was cut off.
         """
-        chosen = GenerationOptions.of(options)
         pages = [
             page
             for one in as_list(image)
             for page in open_pages(one, max_pixels=max_pixels, limit_option=LIMIT_OPTION)
         ]
         answers = []
-        for reading in read_pages(
-            self,
+        for page in read(
             pages,
+            model=self,
             max_tiles=max_tiles,
             max_pixels=max_pixels,
             system=system,
-            options=chosen,
             schema=schema,
             logprobs=logprobs,
+            **options,
         ):
-            if reading.generation is None:
-                assert reading.error is not None
-                raise reading.error
-            answers.append(reading.generation.result())
+            if page.answer is None:
+                assert page.error is not None
+                raise page.error
+            answers.append(page.answer)
         if not answers:
             raise RequestError("There is no image to read.", "Give one, or a list of them.")
         return joined(answers)

@@ -52,7 +52,7 @@ def advice(missing: list[Tool] | None = None) -> str:
         )
     names = " and ".join(tool.name for tool in tools)
     return (
-        f"ivl was installed without its C++ kernels, for want of {names}, and is slow. "
+        f"ivl was installed without its C++ kernels, because {names} was missing, and is slow. "
         f"Install {_command(tools)}, then {again}."
     )
 

@@ -9,9 +9,8 @@ from PIL import Image
 
 from bench.fidelity import fill, read_together, table
 from ivl import api
-from ivl.measure.data import Sample
+from ivl.measure.data import Sample, tokenize_samples
 from ivl.measure.fidelity import longest_answer
-from ivl.measure.sequences import tokenize_samples
 
 
 def test_pages_that_are_read_together_are_read_as_each_alone(

@@ -124,7 +124,7 @@ def test_an_image_may_come_through_a_pipe(
         (["real.png"], "question is missing", "ivl read real.png"),
         (["gone.png"], "question is missing", "Put a question"),
         (["real.png", "#a.png"], "question is missing", "`ivl read real.png '#a.png'`"),
-        (["-dash.png", "What?"], "No such option", "is written ./-dash.png"),
+        (["-dash.png", "What?"], "No such option", "begins with - as ./-dash.png"),
         (["demo", "What?"], "demo is a model", "--model demo"),
         (["real.png", "What", "is", "it"], "no image What", "quotation marks"),
         (["real.png", " "], "question is empty", "last argument"),
@@ -376,8 +376,8 @@ def test_an_answer_keeps_to_a_schema(
     ("text", "said"),
     [
         (None, "cannot be read"),
-        ("{", "is no JSON"),
-        ("[]", "no JSON object"),
+        ("{", "is not JSON"),
+        ("[]", "not a JSON object"),
         ('{"type": "sausage"}', "cannot be enforced"),
     ],
 )

@@ -147,15 +147,14 @@ def test_weights_that_make_nan_are_damaged(
     assert found["fidelity"]["kl_mean"] is None
     assert found["verdict"]["name"] == "damaged"
     assert run(check(str(tiny_model_dir), model, data)) == 2
-    assert "The original itself makes NaN" in capsys.readouterr().err
+    assert "The original itself computes NaN" in capsys.readouterr().err
 
 
 def test_other_pictures_are_seen(tiny_model_dir: Path, data: Path) -> None:
     """The features that are compared are those of the sample: exchanged pictures are far apart."""
     from ivl import api
-    from ivl.measure.data import read_data
+    from ivl.measure.data import read_data, tokenize_samples
     from ivl.measure.fidelity import compare, keep, summarise
-    from ivl.measure.sequences import tokenize_samples
 
     engine = api.load(tiny_model_dir, device="cpu", dtype="float32").engine
     noise, ramp = tokenize_samples(
@@ -197,7 +196,10 @@ def test_answers_that_nobody_knows_are_the_originals(
         (["--data", "a.png"], "are for --against"),
         (["--no-answers"], "are for --against"),
         (["--against", "demo", "--data", "missing.png"], "no data missing.png"),
-        (["--against", "demo"], "are not one model: the width of the decoder is 64 here and 256"),
+        (
+            ["--against", "demo"],
+            "not the same model: the width of the decoder is 64 here and 256",
+        ),
     ],
 )
 def test_mistakes_are_said(

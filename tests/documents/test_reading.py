@@ -11,8 +11,6 @@ from PIL import Image
 
 import ivl
 from ivl.api import Model
-from ivl.documents.reading import read_pages
-from ivl.engine.options import GenerationOptions
 from ivl.errors import RequestError
 from ivl.pages.reader import open_pages
 
@@ -49,23 +47,50 @@ def test_a_photo_with_a_further_map_in_it_is_one_page(tmp_path: Path) -> None:
 
 
 def test_pages_are_read_as_images_are(model: Model) -> None:
-    options = GenerationOptions(max_tokens=6)
-    readings = list(read_pages(model, open_pages(three_pages("TIFF"), "scan"), options=options))
-    for reading, colour in zip(readings, COLOURS, strict=True):
-        assert reading.generation is not None
+    pages = list(ivl.read([("scan", three_pages("TIFF"))], model=model, max_tokens=6))
+    for number, (page, colour) in enumerate(zip(pages, COLOURS, strict=True), 1):
         expected = model.read(Image.new("RGB", (300, 400), colour), max_tokens=6)
-        assert reading.generation.result().text == expected.text
-        assert reading.size_px == (300, 400)
-        assert reading.grid == ivl.tile_grid(300, 400, tile_px=56)
+        assert (page.path, page.number, page.count) == ("scan", number, 3)
+        assert (page.text, page.status) == (expected.text, "cut off")
+        assert page.view is not None
+        assert page.view.size_px == (300, 400)
+        assert page.view.grid == ivl.tile_grid(300, 400, tile_px=56)
+        assert page.view.num_tiles == page.view.grid.num_tiles + 1
 
 
 def test_a_page_that_fails_leaves_the_others(model: Model) -> None:
     data = three_pages("GIF")
     pages = open_pages(data, "scan")
     pages[1] = replace(pages[1], source=data[: len(data) // 2])
-    readings = list(read_pages(model, pages, options=GenerationOptions(max_tokens=1)))
-    assert [reading.error is None for reading in readings] == [True, False, True]
-    assert isinstance(readings[1].error, RequestError)
+    results = list(ivl.read(pages, model=model, max_tokens=1))
+    assert [page.status for page in results] == ["cut off", "failed", "cut off"]
+    assert isinstance(results[1].error, RequestError)
+    assert (results[1].number, results[1].text) == (2, "")
+
+
+def test_a_file_that_cannot_be_opened_is_a_result_too(
+    model: Model, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, begun = three_pages("TIFF"), []
+    results = ivl.read(
+        ["gone.png", ("scan", data), b"no image"],
+        model=lambda: model,
+        max_tokens=1,
+        began=lambda page, generation: begun.append((page.number, generation.answer)),
+    )
+    found = [(page.path, page.number, page.status) for page in results]
+    assert found[0] == ("gone.png", None, "failed")
+    assert found[1:4] == [("scan", number, "cut off") for number in (1, 2, 3)]
+    assert found[4] == ("The file", None, "failed")
+    assert begun == [(1, None), (2, None), (3, None)]
+    assert capsys.readouterr() == ("", "")
+
+
+def test_no_model_is_loaded_where_there_is_nothing_to_read() -> None:
+    [result] = ivl.read("gone.png", model=lambda: pytest.fail("loaded"))
+    assert result.error is not None
+    with pytest.raises(RequestError, match="max_pixels"):
+        list(ivl.read("gone.png", model=lambda: pytest.fail("loaded"), max_pixels=0))
 
 
 def test_a_file_that_is_no_image_has_no_pages() -> None:

@@ -81,14 +81,14 @@ def test_conversations_are_read_in_the_form_of_internvl(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("{", "is no JSON"),
-        ("[1]", "is no object"),
+        ("{", "is not JSON"),
+        ("[1]", "is not an object"),
         ('{"question": 3}', "the question is not a text"),
         ('{"image": 3}', "the image is not a path"),
         ('{"question": "a", "awnser": "b"}', "Did you mean 'answer'"),
         ('{"image": "missing.png"}', "missing.png, which is not there"),
         ("{}", "neither an image nor a question"),
-        ('{"conversations": [{"from": "gpt"}]}', "the conversation is none"),
+        ('{"conversations": [{"from": "gpt"}]}', "the conversation cannot be read"),
         ('{"conversations": [{"from": "gpt", "value": "Yes."}]}', "nobody asks"),
         ('{"conversations": [{"from": "human", "value": "<image>?"}]}', "number of marks"),
     ],

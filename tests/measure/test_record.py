@@ -15,8 +15,13 @@ from torch import Tensor
 
 from ivl.config import read_config
 from ivl.errors import CheckpointError, UnsupportedError
-from ivl.measure.record import record, write_reference
-from ivl.measure.reference import deviations, read_reference, relative_error
+from ivl.measure.reference import (
+    deviations,
+    read_reference,
+    record,
+    relative_error,
+    write_reference,
+)
 from ivl.model.build import build_model
 
 GOLDEN = Path(__file__).parents[1] / "golden"

@@ -11,8 +11,7 @@ from PIL import Image
 from ivl.checkpoint.hub import DEMO
 from ivl.config import read_config
 from ivl.errors import RequestError
-from ivl.measure.data import Sample, read_data
-from ivl.measure.sequences import calibration_samples, tokenize_samples
+from ivl.measure.data import Sample, calibration_samples, read_data, tokenize_samples
 from ivl.model.source import check_tokenizer
 
 SYSTEM = "Only numbers, please."

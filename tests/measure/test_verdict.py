@@ -10,9 +10,8 @@ from typing import Any
 
 import pytest
 
-from ivl.cli.check_against import measured_lines
-from ivl.measure.fidelity import Fidelity
-from ivl.measure.verdict import GRADES, judge
+from ivl.cli.check import measured_lines
+from ivl.measure.fidelity import GRADES, Fidelity, judge
 
 ALIKE = Fidelity(
     num_samples=8, num_positions=800, kl_mean=1e-5, kl_median=1e-6, kl_p99=1e-4, kl_max=1e-3,

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from typer import Argument
 
-from ivl.cli.inputs import load_model, open_images, pixel_limit, split_question
+from ivl.cli.inputs import load_model, open_images, split_question
 from ivl.cli.options import (
     AnswerForm,
     Drafting,
@@ -20,15 +20,9 @@ from ivl.cli.options import (
     Times,
     with_options,
 )
-from ivl.cli.terminal import (
-    Status,
-    answer_record,
-    image_record,
-    note_ending,
-    print_answer,
-    print_json,
-)
-from ivl.prompt.tiles import choose_grids
+from ivl.cli.terminal import Status, answer_record, note_ending, print_answer, print_json
+from ivl.documents.reading import view_pages
+from ivl.engine.options import DEFAULT_MAX_PIXELS
 
 
 @with_options
@@ -39,7 +33,7 @@ def command(
     ],
     *,
     max_tiles: MaxTiles = None,
-    max_pixels: MaxPixels = None,
+    max_pixels: MaxPixels = DEFAULT_MAX_PIXELS,
     system: System = None,
     json: Json = False,
     times: Times = False,
@@ -61,31 +55,25 @@ def command(
     pages = open_images(names, max_pixels)
     status = Status(quiet=quiet, json=json)
     model = load_model(choice, status, drafting)
-    limit = pixel_limit(max_pixels)
-    sizes_px = [page.size_px(max_pixels=limit) for page in pages]
-    grids = choose_grids(sizes_px, model.config, max_tiles) if pages else []
     generation = model.conversation(system).ask(
         question,
         pages,
         max_tiles=max_tiles,
-        max_pixels=limit,
+        max_pixels=max_pixels,
         options=options,
         schema=form.schema,
         logprobs=form.logprobs,
     )
-    thumbnail = model.config.use_thumbnail
-    status.show_encoding(grids, thumbnail)
+    status.show_encoding(generation.request.num_new_tiles)
     answer = generation.result() if json else print_answer(generation, status)
     note_ending(answer, max_tokens=options.max_tokens, times=times, status=status)
     if json:
-        records = [
-            image_record(page.name, size, grid, thumbnail, page=page.number, pages=page.count)
-            for page, size, grid in zip(pages, sizes_px, grids, strict=True)
-        ]
+        sizes = [page.size_px(max_pixels=max_pixels) for page in pages]
+        views = view_pages(pages, sizes, model.config, max_tiles)
         print_json(
             {
                 "model": choice.model,
-                **answer_record(answer, model.engine.tokenizer),
-                "images": records,
+                **answer_record(answer, model),
+                "images": [view.to_dict() for view in views],
             }
         )

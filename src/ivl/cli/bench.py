@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import statistics
-from typing import TYPE_CHECKING, Annotated, Any
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
 
 from typer import Option
 
 from ivl.cli.inputs import load_model
-from ivl.cli.machine import machine_facts
 from ivl.cli.options import Json, ModelChoice, Quiet, with_options
 from ivl.cli.terminal import Status, print_json
 from ivl.interrupts import interrupted_at_once
 
 if TYPE_CHECKING:
+    from ivl.facts import MachineFacts
     from ivl.measure.speed import MeasuredSpeed
 
 
@@ -40,8 +41,7 @@ def command(
     status = Status(quiet=quiet, json=json)
     status.show("starting")
     with interrupted_at_once():
-        import torch
-
+        from ivl.facts import machine_info
         from ivl.measure.speed import bench
 
     try:
@@ -55,20 +55,20 @@ def command(
         )
     finally:
         status.clear()
-    facts = machine_facts()
+    here = machine_info()
     if json:
-        print_json(record(choice.model, facts, speed))
+        print_json(record(choice.model, here, speed))
         return
-    print(f"{facts['processor']}, {torch.get_num_threads()} threads, {speed.device}")
+    print(f"{here.processor}, {here.kernels.threads} threads, {speed.device}")
     for name, value in rows(speed):
         print(f"{name:<12}{value}")
 
 
-def record(name: str, facts: dict[str, Any], speed: MeasuredSpeed) -> dict[str, Any]:
+def record(name: str, here: MachineFacts, speed: MeasuredSpeed) -> dict[str, object]:
     """All figures for a program; seconds by round, and what follows from their medians."""
     return {
         "model": name,
-        "machine": facts,
+        "machine": asdict(here),
         "load_s": speed.load_s,
         "prompt_tokens": speed.num_prompt_tokens,
         "tokens": speed.num_tokens,

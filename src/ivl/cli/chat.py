@@ -9,13 +9,13 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from typer import Argument
 
 from ivl.cli.dropped import complete, leading_files, named_file, named_files
-from ivl.cli.inputs import load_model, open_image, open_images, pixel_limit
+from ivl.cli.inputs import load_model, open_image, open_images
 from ivl.cli.options import (
     Drafting,
     MaxPixels,
@@ -28,18 +28,19 @@ from ivl.cli.options import (
     Times,
     with_options,
 )
-from ivl.cli.terminal import Status, note_ending, print_answer, print_error
+from ivl.cli.terminal import Status, note_ending, print_answer
+from ivl.cli.words import print_error
+from ivl.engine.options import DEFAULT_MAX_PIXELS
 from ivl.errors import CapacityError, IvlError, RequestError
-from ivl.pages.reader import Page
 from ivl.paths import local_path
-from ivl.prompt.tiles import choose_grids
 from ivl.spelling import nearest
 
 if TYPE_CHECKING:
+    from ivl import Page
     from ivl.api import Model
 
 PROMPT = "> "
-NO_QUESTION_YET = "Images stand here alone; questions are asked when the chat has begun."
+NO_QUESTION_YET = "Only files go here; ask questions once the chat has begun."
 CHECK_SPELLING = "Check its spelling; Tab completes the names of files."
 EXIT_SOME_FAILED = 2
 COMMANDS = {
@@ -57,7 +58,7 @@ def command(
     images: Annotated[list[str] | None, Argument(metavar="[FILE]...", hidden=True)] = None,
     *,
     max_tiles: MaxTiles = None,
-    max_pixels: MaxPixels = None,
+    max_pixels: MaxPixels = DEFAULT_MAX_PIXELS,
     system: System = None,
     times: Times = False,
     quiet: Quiet = False,
@@ -140,10 +141,10 @@ class Chat:
         *,
         sampling: Sampling,
         max_tiles: int | None,
-        max_pixels: int | None,
+        max_pixels: int,
         system: str | None,
         times: bool,
-        schema: dict[str, Any] | None,
+        schema: dict[str, object] | None,
     ) -> None:
         self.model, self.status, self.options = model, status, sampling.options()
         self.max_tiles, self.system, self.times = max_tiles, system, times
@@ -167,26 +168,22 @@ class Chat:
         except IvlError as error:
             self.failed = True
             self.status.clear()
-            print_error(error)
+            print_error(error.message, error.hint)
             if isinstance(error, CapacityError):
                 print("hint: /clear starts a new conversation.", file=sys.stderr)
         return True
 
     def _ask(self, question: str) -> None:
-        limit = pixel_limit(self.max_pixels)
         num_tokens = self.conversation.num_tokens
         generation = self.conversation.ask(
             question,
             self.waiting,
             max_tiles=self.max_tiles,
-            max_pixels=limit,
+            max_pixels=self.max_pixels,
             options=self.options,
             schema=self.schema,
         )
-        config = self.model.config
-        sizes_px = [page.size_px(max_pixels=limit) for page in self.waiting]
-        grids = choose_grids(sizes_px, config, self.max_tiles) if sizes_px else []
-        self.status.show_encoding(grids, config.use_thumbnail)
+        self.status.show_encoding(generation.request.num_new_tiles)
         try:
             answer = print_answer(generation, self.status)
         except KeyboardInterrupt:
@@ -232,7 +229,7 @@ class Chat:
         opened = [open_image(name, self.max_pixels, hint=CHECK_SPELLING) for name in names]
         for pages in opened:
             self.waiting = [*self.waiting, *pages]
-            width, height = pages[0].size_px(max_pixels=pixel_limit(self.max_pixels))
+            width, height = pages[0].size_px(max_pixels=self.max_pixels)
             size = f"{width} x {height}" if len(pages) == 1 else f"{len(pages)} pages"
             goes = "goes" if len(pages) == 1 else "go"
             self.status.note(f"{pages[0].name}: {size}, {goes} with the next question.")

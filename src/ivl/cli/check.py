@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -9,17 +10,32 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, Option
 
-from ivl.cli.check_against import Line, fidelity_lines, fidelity_record, finite
-from ivl.cli.options import KV, Json, MaxTiles, Mmproj, Quiet, Threads, Vision
+from ivl.cli.options import (
+    KV,
+    Device,
+    Json,
+    MaxTiles,
+    Mmproj,
+    Offline,
+    Quiet,
+    Revision,
+    Threads,
+    Vision,
+)
 from ivl.cli.terminal import Status, print_json
 from ivl.errors import IvlError, RequestError
 from ivl.host import choose_threads
 
 if TYPE_CHECKING:
-    from ivl.measure.check import Check
+    from ivl.measure.check import Check, FidelityCheck
+    from ivl.measure.fidelity import Fidelity
 
 QUESTION = "Describe the image."
+SHOWN_CHARACTERS = 48
+"""The piece of an answer that is shown around the first difference."""
 
+Line = tuple[str, str]
+"""What it is about, or nothing where that is as above; and a text."""
 
 Reference = Annotated[
     Path | None,
@@ -35,10 +51,10 @@ Tolerance = Annotated[
 ]
 Record = Annotated[
     Path | None,
-    Option(metavar="FILE", help="Write such a file, computed by transformers, and do no more."),
+    Option(metavar="FILE", help="Write such a file, computed by transformers, and check nothing."),
 ]
 RecordedImage = Annotated[
-    Path | None, Option(metavar="IMAGE", help="For --record; by default a drawn one.")
+    Path | None, Option(metavar="IMAGE", help="For --record; by default a drawn image.")
 ]
 RecordedQuestion = Annotated[
     str | None, Option(metavar="TEXT", help=f'For --record; by default "{QUESTION}"')
@@ -63,11 +79,7 @@ Data = Annotated[
 NoAnswers = Annotated[
     bool, Option("--no-answers", help="For --against: do not write whole answers; much faster.")
 ]
-Device = Annotated[
-    str | None,
-    Option(metavar="DEVICE", help="cpu, cuda, cuda:1 or mps; by default the best there is."),
-]
-Dtype = Annotated[
+CheckedDtype = Annotated[
     str | None,
     Option(
         metavar="TYPE",
@@ -75,10 +87,6 @@ Dtype = Annotated[
         "what suits the device.",
     ),
 ]
-Revision = Annotated[
-    str | None, Option(metavar="REVISION", help="Branch, tag or commit of a model on a hub.")
-]
-Offline = Annotated[bool, Option("--offline", help="Use only what has been downloaded already.")]
 
 
 def command(
@@ -96,7 +104,7 @@ def command(
     vision: Vision = "auto",
     kv: KV = "auto",
     device: Device = None,
-    dtype: Dtype = None,
+    dtype: CheckedDtype = None,
     threads: Threads = None,
     revision: Revision = None,
     offline: Offline = False,
@@ -108,8 +116,8 @@ def command(
     MODEL is demo, a size (1b to 78b), a directory, a GGUF file, or a hub id; by default
     $IVL_MODEL, or demo. Every weight is read, and one image is run through the model. With
     --reference, its features, logits and tokens are compared with those that another code computed.
-    With --against, a quantized model is compared with its original: 2 is the exit code of damage.
-    --vision and --kv are MODEL's then, not the original's: MODEL may be the original itself.
+    With --against, a quantized model is compared with its original; exit code 2 means that it is
+    damaged. --vision and --kv then apply to MODEL alone, which may be the original itself.
     """
     _require_one_check(reference, tolerance, record, (image, question), against)
     if against is None:
@@ -122,7 +130,7 @@ def command(
         "doing": status.show_step,
     }  # fmt: skip
     if record is not None:
-        from ivl.measure.record import record_reference
+        from ivl.measure.reference import record_reference
 
         written = record_reference(
             model, record, image=image, question=question or QUESTION,
@@ -157,7 +165,7 @@ def command(
 def _refuse_without_original(*given: object) -> None:
     if any(option not in (None, False) and option != [] for option in given):
         message = "--data, --max-tiles, --no-answers, --vision and --kv are for --against."
-        raise RequestError(message, "Name the original with it.")
+        raise RequestError(message, "Name the original with --against.")
 
 
 def _require_one_check(
@@ -196,7 +204,7 @@ class Findings:
     def add_check(self, check: Check) -> None:
         self.add(check_lines(check))
 
-    def finish(self, record: Mapping[str, Any], *, problem: IvlError | None) -> None:
+    def finish(self, record: Mapping[str, object], *, problem: IvlError | None) -> None:
         """Ends with the problem, if there is one."""
         self.status.clear()
         if self.in_json:
@@ -236,9 +244,9 @@ def check_lines(check: Check) -> list[Line]:
     return lines
 
 
-def check_record(check: Check) -> dict[str, Any]:
+def check_record(check: Check) -> dict[str, object]:
     """The same for JSON."""
-    record: dict[str, Any] = {"directory": str(check.directory)}
+    record: dict[str, object] = {"directory": str(check.directory)}
     if (weights := check.weights) is not None:
         record["weights"] = {
             "tensors": weights.num_tensors,
@@ -261,3 +269,88 @@ def check_record(check: Check) -> dict[str, Any]:
             for found in check.deviations
         ]
     return record
+
+
+def fidelity_record(original: str, check: FidelityCheck) -> dict[str, object]:
+    """For JSON."""
+    return {
+        "original_dtype": check.original_dtype,
+        "device": check.device,
+        "dtype": check.dtype,
+        "against": original,
+        "fidelity": {name: finite(value) for name, value in asdict(check.fidelity).items()},
+        "verdict": asdict(check.verdict),
+        "answers": [
+            {
+                "sample": c.name,
+                "original": c.answer_theirs,
+                "model": c.answer_ours,
+                "truth": c.truth,
+                "characters_differ": c.characters_differ,
+            }
+            for c in check.comparisons
+            if c.answer_ours is not None
+        ],
+    }
+
+
+def fidelity_lines(check: FidelityCheck) -> list[Line]:
+    """For people."""
+    fidelity, verdict, kind = check.fidelity, check.verdict, check.dtype
+    if kind != check.original_dtype:
+        kind = f"{kind} (the original in {check.original_dtype})"
+    samples = "1 sample" if fidelity.num_samples == 1 else f"{fidelity.num_samples} samples"
+    answers = f"{fidelity.num_positions} tokens of answers"
+    lines = [("compared", f"{samples}, {answers}, in {kind} on {check.device}")]
+    lines += measured_lines(fidelity)
+    for c in check.comparisons:
+        if c.characters_differ and c.answer_theirs is not None and c.answer_ours is not None:
+            theirs, ours = first_difference(c.answer_theirs, c.answer_ours)
+            lines.append(("", f"{c.name}: {theirs!r} became {ours!r}"))
+    reason = f" (not better, because {verdict.reason})" if verdict.reason else ""
+    lines.append(("verdict", f"{verdict.name}: {verdict.meaning}{reason}"))
+    return lines
+
+
+def measured_lines(f: Fidelity) -> list[Line]:
+    """The numbers that were measured, for people."""
+    lines = [
+        (
+            "next token",
+            f"divergence {f.kl_mean:.2g} on average, {f.kl_median:.2g} in the middle, "
+            f"{f.kl_p99:.2g} at 99 %, {f.kl_max:.2g} at most",
+        ),
+        ("likeliest", f"the same token in {100 * f.top1_agreement:.2f} %"),
+    ]
+    if f.cosine_mean is not None:
+        worst = f"{f.cosine_worst:.5f} in the worst tile ({f.worst_tile})"
+        lines.append(("image features", f"cosine {f.cosine_mean:.5f} on average, {worst}"))
+    if f.perplexity_ours is not None:
+        theirs = f"{f.perplexity_theirs:.4f} with the original"
+        lines.append(("perplexity", f"{f.perplexity_ours:.4f} of the true text, {theirs}"))
+    if f.characters_differ is not None:
+        text = f"{_percent(f.characters_differ)} of the original's characters"
+        lines.append(("answers differ", text))
+    if f.error_rate_ours is not None:
+        text = f"{_percent(f.error_rate_ours)}, {_percent(f.error_rate_theirs)} with the original"
+        lines.append(("reading errors", text))
+    return lines
+
+
+def first_difference(theirs: str, ours: str) -> tuple[str, str]:
+    """The same piece of two different answers, from a little before they part."""
+    same = next(
+        (i for i, (a, b) in enumerate(zip(theirs, ours, strict=False)) if a != b),
+        min(len(theirs), len(ours)),
+    )
+    start = max(0, same - SHOWN_CHARACTERS // 3)
+    return theirs[start : start + SHOWN_CHARACTERS], ours[start : start + SHOWN_CHARACTERS]
+
+
+def _percent(share: float | None) -> str:
+    return "unknown" if share is None else f"{100 * share:.1f} %"
+
+
+def finite(value: object) -> object:
+    """JSON has no NaN and no infinity."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -15,27 +15,14 @@ from ivl.cli.terminal import Status, disk_size, print_json
 if TYPE_CHECKING:
     from ivl.conversion import Conversion
 
-TypeOption = Annotated[
-    str,
-    Option(
-        "--type",
-        metavar="TYPE",
-        help="Of the language model: F32 F16 BF16 Q8_0 Q4_0 Q4_1 Q5_0 Q5_1 Q2_K Q3_K_S Q3_K_M "
-        "Q3_K_L Q4_K_S Q4_K_M Q5_K_S Q5_K_M Q6_K.",
-    ),
-]
-VisionOption = Annotated[
-    str | None,
-    Option(
-        "--vision",
-        metavar="TYPE",
-        help="Of the vision tower and the projector: F32 F16 BF16 Q8_0 Q5_0 Q4_0; by default the "
-        "type that they are stored in, which loses nothing.",
-    ),
-]
+TYPES = (
+    "F32 F16 BF16 Q8_0 Q4_0 Q4_1 Q5_0 Q5_1 Q2_K Q3_K_S Q3_K_M Q3_K_L Q4_K_S Q4_K_M Q5_K_S Q5_K_M "
+    "Q6_K"
+)
+VISION_TYPES = "F32 F16 BF16 Q8_0 Q5_0 Q4_0"
 ImatrixOption = Annotated[
     Path | None,
-    Option(metavar="FILE", help="An importance matrix: of `ivl imatrix`, or llama.cpp's."),
+    Option(metavar="FILE", help="An importance matrix from `ivl imatrix` or llama.cpp."),
 ]
 Force = Annotated[bool, Option("--force", help="Replace files that are there.")]
 
@@ -44,8 +31,17 @@ def command(
     model: Annotated[str, Argument(metavar="DIR", hidden=True)],
     out: Out,
     *,
-    kind: TypeOption = "Q4_K_M",
-    vision: VisionOption = None,
+    kind: Annotated[
+        str, Option("--type", metavar="TYPE", help=f"Of the language model: {TYPES}.")
+    ] = "Q4_K_M",
+    vision: Annotated[
+        str | None,
+        Option(
+            metavar="TYPE",
+            help=f"Of the vision tower and the projector: {VISION_TYPES}; by default the type that "
+            "they are stored in, which loses nothing.",
+        ),
+    ] = None,
     imatrix: ImatrixOption = None,
     name: Annotated[
         str | None, Option(metavar="NAME", help="Of the model; by default that of its directory.")
@@ -59,7 +55,7 @@ def command(
     DIR is a model of any size in the official layout or in that of transformers: a directory, demo,
     a size, or a hub id. Into the directory OUT go NAME-TYPE.gguf, the language model, and
     mmproj-NAME-TYPE.gguf, vision tower and projector. Memory for a few pieces of tensors is enough
-    for any size. What an interruption leaves is gone on with by the same command.
+    for any size. After an interruption, the same command goes on where it stopped.
     """
     status = Status(quiet=quiet, json=json)
     status.note_missing_kernels()
@@ -83,16 +79,16 @@ def command(
 
 
 def written(convert: Callable[[], Conversion], status: Status) -> list[dict[str, Any]]:
-    """For JSON: what was written. Says what Ctrl-C leaves, and with what was gone on."""
+    """For JSON: what was written. Notes that an interrupted run can be, or was, continued."""
     try:
         done = convert()
     except KeyboardInterrupt:
-        status.note("interrupted; the same command goes on where this one stopped")
+        status.note("interrupted; run the same command to continue")
         raise
     finally:
         status.clear()
     if done.resumed_bytes:
-        status.note(f"went on after {disk_size(done.resumed_bytes)} of an interrupted run")
+        status.note(f"continued after {disk_size(done.resumed_bytes)} from an interrupted run")
     return [
         {
             "file": str(one.file),

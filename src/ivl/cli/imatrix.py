@@ -9,7 +9,7 @@ from typer import Argument, Option
 
 from ivl.cli.convert import Force
 from ivl.cli.inputs import load_model
-from ivl.cli.options import Json, ModelChoice, Quiet
+from ivl.cli.options import Device, Dtype, Json, ModelChoice, Quiet, Threads
 from ivl.cli.terminal import Status, print_json
 from ivl.interrupts import interrupted_at_once
 
@@ -28,22 +28,14 @@ def command(
     force: Force = False,
     json: Json = False,
     quiet: Quiet = False,
-    device: Annotated[
-        str | None,
-        Option(metavar="DEVICE", help="cpu, cuda, cuda:1 or mps; by default the best there is."),
-    ] = None,
-    dtype: Annotated[
-        str | None,
-        Option(metavar="TYPE", help="bfloat16, float16 or float32; by default what suits."),
-    ] = None,
-    threads: Annotated[
-        int | None, Option(metavar="N", help="Processor threads; by default one for each core.")
-    ] = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    threads: Threads = None,
 ) -> None:
     """Measure which weights matter, from images and text.
 
     DATA: folders of images with .txt files of the same names that say what is in them, .txt files,
-    and .jsonl files of conversations; without any, four pages of ivl's own. The result is an
+    and .jsonl files of conversations; without any, four bundled pages. The result is an
     importance matrix in llama.cpp's format, for `ivl convert`, `ivl quantize` and llama-quantize;
     it has the vision tower too.
     """

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from dataclasses import asdict
+from typing import Annotated
 
 from typer import Argument, Option
 
-from ivl.cli.machine import machine_facts
-from ivl.cli.model_facts import ModelFacts, family_facts, model_facts
 from ivl.cli.options import Json, Mmproj
 from ivl.cli.terminal import disk_size, print_json
 from ivl.errors import RequestError
-from ivl.footprint.placement import GIB
+from ivl.facts import MachineFacts, ModelFacts, family_info, info, machine_info
 from ivl.host import available_memory_bytes
 
 
@@ -34,27 +33,30 @@ def command(
     if machine:
         if model is not None:
             raise RequestError(
-                "--machine is about this machine, and not about a model.", "Leave one of them out."
+                "--machine describes this machine, not a model.", "Leave one of them out."
             )
-        facts = machine_facts(measure=True)
-        facts["bandwidth_kept_in"] = _keep_for_plans(facts)
-        print_json(facts) if json else _print_rows(_machine_rows(facts))
+        here = machine_info(measure=True)
+        kept_in = _keep_for_plans(here)
+        if json:
+            print_json({**asdict(here), "bandwidth_kept_in": kept_in})
+        else:
+            _print_rows(_machine_rows(here, is_kept=kept_in is not None))
     elif model is None:
-        family = family_facts()
+        family = family_info()
         print_json([facts.to_dict() for facts in family]) if json else _print_family(family)
     else:
-        facts = model_facts(model, mmproj)
+        facts = info(model, mmproj)
         print_json(facts.to_dict()) if json else _print_rows(_model_rows(facts))
 
 
-def _keep_for_plans(facts: dict[str, Any]) -> str | None:
+def _keep_for_plans(here: MachineFacts) -> str | None:
     """Where `ivl plan` finds the bandwidth that is shown; None where no file can be written."""
-    from ivl.host import processor_name
     from ivl.planner.machine import keep_bandwidth
 
-    threads = facts["kernels"]["threads"]
+    assert here.read_bytes_per_s is not None
+    threads = here.kernels.threads
     try:
-        return str(keep_bandwidth(processor_name(), facts["read_bytes_per_s"], threads=threads))
+        return str(keep_bandwidth(here.processor, here.read_bytes_per_s, threads=threads))
     except OSError:
         return None
 
@@ -178,29 +180,32 @@ def _print_family(family: list[ModelFacts]) -> None:
     print("\nMemory: at 16 bits and with the usual context; main memory, for running on the CPU.")
 
 
-def _machine_rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
-    rows = [(name, str(facts[name])) for name in ("system", "processor", "cores")]
-    free_bytes = facts["available_memory_bytes"]
-    rows.append(("free memory", "unknown" if free_bytes is None else _memory_size(free_bytes)))
-    for gpu in facts.get("gpus", []):
-        free, total = (_memory_size(gpu[f"{kind}_memory_bytes"]) for kind in ("available", "total"))
-        rows.append(("gpu", f"{gpu['name']}, {free} of {total} free"))
-    rows.append(("models run on", f"{facts['device']}, in {facts['dtype']}"))
-    kernels = facts["kernels"]
-    pool = "torch's own" if kernels["thread_pool"] == "openmp" else "beside torch's"
-    quota = "" if kernels["quota"] is None else f", quota {kernels['quota']:g}"
-    rows += [
-        ("kernels", f"{kernels['instruction_set']}, {kernels['why']}"),
-        ("could run", ", ".join(kernels["usable"])),
-        ("vision in", ", ".join(kernels["vision_arithmetics"])),
-        ("threads", f"{kernels['threads']}, {pool}; {kernels['physical_cores']} cores{quota}"),
+def _machine_rows(here: MachineFacts, *, is_kept: bool) -> list[tuple[str, str]]:
+    kernels, free_bytes = here.kernels, here.available_memory_bytes
+    pool = "torch's own" if kernels.thread_pool == "openmp" else "beside torch's"
+    quota = "" if kernels.quota is None else f", quota {kernels.quota:g}"
+    kept = "; `ivl plan` uses it from now on" if is_kept else ""
+    rows = [
+        ("system", here.system),
+        ("processor", here.processor),
+        ("cores", str(here.cores)),
+        ("free memory", "unknown" if free_bytes is None else _memory_size(free_bytes)),
     ]
-    kept = "" if facts["bandwidth_kept_in"] is None else "; `ivl plan` uses it from now on"
-    rows.append(("memory reads", f"{facts['read_bytes_per_s'] / 1e9:.1f} GB/s, measured{kept}"))
-    if facts["int8_operations_per_s"] is not None:
-        peak = f"{facts['int8_operations_per_s'] / 1e9:.0f} billion operations a second"
+    for gpu in here.gpus:
+        free, total = map(_memory_size, (gpu.available_memory_bytes, gpu.total_memory_bytes))
+        rows.append(("gpu", f"{gpu.name}, {free} of {total} free"))
+    rows += [
+        ("models run on", f"{here.device}, in {here.dtype}"),
+        ("kernels", f"{kernels.instruction_set}, {kernels.why}"),
+        ("could run", ", ".join(kernels.usable)),
+        ("vision in", ", ".join(kernels.vision_arithmetics)),
+        ("threads", f"{kernels.threads}, {pool}; {kernels.physical_cores} cores{quota}"),
+        ("memory reads", f"{(here.read_bytes_per_s or 0) / 1e9:.1f} GB/s, measured{kept}"),
+    ]
+    if here.int8_operations_per_s is not None:
+        peak = f"{here.int8_operations_per_s / 1e9:.0f} billion operations a second"
         rows.append(("int8 products", f"{peak} at most, measured"))
-    return rows + [(name, facts[name]) for name in ("ivl", "torch", "python")]
+    return [*rows, ("ivl", here.ivl), ("torch", here.torch), ("python", here.python)]
 
 
 def _print_rows(rows: list[tuple[str, str]]) -> None:
@@ -218,4 +223,4 @@ def _count(number: int) -> str:
 
 
 def _memory_size(num_bytes: int) -> str:
-    return f"{num_bytes / GIB:.1f} GiB"
+    return f"{num_bytes / 1024**3:.1f} GiB"

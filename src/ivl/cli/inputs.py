@@ -6,23 +6,22 @@ import os
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ivl.cli.dropped import SUFFIXES
 from ivl.cli.options import Drafting, ModelChoice
 from ivl.cli.terminal import Status
-from ivl.engine.prompt_builder import LIMIT_OPTION
+from ivl.documents.reading import open_shown
 from ivl.errors import CheckpointError, RequestError
 from ivl.family import find
 from ivl.host import choose_threads
 from ivl.interrupts import interrupted_at_once
-from ivl.pages.reader import Page, open_together
-from ivl.pages.sources import DEFAULT_MAX_PIXELS, check_max_pixels
 from ivl.paths import local_path, names_file
 
 if TYPE_CHECKING:
+    from ivl import Page
     from ivl.api import Model
 
 STDIN = "-"
@@ -43,39 +42,30 @@ def split_question(arguments: Sequence[str]) -> tuple[list[str], str]:
         files = shlex.join(f"./{n}" if n.startswith("-") and n != STDIN else n for n in arguments)
         raise RequestError(
             f"The question is missing: the last argument, {question}, names a file.",
-            f"Put a question behind the images, as in {EXAMPLE}, or use `ivl read {files}`.",
+            f"Put a question after the images, as in {EXAMPLE}, or use `ivl read {files}`.",
         )
     return images, question
 
 
 def open_images(
-    names: Sequence[str], max_pixels: int | None = None, *, hint: str = QUESTION_OF_WORDS
+    names: Sequence[str], max_pixels: int, *, hint: str = QUESTION_OF_WORDS
 ) -> list[Page]:
     """All pages of the files; `-` is stdin. Images are decoded, and pages of PDFs measured, before
     anything large is loaded. `hint`: what a word may be that names no image."""
     return [page for name in names for page in open_image(name, max_pixels, hint=hint)]
 
 
-def open_image(name: str, max_pixels: int | None = None, *, hint: str) -> list[Page]:
+def open_image(name: str, max_pixels: int, *, hint: str) -> list[Page]:
     """The pages of an image; RequestError, with a guess at what went wrong, when there is none."""
     if _names_model(name):
         raise RequestError(
-            f"{name} is a model, and not an image",
+            f"{name} is a model, not an image.",
             f"Name a model with --model {shlex.quote(name)}.",
         )
     is_word = "/" not in name and "\\" not in name and not Path(name).suffix
     if name != STDIN and is_word and not local_path(name).exists():
-        raise RequestError(f"there is no image {name}", hint)
-    limit = pixel_limit(max_pixels)
-    pages = open_together(
-        read_stdin() if name == STDIN else name, name, max_pixels=limit, limit_option=LIMIT_OPTION
-    )
-    if len(pages) == 1:
-        image = pages[0].load(max_pixels=limit, limit_option=LIMIT_OPTION)
-        return [replace(pages[0], source=image)]
-    for page in pages:
-        page.size_px(max_pixels=limit)
-    return pages
+        raise RequestError(f"There is no image {name}.", hint)
+    return open_shown(read_stdin() if name == STDIN else name, name, max_pixels=max_pixels)
 
 
 def _names_model(name: str) -> bool:
@@ -89,18 +79,11 @@ def _names_model(name: str) -> bool:
     return is_files if is_here else name == "demo" or find(name) is not None
 
 
-def pixel_limit(max_pixels: int | None) -> int:
-    """The limit that was asked for, or the usual one; RequestError for no number of pixels."""
-    limit = DEFAULT_MAX_PIXELS if max_pixels is None else max_pixels
-    check_max_pixels(limit)
-    return limit
-
-
 def read_stdin() -> bytes:
     """All of stdin; RequestError when that is a terminal, where nobody would know to type."""
     if sys.stdin.isatty():
         raise RequestError(
-            "- is the image that comes through a pipe, and there is no pipe.",
+            "- reads an image from a pipe, and there is no pipe.",
             'Pipe one in: curl ... | ivl ask - "What is this?"',
         )
     return sys.stdin.buffer.read()

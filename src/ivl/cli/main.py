@@ -27,7 +27,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from ivl import __version__
-from ivl.cli.words import speak_of, spoken
+from ivl.cli.words import print_error, speak_of
 from ivl.errors import IvlError
 from ivl.interrupts import EXIT_INTERRUPTED, interrupted_at_once
 from ivl.paths import local_path, names_file
@@ -49,14 +49,14 @@ COMMANDS: dict[str, str] = {
 """Name of a command -> the line that describes it in `ivl --help`, in the order shown there."""
 
 EXIT_READER_GONE = 1
-EXIT_PERSON_CAN_MEND = 2
+EXIT_PERSON_CAN_FIX = 2
 
 UNWRITABLE = {
     errno.ENOSPC: "Free some space there, or write to another disk.",
     errno.EDQUOT: "The quota of this user is used up there.",
-    errno.EFBIG: "That file system, or `ulimit -f`, takes no file so large.",
+    errno.EFBIG: "The file is too large for that file system, or for `ulimit -f`.",
     errno.EIO: "The disk or terminal behind it does not answer.",
-    errno.EROFS: "That file system can only be read.",
+    errno.EROFS: "That file system is read-only.",
     errno.EBADF: "It was closed before the program was started.",
 }
 """Failures of writing that no code of ours can foresee, and what to do about them."""
@@ -150,7 +150,7 @@ def _root(
     """Ask images questions, and read them, with the InternVL 2.5 models."""
     if ctx.invoked_subcommand is None:
         typer.echo(ctx.get_help(), err=True)
-        raise typer.Exit(EXIT_PERSON_CAN_MEND)
+        raise typer.Exit(EXIT_PERSON_CAN_FIX)
 
 
 def run(args: Sequence[str]) -> int:
@@ -187,19 +187,17 @@ def _usage_hint(ctx: Any, args: Sequence[str]) -> str:
     hint = f"`{ctx.command_path} --help` shows what it takes."
     for arg in args[1:]:
         if arg.startswith("-") and names_file(arg):
-            return f"The name of a file that begins with - is written ./{arg}. {hint}"
+            return f"Write a file name that begins with - as ./{arg}. {hint}"
     takes_model = any("--model" in param.opts for param in ctx.command.params)
     takes_more = any(param.param_type_name == "argument" for param in ctx.command.params)
     if takes_model and not takes_more and len(args) > 1 and not args[1].startswith("-"):
-        return f"A model is named so: {ctx.command_path} --model {shlex.quote(args[1])}. {hint}"
+        return f"Name a model like this: {ctx.command_path} --model {shlex.quote(args[1])}. {hint}"
     return hint
 
 
 def _complain(message: str, hint: str) -> int:
-    print(f"error: {spoken(message)}", file=sys.stderr)
-    if hint:
-        print(f"hint: {spoken(hint)}", file=sys.stderr)
-    return EXIT_PERSON_CAN_MEND
+    print_error(message, hint)
+    return EXIT_PERSON_CAN_FIX
 
 
 def _silence_stdout() -> None:

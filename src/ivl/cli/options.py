@@ -14,17 +14,31 @@ import functools
 import inspect
 import json
 from collections.abc import Callable
-from dataclasses import MISSING, dataclass, fields, is_dataclass
+from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
 from typer import Argument, Option
 
-from ivl.engine.options import DEFAULT_DRAFT_TOKENS, GenerationOptions
+from ivl.engine.options import DEFAULT_DRAFT_TOKENS, DEFAULT_VISION_BATCH, GenerationOptions
 from ivl.errors import ConfigError, RequestError
-from ivl.footprint.workload import DEFAULT_VISION_BATCH
 from ivl.paths import local_path
 
+Device = Annotated[
+    str | None,
+    Option(metavar="DEVICE", help="cpu, cuda, cuda:1 or mps; by default the best there is."),
+]
+Dtype = Annotated[
+    str | None,
+    Option(
+        metavar="TYPE",
+        help="bfloat16, float16 or float32; by default what suits the device.",
+    ),
+]
+Revision = Annotated[
+    str | None, Option(metavar="REVISION", help="Branch, tag or commit of a model on a hub.")
+]
+Offline = Annotated[bool, Option("--offline", help="Use only what has been downloaded already.")]
 Threads = Annotated[
     int | None, Option(metavar="N", help="Processor threads; by default one for each core.")
 ]
@@ -33,7 +47,7 @@ Threads = Annotated[
 def _named(text: str) -> Path:
     """An empty name would be the present directory: it is a variable that is not set."""
     if not text:
-        raise ConfigError("OUT is empty.", "Is the variable set that it comes from?")
+        raise ConfigError("OUT is empty.", "Is the variable that it comes from set?")
     return Path(text)
 
 
@@ -75,9 +89,11 @@ def _schema(name: str) -> dict[str, Any]:
             f"The schema {name} cannot be read: {error.strerror}.", "Check the spelling."
         ) from None
     except ValueError as error:
-        raise RequestError(f"The schema {name} is no JSON: {error}.") from None
+        raise RequestError(f"The schema {name} is not JSON: {error}.") from None
     if not isinstance(schema, dict):
-        raise RequestError(f"The schema {name} is no JSON object.", 'Such as {"type": "object"}.')
+        raise RequestError(
+            f"The schema {name} is not a JSON object.", 'Give one such as {"type": "object"}.'
+        )
     return schema
 
 
@@ -87,7 +103,7 @@ SchemaFile = Annotated[
         "--schema",
         metavar="FILE",
         parser=_schema,
-        help="A JSON schema; the answer is JSON that keeps to it.",
+        help="A JSON schema; the answer is JSON that follows it.",
     ),
 ]
 
@@ -120,7 +136,7 @@ class ModelChoice:
         int | None,
         Option(
             metavar="N",
-            help="At most so many of the decoder's layers on GPUs, the others on the processor.",
+            help="Put at most N of the decoder's layers on GPUs, the others on the processor.",
         ),
     ] = None
     vision_offload: Annotated[
@@ -130,13 +146,7 @@ class ModelChoice:
             help="Keep the vision tower in main memory, and stream it to the GPU for each page.",
         ),
     ] = False
-    dtype: Annotated[
-        str | None,
-        Option(
-            metavar="TYPE",
-            help="bfloat16, float16 or float32; by default what suits the device.",
-        ),
-    ] = None
+    dtype: Dtype = None
     context: Annotated[
         int | None,
         Option(metavar="TOKENS", help="Room for questions and answers; by default 8192 tokens."),
@@ -147,12 +157,8 @@ class ModelChoice:
     vision: Vision = "auto"
     kv: KV = "auto"
     threads: Threads = None
-    revision: Annotated[
-        str | None, Option(metavar="REVISION", help="Branch, tag or commit of a model on a hub.")
-    ] = None
-    offline: Annotated[
-        bool, Option("--offline", help="Use only what has been downloaded already.")
-    ] = False
+    revision: Revision = None
+    offline: Offline = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -188,22 +194,22 @@ class Sampling:
     ] = None
     frequency_penalty: Annotated[
         float | None,
-        Option(metavar="X", help="The same, the more so the more often they occurred."),
+        Option(metavar="X", help="The same, growing with how often they occurred."),
     ] = None
     stop: Annotated[
         list[str] | None,
         Option(metavar="TEXT", help="End the answer before this text; may be repeated."),
     ] = None
-    seed: Annotated[
-        int | None, Option(metavar="N", help="Makes the choice of a temperature repeatable.")
-    ] = None
+    seed: Annotated[int | None, Option(metavar="N", help="Makes sampling repeatable.")] = None
+
+    def given(self) -> dict[str, Any]:
+        """By name, as `Model.ask` takes them: those that were given."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
     def options(self) -> GenerationOptions:
         """The checked options; RequestError for a value that means nothing."""
-        chosen = {field.name: getattr(self, field.name) for field in fields(self)}
-        given = {name: value for name, value in chosen.items() if value is not None}
         try:
-            return GenerationOptions.of(given)
+            return GenerationOptions.of(self.given())
         except RequestError as error:
             hint = error.hint or "`ivl ask --help` says what the options mean."
             raise RequestError(error.message, hint) from None
@@ -254,100 +260,13 @@ MaxTiles = Annotated[
         "By default the model's own number.",
     ),
 ]
-MaxPixels = Annotated[
-    int | None,
-    Option(
-        metavar="N",
-        help="Largest image that is opened, in pixels; by default 200000000.",
-    ),
-]
+MaxPixels = Annotated[int, Option(metavar="N", help="Largest image that is opened, in pixels.")]
 System = Annotated[
-    str | None, Option(metavar="TEXT", help="System message in the place of the model's own.")
+    str | None, Option(metavar="TEXT", help="System message instead of the model's own.")
 ]
 Json = Annotated[bool, Option("--json", help="Print JSON, for programs, when all is done.")]
 Quiet = Annotated[bool, Option("--quiet", "-q", help="No progress and no notes on stderr.")]
 Times = Annotated[bool, Option("--timings", help="Say on stderr how long everything took.")]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Form:
-    """The types of a planned model, and where its tower is."""
-
-    type: Annotated[
-        str | None,
-        Option(metavar="TYPE", help="Of the decoder: Q4_K_M (the default), BF16, AWQ ..."),
-    ] = None
-    vision: Annotated[
-        str | None, Option(metavar="TYPE", help="Of the vision tower: F16, Q8_0 ...")
-    ] = None
-    vision_offload: Annotated[
-        bool,
-        Option(
-            "--tower-on-cpu",
-            "--vision-offload",
-            help="Keep the vision tower in main memory: llama.cpp runs it there, ivl streams it to "
-            "a GPU while a page is encoded.",
-        ),
-    ] = False
-
-    def chosen(self) -> dict[str, Any]:
-        """By name, as `ivl.plan` takes them."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Target:
-    """The machine that is planned for."""
-
-    device: Annotated[
-        list[str] | None,
-        Option(
-            metavar="NAME",
-            help='What to run on, such as "RTX A6000", "2x RTX 3090", "m3 max 64gb" or cpu; may be '
-            "repeated. By default this machine.",
-        ),
-    ] = None
-    host: Annotated[
-        str | None,
-        Option(metavar="MEMORY", help="Main memory beside --device: 64GB, or 64GB:80GB/s."),
-    ] = None
-    memory: Annotated[
-        str | None,
-        Option(metavar="MEMORY", help="In the place of what the device has: 24GB."),
-    ] = None
-
-    def chosen(self) -> dict[str, Any]:
-        """By name, as `ivl.plan` takes them."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Work:
-    """What a planned model is to do, and what runs it."""
-
-    context: Annotated[
-        int | None, Option(metavar="TOKENS", help="Of question and answer; by default 8192.")
-    ] = None
-    kv: Annotated[
-        str, Option(metavar="TYPE", help="Of the key/value cache: 32bit, 16bit or 8bit.")
-    ] = "16bit"
-    images: Annotated[
-        int | None, Option(metavar="N", help="Images of a question; by default 1.")
-    ] = None
-    max_tiles: Annotated[
-        int | None, Option(metavar="N", help="Tiles that the images share; by default 12.")
-    ] = None
-    parallel: Annotated[int, Option(metavar="N", help="Questions answered at once.")] = 1
-    vision_batch: Annotated[int, Option(metavar="TILES", help="Tiles encoded at once.")] = (
-        DEFAULT_VISION_BATCH
-    )
-    backend: Annotated[
-        str, Option(metavar="NAME", help="What runs it: ivl, llama.cpp or vllm.")
-    ] = "ivl"
-
-    def chosen(self) -> dict[str, Any]:
-        """By name, as `ivl.plan` takes them."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
 
 
 def with_options(function: Callable[..., None]) -> Callable[..., None]:

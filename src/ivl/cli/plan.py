@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict, dataclass
 from datetime import date
 from json import dumps
 from pathlib import Path
@@ -9,11 +10,81 @@ from typing import Annotated, Any
 
 from typer import Argument, Option
 
-from ivl.cli.options import Form, Json, Mmproj, Target, Work, with_options
+from ivl.cli.options import Json, Mmproj, with_options
+from ivl.engine.options import DEFAULT_VISION_BATCH
 from ivl.errors import ConfigError
 from ivl.host import processor_name
 from ivl.planner.planning import Report, overview, plan
 from ivl.planner.report import overview_record, render_overview
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Form:
+    """The types of a planned model, and where its tower is."""
+
+    type: Annotated[
+        str | None,
+        Option(metavar="TYPE", help="Of the decoder: Q4_K_M (the default), BF16, AWQ ..."),
+    ] = None
+    vision: Annotated[
+        str | None, Option(metavar="TYPE", help="Of the vision tower: F16, Q8_0 ...")
+    ] = None
+    vision_offload: Annotated[
+        bool,
+        Option(
+            "--tower-on-cpu",
+            "--vision-offload",
+            help="Keep the vision tower in main memory: llama.cpp runs it there, ivl streams it to "
+            "a GPU while a page is encoded.",
+        ),
+    ] = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """The machine that is planned for."""
+
+    device: Annotated[
+        list[str] | None,
+        Option(
+            metavar="NAME",
+            help='What to run on, such as "RTX A6000", "2x RTX 3090", "m3 max 64gb" or cpu; may be '
+            "repeated. By default this machine.",
+        ),
+    ] = None
+    host: Annotated[
+        str | None,
+        Option(metavar="MEMORY", help="Main memory beside --device: 64GB, or 64GB:80GB/s."),
+    ] = None
+    memory: Annotated[
+        str | None,
+        Option(metavar="MEMORY", help="Memory to plan with, instead of the device's own: 24GB."),
+    ] = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Work:
+    """What a planned model is to do, and what runs it."""
+
+    context: Annotated[
+        int | None, Option(metavar="TOKENS", help="Of question and answer; by default 8192.")
+    ] = None
+    kv: Annotated[
+        str, Option(metavar="TYPE", help="Of the key/value cache: 32bit, 16bit or 8bit.")
+    ] = "16bit"
+    images: Annotated[
+        int | None, Option(metavar="N", help="Images of a question; by default 1.")
+    ] = None
+    max_tiles: Annotated[
+        int | None, Option(metavar="N", help="Tiles that the images share; by default 12.")
+    ] = None
+    parallel: Annotated[int, Option(metavar="N", help="Questions answered at once.")] = 1
+    vision_batch: Annotated[int, Option(metavar="TILES", help="Tiles encoded at once.")] = (
+        DEFAULT_VISION_BATCH
+    )
+    backend: Annotated[
+        str, Option(metavar="NAME", help="What runs it: ivl, llama.cpp or vllm.")
+    ] = "ivl"
 
 
 @with_options
@@ -31,10 +102,7 @@ def command(
     ] = False,
     verify: Annotated[
         bool,
-        Option(
-            "--verify",
-            help="Build it here with random weights, and compare the plan with what is measured.",
-        ),
+        Option("--verify", help="Build it here with random weights, and compare it with the plan."),
     ] = False,
     receipt: Annotated[
         Path | None, Option(metavar="FILE", help="Where --verify writes what it measured.")
@@ -47,31 +115,25 @@ def command(
 ) -> None:
     """Say what will run where, how fast, and what to change.
 
-    MODEL is a size (1b to 78b), a directory, a GGUF file or demo; FILEs are images and PDFs that it
-    will read, to show what each page costs. Without MODEL, every size is checked against this
+    MODEL is a size (1b to 78b), a directory, a GGUF file or demo; FILEs are images and PDFs to
+    read, to see what each page costs. Without MODEL, every size and type is compared with this
     machine. Nothing is loaded or downloaded.
     """
     if receipt is not None and not verify:
-        raise ConfigError("--receipt works only with --verify.", "Add --verify, or leave it out.")
+        raise ConfigError("--receipt needs --verify.", "Add --verify, or leave it out.")
     if probe:
         _probe()
-    common: dict[str, Any] = {**on.chosen(), **work.chosen()}
+    common: dict[str, Any] = {**asdict(on), **asdict(work)}
     if not arguments:
-        if any((*form.chosen().values(), mmproj, html, verify)):
+        if any((*asdict(form).values(), mmproj, html, verify)):
             raise ConfigError(
-                "One of these options is about a single model.",
+                "An option was given that needs a model.",
                 "Name the model: ivl plan 8b --type Q8_0.",
             )
         rows = overview(**common)
         _print(overview_record(rows) if json else render_overview(rows))
         return
-    report = plan(
-        arguments[0],
-        arguments[1:],
-        mmproj=mmproj,
-        **form.chosen(),
-        **common,
-    )
+    report = plan(arguments[0], arguments[1:], mmproj=mmproj, **asdict(form), **common)
     if html is not None:
         _write_page(report, html)
     if verify:
@@ -91,7 +153,7 @@ def _verify(report: Report, receipt: Path | None, as_json: bool) -> None:
 
 
 def _probe() -> None:
-    from ivl.measure.probe import measure_processor
+    from ivl.measure.speed import measure_processor
     from ivl.planner.machine import Probe, write_probe
 
     today = date.today().isoformat()

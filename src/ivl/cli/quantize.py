@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from typer import Argument, Option
 
-from ivl.cli.convert import Force, ImatrixOption, print_written, written
+from ivl.cli.convert import TYPES, VISION_TYPES, Force, ImatrixOption, print_written, written
 from ivl.cli.options import Json, Out, Quiet
 from ivl.cli.terminal import Status
 from ivl.errors import ConfigError, RequestError
@@ -18,9 +18,8 @@ TypeOption = Annotated[
     Option(
         "--type",
         metavar="TYPE",
-        help="The same as the third argument. A language model: F32 F16 BF16 Q8_0 Q4_0 Q4_1 "
-        "Q5_0 Q5_1 Q2_K Q3_K_S Q3_K_M Q3_K_L Q4_K_S Q4_K_M Q5_K_S Q5_K_M Q6_K. A projector: "
-        "F32 F16 BF16 Q8_0 Q5_0 Q4_0. Or awq.",
+        help=f"The same as the third argument. A language model: {TYPES}. A projector: "
+        f"{VISION_TYPES}. Or awq.",
     ),
 ]
 VisionOption = Annotated[

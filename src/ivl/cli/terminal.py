@@ -11,18 +11,15 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from ivl.cli.words import spoken
 from ivl.engine.answer import logprob_record
-from ivl.errors import IvlError
-from ivl.prompt.tiles import Grid, num_tiles_with_thumbnail
 from ivl.toolchain import advice
 
 if TYPE_CHECKING:
+    from ivl.api import Model
     from ivl.engine.answer import Answer
     from ivl.engine.conversation import Generation
-    from ivl.prompt.tokenizer import Tokenizer
 
 BAR_WIDTH = 30
 REDRAW_S = 0.1
@@ -84,9 +81,8 @@ class Status:
         bar = "#" * filled + "." * (BAR_WIDTH - filled)
         self.show(f"{doing} [{bar}] {disk_size(done_bytes)} of {disk_size(total_bytes)}{rate}")
 
-    def show_encoding(self, grids: Sequence[Grid], use_thumbnail: bool, title: str = "") -> None:
+    def show_encoding(self, num_tiles: int, title: str = "") -> None:
         """What the model does before the first word comes."""
-        num_tiles = sum(num_tiles_with_thumbnail(grid, use_thumbnail) for grid in grids)
         tiles = "1 tile" if num_tiles == 1 else f"{num_tiles} tiles"
         doing = f"encoding {tiles}" if num_tiles else "reading the question"
         self.show(f"{title}: {doing}" if title else doing)
@@ -104,9 +100,9 @@ class Status:
 
     def note_missing_kernels(self) -> None:
         """Says, before a processor computes for long, that it could be done faster, and how."""
-        from ivl.kernels import cpu
+        from ivl.facts import has_kernels
 
-        if not self.json and not cpu.is_built():
+        if not self.json and not has_kernels():
             self.note(f"note: {advice()}")
 
 
@@ -160,9 +156,9 @@ def note_ending(
         print(answer.timings.summary(), file=sys.stderr)
 
 
-def answer_record(answer: Answer, tokenizer: Tokenizer) -> dict[str, Any]:
+def answer_record(answer: Answer, model: Model) -> dict[str, object]:
     """An answer for JSON; `tokens` is how many there are."""
-    logprobs = [logprob_record(token, tokenizer) for token in answer.logprobs]
+    logprobs = [logprob_record(token, model.engine.tokenizer) for token in answer.logprobs]
     return {
         "text": answer.text,
         "tokens": len(answer.tokens),
@@ -173,27 +169,7 @@ def answer_record(answer: Answer, tokenizer: Tokenizer) -> dict[str, Any]:
     }
 
 
-def image_record(
-    name: str,
-    size_px: tuple[int, int],
-    grid: Grid,
-    use_thumbnail: bool,
-    *,
-    page: int = 1,
-    pages: int = 1,
-) -> dict[str, Any]:
-    """For JSON: how an image was cut, or a page of a file with several."""
-    return {
-        "file": name,
-        **({"page": page, "pages": pages} if pages > 1 else {}),
-        "width": size_px[0],
-        "height": size_px[1],
-        "grid": {"columns": grid.columns, "rows": grid.rows},
-        "tiles": num_tiles_with_thumbnail(grid, use_thumbnail),
-    }
-
-
-def print_json(value: Mapping[str, Any] | list[dict[str, Any]]) -> None:
+def print_json(value: Mapping[str, object] | Sequence[Mapping[str, object]]) -> None:
     text = json.dumps(value, ensure_ascii=False, indent=2)
     # Names of files need not be text. What is not is escaped, so that a program gets it back.
     is_text = not any("\ud800" <= letter <= "\udfff" for letter in text)
@@ -203,10 +179,3 @@ def print_json(value: Mapping[str, Any] | list[dict[str, Any]]) -> None:
 def disk_size(num_bytes: int) -> str:
     """In decimal units, as disks and hubs count."""
     return f"{num_bytes / 1e9:.1f} GB" if num_bytes >= 1e8 else f"{num_bytes / 1e6:.1f} MB"
-
-
-def print_error(error: IvlError) -> None:
-    """As an error that ends the program, for one that does not."""
-    print(f"error: {spoken(error.message)}", file=sys.stderr)
-    if error.hint:
-        print(f"hint: {spoken(error.hint)}", file=sys.stderr)

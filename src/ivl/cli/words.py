@@ -8,6 +8,7 @@ The Python API's own words are what errors are written in, an option between bac
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Mapping
 from contextvars import ContextVar
 
@@ -36,3 +37,10 @@ def spoken(text: str) -> str:
         return options[name] if value is None else f"{options[name]} {value}"
 
     return _NAMED.sub(option, _ALTERNATIVE.sub(without_what_is_not_there, text))
+
+
+def print_error(message: str, hint: str) -> None:
+    """What is wrong and what to do about it, on stderr."""
+    print(f"error: {spoken(message)}", file=sys.stderr)
+    if hint:
+        print(f"hint: {spoken(hint)}", file=sys.stderr)

@@ -10,6 +10,8 @@ from numbers import Integral, Real
 from typing import Any, Protocol, TypedDict, runtime_checkable
 
 from ivl.errors import RequestError
+from ivl.footprint.workload import DEFAULT_VISION_BATCH as DEFAULT_VISION_BATCH
+from ivl.pages.sources import DEFAULT_MAX_PIXELS as DEFAULT_MAX_PIXELS
 from ivl.spelling import did_you_mean
 
 LOOKUP = "lookup"

@@ -16,7 +16,7 @@ from ivl.pages.reader import (
     load_image,
     open_together,
 )
-from ivl.pages.sources import DEFAULT_MAX_PIXELS
+from ivl.pages.sources import DEFAULT_MAX_PIXELS, check_max_pixels
 from ivl.paths import names_file
 from ivl.prompt.template import (
     Control,
@@ -134,6 +134,7 @@ def split_pages(
     limit_option: str | None = LIMIT_OPTION,
 ) -> list[list[Page]]:
     """The pages of each image, for `prepare_images`. Arguments and errors as of `open_together`."""
+    check_max_pixels(max_pixels)
     return [
         open_together(image, max_pixels=max_pixels, most=most, limit_option=limit_option)
         for image in as_list(images)

@@ -46,9 +46,15 @@ from ivl.conversion import require_directory
 from ivl.errors import RequestError, UnsupportedError
 from ivl.footprint.tensors import parameters
 from ivl.kernels.linear import RMSNorm
-from ivl.measure.activations import listening
-from ivl.measure.data import CALIBRATION, Doing, read_data
-from ivl.measure.sequences import CALIBRATION_TOKENS, TokenizedSample, calibration_samples
+from ivl.measure.data import (
+    CALIBRATION,
+    CALIBRATION_TOKENS,
+    Doing,
+    TokenizedSample,
+    calibration_samples,
+    read_data,
+)
+from ivl.measure.importance import listening
 from ivl.model.build import OpenWeights, empty_model, open_weights
 from ivl.model.decoder import DecoderLayer, Rotary
 from ivl.model.internvl import InternVL
@@ -202,7 +208,9 @@ def _partial_directory(out: Path, directory: Path, sequences: Sequence[Tokenized
     note = partial / _PROGRESS_NAME
     if partial.exists():
         if not note.is_file():
-            raise RequestError(f"{partial} exists, and is not of ivl.", "Remove it, and try again.")
+            raise RequestError(
+                f"{partial} exists, and was not written by ivl.", "Remove it, and try again."
+            )
         if json.loads(note.read_text(encoding="utf-8")) == task:
             return partial
         shutil.rmtree(partial)

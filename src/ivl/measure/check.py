@@ -7,10 +7,11 @@ ivl.check_against("model-Q4_K_M.gguf", "InternVL2_5-4B", ["scans/"]).verdict.nam
 
 from __future__ import annotations
 
+import functools
 import gc
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,14 +21,17 @@ from ivl.api import load
 from ivl.checkpoint.hub import locate_pair
 from ivl.config import ModelConfig
 from ivl.engine.engine import Engine
+from ivl.engine.options import DEFAULT_VISION_BATCH
 from ivl.errors import CheckpointError, IvlError
 from ivl.kernels.cpu import use_threads
 from ivl.loading import LoadOptions, choose_device, choose_dtype, load_network
-from ivl.measure.data import Doing, Sample, bundled_samples, read_data
+from ivl.measure.data import Doing, bundled_samples, read_data, tokenize_samples
 from ivl.measure.fidelity import (
     Comparison,
     Fidelity,
+    FidelityVerdict,
     compare,
+    judge,
     keep,
     require_same_kind,
     require_same_tokens,
@@ -41,12 +45,10 @@ from ivl.measure.integrity import (
     scan_weights,
     try_out,
 )
-from ivl.measure.reference import TOLERANCE, Deviation, Reference, deviations, read_reference
-from ivl.measure.sequences import TokenizedSample, tokenize_samples
-from ivl.measure.verdict import FidelityVerdict, judge
+from ivl.measure.reference import TOLERANCE, Deviation, deviations, read_reference
 from ivl.model.build import Progress
-from ivl.model.source import ModelSource, open_source
-from ivl.prompt.tokenizer import Tokenizer
+from ivl.model.internvl import InternVL
+from ivl.model.source import open_source
 
 Named = str | os.PathLike[str]
 """A model, or a file."""
@@ -114,71 +116,45 @@ def check(
     else:
         kind = choose_dtype(dtype or "float32", where)
     so_far = Check(directory=source.path, config=source.config)
+
+    def know(**more: object) -> None:
+        nonlocal so_far
+        so_far = replace(so_far, **more)  # type: ignore[arg-type]
+        found(so_far)
+
+    def load_for(context: int, vision_batch: int) -> InternVL:
+        how = LoadOptions(
+            device=where, dtype=kind, context=context, vision_batch=vision_batch, vision="torch"
+        )
+        return load_network(source, how, progress)
+
+    ran = {"device": where.type, "dtype": dtype_name(kind)}
     try:
         weights = scan_weights(source, lambda *step: doing("reading tensors", *step))
-        so_far = replace(so_far, weights=weights)
-        found(so_far)
+        know(weights=weights)
         weights.require_sound()
         if expected is None:
-            steps = _run_alone(so_far, source, where, kind, progress, doing)
+            config, tokenizer = source.config, source.tokenizer()
+            know(vocab_size=tokenizer.vocab_size)
+            tokens_per_tile = config.tokens_per_tile if config.vision else 0
+            context = min(TRIAL_TOKENS + tokens_per_tile, config.decoder.max_position_embeddings)
+            network = load_for(context, 1)
+            run_once(network, tokenizer)
+            know(**ran)
+            doing("reading pages and texts", 0, 0)
+            know(trial=try_out(network, tokenizer, context))
         else:
             limit = TOLERANCE[kind] if tolerance is None else tolerance
-            steps = _run_beside(so_far, source, where, kind, expected, limit, progress, doing)
-        for so_far in steps:
-            found(so_far)
-        for deviation in so_far.deviations:
-            if not deviation.agrees:
-                raise _disagreement(deviation, so_far.tolerance, reference)
+            network = load_for(len(expected.input_ids) + len(expected.greedy), DEFAULT_VISION_BATCH)
+            doing("comparing", 0, 0)
+            compared = deviations(network, expected, tolerance=limit)
+            know(**ran, tolerance=limit, deviations=tuple(compared))
+            for deviation in compared:
+                if not deviation.agrees:
+                    raise _disagreement(deviation, limit, reference)
     except IvlError as error:
         so_far = replace(so_far, problem=error)
     return so_far
-
-
-def _run_alone(
-    so_far: Check,
-    source: ModelSource,
-    device: torch.device,
-    dtype: torch.dtype,
-    progress: Progress | None,
-    doing: Doing,
-) -> Iterator[Check]:
-    """Tokenizer, one image through the model, and pages and texts as people show them to it."""
-    config, tokenizer = source.config, source.tokenizer()
-    so_far = replace(so_far, vocab_size=tokenizer.vocab_size)
-    yield so_far
-    tokens_per_tile = config.tokens_per_tile if config.vision else 0
-    context = min(TRIAL_TOKENS + tokens_per_tile, config.decoder.max_position_embeddings)
-    how = LoadOptions(device=device, dtype=dtype, context=context, vision_batch=1, vision="torch")
-    network = load_network(source, how, progress)
-    run_once(network, tokenizer)
-    so_far = replace(so_far, device=device.type, dtype=dtype_name(dtype))
-    yield so_far
-    doing("reading pages and texts", 0, 0)
-    yield replace(so_far, trial=try_out(network, tokenizer, context))
-
-
-def _run_beside(
-    so_far: Check,
-    source: ModelSource,
-    device: torch.device,
-    dtype: torch.dtype,
-    expected: Reference,
-    tolerance: float,
-    progress: Progress | None,
-    doing: Doing,
-) -> Iterator[Check]:
-    context = len(expected.input_ids) + len(expected.greedy)
-    how = LoadOptions(device=device, dtype=dtype, context=context, vision="torch")
-    network = load_network(source, how, progress)
-    doing("comparing", 0, 0)
-    compared = deviations(network, expected, tolerance=tolerance)
-    yield replace(
-        so_far,
-        device=device.type,
-        dtype=dtype_name(dtype),
-        tolerance=tolerance,
-        deviations=tuple(compared),
-    )
 
 
 def _disagreement(
@@ -226,28 +202,6 @@ class FidelityCheck:
             raise problem
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Original:
-    """What is left of the original when its weights have gone."""
-
-    config: ModelConfig
-    tokenizer: Tokenizer
-    dtype: torch.dtype
-    samples: Sequence[Sample]
-    context: int
-    max_tiles: int | None
-
-    def tokenized(self) -> Iterator[TokenizedSample]:
-        """The samples, cut as the original cuts them."""
-        return tokenize_samples(
-            self.samples,
-            self.config,
-            self.tokenizer,
-            context=self.context,
-            max_tiles=self.max_tiles,
-        )
-
-
 def check_against(
     model: Named,
     original: Named,
@@ -284,30 +238,24 @@ def check_against(
             revision=revision, offline=offline, progress=progress,
         ).engine  # fmt: skip
 
-    def keep_original(folder: Path) -> Original:
-        engine = open_model(original)
-        found = Original(
-            config=engine.config,
-            tokenizer=engine.tokenizer,
-            dtype=engine.model.dtype,
-            samples=samples or bundled_samples(has_vision=engine.config.vision is not None),
-            context=engine.context,
-            max_tiles=max_tiles,
-        )
-        for number, sample in enumerate(found.tokenized()):
+    engine = open_model(original)
+    config, tokenizer, original_dtype = engine.config, engine.tokenizer, engine.model.dtype
+    samples = samples or bundled_samples(has_vision=config.vision is not None)
+    # Both read what the original's tokenizer and tiles make of the samples.
+    tokenized = functools.partial(
+        tokenize_samples, samples, config, tokenizer, context=engine.context, max_tiles=max_tiles
+    )
+    with tempfile.TemporaryDirectory(prefix="ivl-check-") as folder:
+        for number, sample in enumerate(tokenized()):
             doing(f"the original reads {sample.sample.name}", 0, 0)
             keep(engine, sample, _file(folder, number), write_answers=write_answers)
-        return found
-
-    with tempfile.TemporaryDirectory(prefix="ivl-check-") as name:
-        folder = Path(name)
-        first = keep_original(folder)
+        del engine
         gc.collect()  # the second model may need all the memory that the first had
         engine = open_model(model, mmproj=mmproj, vision=vision, kv=kv)
-        require_same_kind(engine.config, engine.tokenizer, first.config, first.tokenizer)
-        require_same_tokens(first.samples, engine.tokenizer, first.tokenizer)
+        require_same_kind(engine.config, engine.tokenizer, config, tokenizer)
+        require_same_tokens(samples, engine.tokenizer, tokenizer)
         compared = []
-        for number, sample in enumerate(first.tokenized()):
+        for number, sample in enumerate(tokenized()):
             doing(f"{model} reads {sample.sample.name}", 0, 0)
             compared.append(compare(engine, sample, _file(folder, number)))
     fidelity = summarise(compared)
@@ -318,9 +266,9 @@ def check_against(
         comparisons=tuple(compared),
         device=engine.model.device.type,
         dtype=dtype_name(engine.model.dtype),
-        original_dtype=dtype_name(first.dtype),
+        original_dtype=dtype_name(original_dtype),
     )
 
 
-def _file(folder: Path, number: int) -> Path:
-    return folder / f"{number:06}.safetensors"
+def _file(folder: str, number: int) -> Path:
+    return Path(folder) / f"{number:06}.safetensors"

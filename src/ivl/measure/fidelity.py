@@ -10,10 +10,19 @@ leave the memory, and the other model is run and compared sample by sample:
 Both read the same answers (teacher forcing): the truth where it is known, and otherwise what the
 original answered. Each position of an answer is a question of its own: how probable is every next
 token? Between 1,024 tokens kept for each position and the image features, a page takes a few MB.
+
+Every number that `ivl check --against` shows has limits for every word, and the verdict is that of
+the worst of them: no line says more harm than the word does. What was not measured has no say. The
+limits on the mean divergence and on the likeliest token lie between types whose use is well known:
+for Llama 3 8B, llama.cpp publishes 0.0014 and 97.7 % for Q8_0, 0.0055 and 96.0 % for Q6_K, 0.031
+and 91.9 % for Q4_K_M, 0.10 for Q3_K_M, and 0.45 and 71 % for Q2_K (tools/perplexity/README.md).
+Those are on prose. Reading print leaves less to choose, so a divergence of the same size is rarer
+there and means more, never less. The other limits are our own: see docs/fidelity.md.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +35,7 @@ from torch import Tensor
 from ivl.config import ModelConfig
 from ivl.engine.engine import Engine
 from ivl.errors import CheckpointError, RequestError
-from ivl.measure.data import Sample
+from ivl.measure.data import Sample, TokenizedSample, embed
 from ivl.measure.metrics import (
     Distribution,
     cosines,
@@ -36,7 +45,6 @@ from ivl.measure.metrics import (
     log_probabilities,
     perplexity,
 )
-from ivl.measure.sequences import TokenizedSample
 from ivl.model.cache import KVCache
 from ivl.prompt.template import IMG_CONTEXT, get_template
 from ivl.prompt.tokenizer import Tokenizer
@@ -115,7 +123,7 @@ def keep(
     finite = torch.isfinite(tensors["targets"]).all()
     if not finite or (features is not None and not torch.isfinite(features).all()):
         raise CheckpointError(
-            f"The original itself makes NaN or infinity of {sample.sample.name}.",
+            f"The original itself computes NaN or infinity for {sample.sample.name}.",
             "`ivl check` of it alone says where; try another `dtype`.",
         )
     try:
@@ -181,7 +189,7 @@ def require_same_kind(
     ):
         if a != b:
             raise RequestError(
-                f"The two are not one model: the {what} is {a} here and {b} in the original.",
+                f"The two are not the same model: the {what} is {a} here and {b} in the original.",
                 "Compare a model with the one that it was made from.",
             )
     names = [*get_template(ours.template).stop_control, *([IMG_CONTEXT] if ours.vision else [])]
@@ -214,13 +222,9 @@ def _tile(config: ModelConfig) -> str:
 
 
 def _see(engine: Engine, sample: TokenizedSample) -> tuple[Tensor | None, Tensor]:
-    """The features of the tiles (t, tokens_per_tile, hidden), and the prompt's embeddings."""
-    model, features = engine.model, None
-    if sample.tiles_u8 is not None:
-        features = model.encode_tiles(torch.from_numpy(sample.tiles_u8), engine.vision_batch)
-    ids = torch.tensor(sample.prompt_ids, device=model.device)
-    is_image = torch.tensor(sample.is_image, device=model.device)
-    return features, model.embed(ids, is_image, features)
+    """The features of the tiles, and the prompt's embeddings."""
+    features = sample.see(engine.model, engine.vision_batch)
+    return features, embed(engine.model, sample.prompt, features)
 
 
 def _new_cache(engine: Engine, sample: TokenizedSample, num_forced: int | None = None) -> KVCache:
@@ -342,3 +346,148 @@ def _rate(pairs: Sequence[tuple[str | None, str | None]]) -> float | None:
         return None
     edits = sum(edit_distance(a, b) for a, b in known)
     return edits / max(1, sum(len(a) for a, _ in known))
+
+
+NO_LIMIT = math.inf
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Grade:
+    """A word, and the limits within which everything must lie to deserve it. Divergences in nats;
+    shares of 1."""
+
+    name: str
+    meaning: str
+    kl_mean: float
+    kl_p99: float
+    kl_max: float
+    """Of the divergences: at most."""
+    top1_agreement: float
+    """At least."""
+    cosine_worst: float
+    """At least."""
+    perplexity_change: float
+    """Of the true text: at most so much more or less than the original's, as a share of it."""
+    characters_differ: float
+    """At most. Answers that part after a near tie may be as good: this alone damages no model."""
+    errors_rise: float
+    """At most so much more of the text read wrongly than by the original."""
+    errors_fall: float
+    """At most so much less: a model that reads much better is another one, and no damaged one."""
+
+
+GRADES = (
+    Grade(
+        name="indistinguishable",
+        meaning="nothing but near ties will come out differently",
+        kl_mean=0.005,
+        kl_p99=0.1,
+        kl_max=2,
+        top1_agreement=0.96,
+        cosine_worst=0.999,
+        perplexity_change=0.01,
+        characters_differ=0.01,
+        errors_rise=0.005,
+        errors_fall=0.005,
+    ),
+    Grade(
+        name="good",
+        meaning="near the original: little of the answers will differ",
+        kl_mean=0.05,
+        kl_p99=1,
+        kl_max=NO_LIMIT,
+        top1_agreement=0.90,
+        cosine_worst=0.99,
+        perplexity_change=0.05,
+        characters_differ=0.1,
+        errors_rise=0.02,
+        errors_fall=0.05,
+    ),
+    Grade(
+        name="usable",
+        meaning="farther from the original: answers may differ, and be worse",
+        kl_mean=0.2,
+        kl_p99=5,
+        kl_max=NO_LIMIT,
+        top1_agreement=0.80,
+        cosine_worst=0.95,
+        perplexity_change=0.25,
+        characters_differ=NO_LIMIT,
+        errors_rise=0.1,
+        errors_fall=NO_LIMIT,
+    ),
+)
+"""From the best to the worst; whoever deserves none of them is DAMAGED."""
+
+DAMAGED = "damaged"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FidelityVerdict:
+    """`reason` names the quantities that kept the model from the next better grade, if any did."""
+
+    name: str
+    meaning: str
+    reason: str
+
+    @property
+    def is_damaged(self) -> bool:
+        return self.name == DAMAGED
+
+
+def judge(fidelity: Fidelity) -> FidelityVerdict:
+    """The best grade whose limits are all kept. NaN keeps none."""
+    reason = ""
+    for grade in GRADES:
+        broken = list(_broken_limits(fidelity, grade))
+        if not broken:
+            return FidelityVerdict(name=grade.name, meaning=grade.meaning, reason=reason)
+        reason = "; ".join(broken)
+    return FidelityVerdict(name=DAMAGED, meaning="this is another model by now", reason=reason)
+
+
+def _broken_limits(f: Fidelity, grade: Grade) -> Iterator[str]:
+    """One for each line that is shown, in its order. Written so that NaN, which compares false,
+    keeps no limit."""
+    yield from _above(f.kl_mean, grade.kl_mean, "the divergence is {}, above {}")
+    yield from _above(f.kl_p99, grade.kl_p99, "the divergence at 99 % is {}, above {}")
+    yield from _above(f.kl_max, grade.kl_max, "the largest divergence is {}, above {}")
+    if not f.top1_agreement >= grade.top1_agreement:
+        share = _beyond(100 * f.top1_agreement, 100 * grade.top1_agreement, 3)
+        least = f"{100 * grade.top1_agreement:g}"
+        yield f"the likeliest token is the same in {share} %, below {least} %"
+    if f.cosine_worst is not None and not f.cosine_worst >= grade.cosine_worst:
+        cosine = _beyond(f.cosine_worst, grade.cosine_worst, 4)
+        tile = f"the features of a tile of {f.worst_tile}"
+        yield f"{tile} have the cosine {cosine}, below {grade.cosine_worst:g}"
+    if f.perplexity_ours is not None and f.perplexity_theirs is not None:
+        limit = 1 + grade.perplexity_change
+        ratio = f.perplexity_ours / f.perplexity_theirs if f.perplexity_theirs else math.nan
+        if not 1 / limit <= ratio <= limit:
+            side = "below" if ratio < 1 / limit else "above"
+            change = _beyond(100 * abs(ratio - 1), 100 * grade.perplexity_change)
+            yield f"the perplexity is {change} % {side} the original's"
+    if f.characters_differ is not None:
+        text = "{} % of the answers' characters differ, above {} %"
+        yield from _above(100 * f.characters_differ, 100 * grade.characters_differ, text)
+    if f.error_rate_ours is not None and f.error_rate_theirs is not None:
+        rise = 100 * (f.error_rate_ours - f.error_rate_theirs)
+        text = "{} % {} of the text is read wrongly than by the original, above {} %"
+        more = list(_above(rise, 100 * grade.errors_rise, text.format("{}", "more", "{}")))
+        less = _above(-rise, 100 * grade.errors_fall, text.format("{}", "less", "{}"))
+        yield from more or less
+
+
+def _above(value: float, most: float, text: str) -> Iterator[str]:
+    """The text with value and limit, where the value is not within it."""
+    if not value <= most:
+        yield text.format(_beyond(value, most), f"{most:g}")
+
+
+def _beyond(value: float, limit: float, digits: int = 2) -> str:
+    """The value with as many digits as it takes to see that it is not the limit."""
+    for count in range(digits, 17):
+        text = f"{value:.{count}g}"
+        if float(text) != limit and (float(text) > limit) == (value > limit):
+            return text
+    return f"{value:.17g}"

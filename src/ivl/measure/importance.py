@@ -8,24 +8,48 @@ llama.cpp leaves it: its importance would be that of the last positions alone.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ivl.api import Model, load
 from ivl.checkpoint.imatrix import write_imatrix
 from ivl.checkpoint.names import text_sources, vision_sources
 from ivl.config import ModelConfig
 from ivl.errors import ConfigError, UnsupportedError
-from ivl.measure.activations import listening
-from ivl.measure.data import CALIBRATION, Doing, read_data
-from ivl.measure.sequences import CALIBRATION_TOKENS, calibration_samples
+from ivl.measure.data import (
+    CALIBRATION,
+    CALIBRATION_TOKENS,
+    Doing,
+    calibration_samples,
+    embed,
+    read_data,
+)
 from ivl.model.internvl import InternVL
+
+
+@contextmanager
+def listening(
+    module: nn.Module, paths: Iterable[str], hear: Callable[[str, Tensor], None]
+) -> Iterator[None]:
+    """Inside the block, whatever goes into the submodules `paths` is told to `hear`, with the path:
+    float32 (tokens, inputs)."""
+
+    def hook(path: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        return lambda _, inputs: hear(path, inputs[0].detach().flatten(0, -2).float())
+
+    handles = [module.get_submodule(path).register_forward_pre_hook(hook(path)) for path in paths]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,12 +96,8 @@ def imatrix(
     with listening(network, sums.names, sums.add), torch.inference_mode():
         for number, sequence in enumerate(sequences, 1):
             doing("reading samples", number, len(sequences))
-            features = None
-            if sequence.tiles_u8 is not None:
-                features = loaded.encode_tiles(sequence.tiles_u8)
-            ids = torch.tensor(sequence.whole.ids, device=network.device)
-            places = torch.tensor(sequence.whole.is_image, device=network.device)
-            network.decoder(network.embed(ids, places, features))
+            features = sequence.see(network, loaded.engine.vision_batch)
+            network.decoder(embed(network, sequence.whole, features))
     squares, counts = sums.by_matrix()
     write_imatrix(
         out,

@@ -17,8 +17,13 @@ from ivl.config import ModelConfig
 from ivl.engine.engine import Engine
 from ivl.engine.options import GenerationOptions
 from ivl.errors import CapacityError, CheckpointError, NonFiniteError
-from ivl.measure.data import Sample, bundled_samples
-from ivl.measure.sequences import TokenizedSample, tokenize_samples
+from ivl.measure.data import (
+    Sample,
+    TokenizedSample,
+    bundled_samples,
+    embed,
+    tokenize_samples,
+)
 from ivl.model.internvl import InternVL
 from ivl.model.source import ModelSource
 from ivl.prompt.template import user_message
@@ -27,10 +32,11 @@ from ivl.prompt.tokenizer import Tokenizer, require_image_tokens
 CHUNK_VALUES = 1 << 24
 """Values looked at together, so that a large matrix needs no second one beside it."""
 
-
 TRIAL_TOKENS = 1024
 """The longest page and its text, beside one tile."""
 TRIAL_PAGES = 2
+TRIAL_BATCH = 4
+"""Tiles encoded at once."""
 TRIAL_WRITTEN = 16
 TRIAL_QUESTION = "What is this?"
 
@@ -123,26 +129,24 @@ def sample_tile(tile_px: int) -> Tensor:
     return torch.stack([across, down, across.flip(1)], dim=-1)[None]
 
 
-@torch.inference_mode()
 def run_once(model: InternVL, tokenizer: Tokenizer) -> None:
     """One tile and a few tokens through the whole model.
 
     Raises CheckpointError when what comes out is not finite.
     """
-    ids, features = tokenizer.encode_text("What is this?"), None
+    ids, tiles = tokenizer.encode_text(TRIAL_QUESTION), None
     is_image = [False] * len(ids)
     if model.config.vision is not None:
-        features = model.encode_tiles(sample_tile(model.config.tile_px))
-        _require_finite("image features", features, model.dtype)
+        tiles = sample_tile(model.config.tile_px).numpy()
         start, end, context = require_image_tokens(tokenizer)
         num_tokens = model.config.tokens_per_tile
         ids = [start, *[context] * num_tokens, end, *ids]
         is_image = [False, *[True] * num_tokens, False, *is_image]
-    input_ids = torch.tensor(ids, device=model.device)
-    places = torch.tensor(is_image, device=model.device)
-    cache = model.new_cache(len(ids))
-    logits = model.prefill(model.embed(input_ids, places, features), cache)
-    _require_finite("logits", logits, model.dtype)
+    shown = Sample(name="a test image")
+    run_samples(
+        model,
+        [TokenizedSample(sample=shown, prompt_ids=ids, is_image=is_image, tiles_u8=tiles)],
+    )
 
 
 def try_out(model: InternVL, tokenizer: Tokenizer, context: int) -> Trial:
@@ -192,23 +196,17 @@ def run_samples(model: InternVL, samples: Iterable[TokenizedSample]) -> int:
     """
     num_positions = 0
     for sample in samples:
-        ids = torch.tensor(sample.whole.ids, device=model.device)
-        places = torch.tensor(sample.whole.is_image, device=model.device)
-        features = None
-        if sample.tiles_u8 is not None:
-            features = model.encode_tiles(torch.from_numpy(sample.tiles_u8))
+        features, length = sample.see(model, TRIAL_BATCH), len(sample.whole)
+        if features is not None:
             _require_finite("image features", features, model.dtype, sample.sample.name)
-        cache = model.new_cache(len(ids))
-        x = model.embed(ids, places, features)
-        logits = model.prefill(x, cache, num_logits=len(ids))
+        x = embed(model, sample.whole, features)
+        logits = model.prefill(x, model.new_cache(length), num_logits=length)
         _require_finite("logits", logits, model.dtype, sample.sample.name)
-        num_positions += len(ids)
+        num_positions += length
     return num_positions
 
 
-def _require_finite(
-    what: str, values: Tensor, dtype: torch.dtype, source: str = "a test image"
-) -> None:
+def _require_finite(what: str, values: Tensor, dtype: torch.dtype, source: str) -> None:
     bad = values.numel() - int(torch.isfinite(values).sum())
     if bad:
         raise CheckpointError(

@@ -12,22 +12,36 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
+import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ivl.api import Model, load
 from ivl.errors import ConfigError, RequestError
 from ivl.kernels import cpu
+from ivl.kernels.cpu import use_threads
+from ivl.kernels.dense import DenseMatrix, Rows, arithmetics
+from ivl.kernels.dispatch import pack
 from ivl.kernels.linear import QuantizedEmbedding, QuantizedLinear
+from ivl.kernels.matrix import float_linear
 from ivl.measure.data import Doing
 from ivl.model.internvl import InternVL
 from ivl.pages.reader import ImageSource, load_image
+from ivl.quant.formats import find_format
 
 BANDWIDTH_BYTES = 1 << 30
 BANDWIDTH_ROUNDS = 6
 WARMUP_TOKENS = 2
 QUESTION = "What is this?"
+
+ROWS, OUTPUTS, INPUTS = 512, 2048, 2048
+"""Of the products by which a processor is measured, PROBE_ROUNDS times; of PROBE_FORMAT."""
+PROBE_FORMAT = "Q4_K"
+PROBE_ROUNDS = 3
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,8 +165,8 @@ def measure_tile(model: InternVL) -> float:
 def decoder_bytes(model: InternVL) -> int:
     """Bytes that one step reads: all weights of the decoder but the embeddings, of which it reads
     a row."""
-    embeddings = model.decoder.embed
-    tied = getattr(model.decoder.lm_head, "weight", None) is getattr(embeddings, "weight", 0)
+    weight = getattr(model.decoder.embed, "weight", None)
+    tied = weight is not None and getattr(model.decoder.lm_head, "weight", None) is weight
     total = 0
     for module in model.decoder.modules():
         if isinstance(module, QuantizedLinear):
@@ -160,8 +174,8 @@ def decoder_bytes(model: InternVL) -> int:
         elif isinstance(module, nn.Embedding | QuantizedEmbedding) and not tied:
             continue
         total += sum(parameter.nbytes for parameter in module.parameters(recurse=False))
-    if tied:  # counted with the embeddings and with the head
-        total -= _weight(embeddings).nbytes
+    if tied and weight is not None:  # counted with the embeddings and with the head
+        total -= weight.nbytes
     return total
 
 
@@ -170,25 +184,64 @@ def read_bandwidth(device: torch.device) -> float:
     if device.type == "cpu":
         return cpu.read_bandwidth()
     a = torch.ones(BANDWIDTH_BYTES // 4, dtype=torch.float32, device=device)
-    best = min(_device_seconds(a.device, lambda: torch.dot(a, a)) for _ in range(BANDWIDTH_ROUNDS))
+    best = min(timed(a.device, lambda: torch.dot(a, a))[0] for _ in range(BANDWIDTH_ROUNDS))
     return a.nbytes / best
 
 
-def _weight(module: nn.Module) -> Tensor:
-    weight = module.weight
-    assert isinstance(weight, Tensor)
-    return weight
-
-
 def _seconds(model: InternVL, run: Callable[[], object]) -> float:
-    return _device_seconds(model.device, run)
+    return timed(model.device, run)[0]
 
 
-def _device_seconds(device: torch.device, run: Callable[[], object]) -> float:
+def timed(device: torch.device, run: Callable[[], _T]) -> tuple[float, _T]:
+    """Seconds until the device has done it, and what it gives."""
     began = time.perf_counter()
-    run()
+    result = run()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":
         torch.mps.synchronize()
-    return time.perf_counter() - began
+    return time.perf_counter() - began, result
+
+
+@torch.inference_mode()
+def measure_processor() -> dict[str, float]:
+    """What this processor can do, in about a second, for `ivl plan`: its bandwidth, and products
+    of a prompt and of the tower, by the names of `ivl.planner.machine.Probe`."""
+    return {
+        "threads": use_threads(),
+        "bandwidth": cpu.read_bandwidth(),
+        "quantized_ops": _quantized_ops(),
+        "float_ops": _float_ops(),
+        "tower_ops": _tower_ops(),
+    }
+
+
+def _quantized_ops() -> float:
+    row_bytes = find_format(PROBE_FORMAT).row_bytes(INPUTS)
+    blocks = np.random.default_rng(0).integers(0, 8, (OUTPUTS, row_bytes), dtype=np.uint8)
+    matrix = pack(blocks, PROBE_FORMAT)
+    x = torch.randn(ROWS, INPUTS)
+    return _ops(lambda: matrix.linear(x))
+
+
+def _float_ops() -> float:
+    x = torch.randn(ROWS, INPUTS).bfloat16()
+    weight = torch.randn(OUTPUTS, INPUTS).bfloat16()
+    return _ops(lambda: float_linear(x, weight))
+
+
+def _tower_ops() -> float:
+    """In float16 panels where the processor has such products, and in torch's float32 elsewhere."""
+    x, weight = torch.randn(ROWS, INPUTS), torch.randn(OUTPUTS, INPUTS)
+    if "float16" not in arithmetics():
+        return _ops(lambda: torch.nn.functional.linear(x, weight))
+    matrix, rows = DenseMatrix(weight, None, "float16"), Rows("float16")
+    out = torch.empty(ROWS, OUTPUTS)
+    return _ops(lambda: matrix.multiply(rows.fill(x), out))
+
+
+def _ops(product: Callable[[], object]) -> float:
+    """Multiplications and additions a second, the best of some rounds after a first."""
+    product()
+    best = min(timed(torch.device("cpu"), product)[0] for _ in range(PROBE_ROUNDS))
+    return 2 * ROWS * OUTPUTS * INPUTS / best

@@ -6,7 +6,6 @@ import os
 import resource
 import statistics
 import sys
-import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +37,7 @@ def measure_built(
 
     from ivl.kernels.cpu import use_threads
     from ivl.loading import choose_dtype
+    from ivl.measure.speed import timed
     from ivl.model.build import PlannedSource
     from ivl.model.source import Arrangement, assemble
 
@@ -56,15 +56,15 @@ def measure_built(
             tiles = min(work.vision_batch, work.num_tiles)
             px = config.tile_px
             pixels = torch.randint(0, 256, (tiles, px, px, 3), dtype=torch.uint8)
-            encode_s, features = _timed(lambda: model.encode_tiles(pixels, tiles), device)
+            encode_s, features = timed(device, lambda: model.encode_tiles(pixels, tiles))
         places = torch.arange(len(ids), device=model.device)
         num_places = 0 if features is None else features.shape[0] * features.shape[1]
         x = model.embed(ids, places < num_places, features)
         cache = model.new_cache(work.context)
-        prefill_s, _ = _timed(lambda: model.prefill(x, cache, chunk_tokens=CHUNK), device)
+        prefill_s, _ = timed(device, lambda: model.prefill(x, cache, chunk_tokens=CHUNK))
         steps = []
         for _ in range(min(TOKENS, work.context - cache.length)):
-            steps.append(_timed(lambda: model.step(0, cache), device)[0])
+            steps.append(timed(device, lambda: model.step(0, cache))[0])
         _touch(cache)
     return {
         "peak_bytes": sum(_peak_bytes(one) for one in _counted(placement, where)),
@@ -99,16 +99,6 @@ def _counted(placement: Placement, where: DeviceMap) -> list[Any]:
     found = {where.vision, where.head, *where.layers} - {torch.device("cpu")}
     on_host = any(not share.device.is_gpu for share in placement.shares)
     return [*sorted(found, key=str), *([torch.device("cpu")] if on_host or not found else [])]
-
-
-def _timed(run: Any, device: Any) -> tuple[float, Any]:
-    import torch
-
-    began = time.perf_counter()
-    result = run()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - began, result
 
 
 def _touch(cache: Any) -> None:

@@ -2,7 +2,7 @@
 
 NVIDIA's cards are listed by NVML (nvml.h of the CUDA toolkit), AMD's by sysfs, Apple's by sysctl,
 channels of memory by the firmware's tables. Nothing is measured here: `ivl plan --probe`
-(`ivl.measure.probe`) and `ivl info --machine` measure, and what they find is kept in a file.
+(`ivl.measure.speed`) and `ivl info --machine` measure, and what they find is kept in a file.
 """
 
 from __future__ import annotations

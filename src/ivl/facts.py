@@ -1,13 +1,20 @@
-"""What can be said of a model without loading it: from its configuration and its files' headers."""
+"""`ivl.info`: what can be said of a model without loading it, and of this machine.
+
+ivl.info("8b").needed_bytes
+ivl.machine_info().kernels.instruction_set
+"""
 
 from __future__ import annotations
 
 import math
+import os
+import platform
 from collections import Counter
+from collections.abc import Collection, Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
+from ivl import __version__
 from ivl.checkpoint.files import GGUFPair, needs_no_projector, open_files, tensors_of
 from ivl.checkpoint.hub import DEMO, locate_pair
 from ivl.checkpoint.identity import Identity, identity_of_directory, identity_of_gguf
@@ -23,8 +30,10 @@ from ivl.family import (
 from ivl.footprint.placement import processor_bytes
 from ivl.footprint.tensors import AWQ, TypedTensor, parameters, planned_tensors
 from ivl.footprint.workload import loaded_workload, resolve_context
+from ivl.host import available_memory_bytes, processor_name, usable_cores
 from ivl.kv import kv_bytes_per_token
 from ivl.paths import local_path
+from ivl.toolchain import advice
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,7 +114,7 @@ class ModelFacts:
         work = loaded_workload(self.config, context=self.usual_context)
         return processor_bytes(self.config, tensors, work)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """For JSON."""
         config, has_vision = self.config, self.config.vision is not None
         files = None
@@ -139,11 +148,12 @@ class ModelFacts:
         }
 
 
-def model_facts(name: str, mmproj: Path | None = None) -> ModelFacts:
+def info(model: str | os.PathLike[str], mmproj: Path | None = None) -> ModelFacts:
     """The facts of a directory, of a GGUF file, of `demo`, of a downloaded model or of a size.
 
     Nothing is fetched. Errors as in `locate_pair`, `open_files` and `SafetensorsDirectory`.
     """
+    name = os.fspath(model)
     size = find(name) if not local_path(name).exists() else None
     if size is not None and mmproj is not None:
         raise needs_no_projector(name)
@@ -151,67 +161,178 @@ def model_facts(name: str, mmproj: Path | None = None) -> ModelFacts:
         found = locate_pair(name, mmproj, offline=True)
     except CheckpointError as error:
         if size is not None:
-            return size_facts(size)
+            return ModelFacts(name=size.name, config=size.config, size=size)
         if "/" not in name:
             raise
         hint = "`ivl info` fetches nothing; name a directory, or a model that has been downloaded."
         raise CheckpointError(error.message, hint) from None
     config, pair = open_files(found.path, found.mmproj)
-    if pair is not None:
-        return pair_facts(name, config, pair)
-    return directory_facts(name, config, found.path)
-
-
-def family_facts() -> list[ModelFacts]:
-    """The bundled model, where it is installed, and the seven sizes."""
-    is_installed = (DEMO / "config.json").exists()
-    bundled = [directory_facts("demo", read_config(DEMO), DEMO)] if is_installed else []
-    return [*bundled, *(size_facts(size) for size in FAMILY)]
-
-
-def size_facts(size: Size) -> ModelFacts:
-    return ModelFacts(name=size.name, config=size.config, size=size)
-
-
-def directory_facts(name: str, config: ModelConfig, directory: Path) -> ModelFacts:
-    return ModelFacts(
-        name=name,
-        config=config,
-        identity=identity_of_directory(directory),
-        files=_weight_files(directory),
+    return (
+        _directory_facts(name, config, found.path)
+        if pair is None
+        else _pair_facts(name, config, pair)
     )
 
 
-def pair_facts(name: str, config: ModelConfig, pair: GGUFPair) -> ModelFacts:
-    stored: Counter[str] = Counter()
-    for part in (pair.text, *([pair.mmproj] if pair.mmproj else [])):
-        for entry in part.tensors.values():
-            stored[entry.format.name] += entry.num_bytes
+def family_info() -> list[ModelFacts]:
+    """The bundled model, where it is installed, and the seven sizes."""
+    is_installed = (DEMO / "config.json").exists()
+    bundled = [_directory_facts("demo", read_config(DEMO), DEMO)] if is_installed else []
+    return [
+        *bundled, *(ModelFacts(name=size.name, config=size.config, size=size) for size in FAMILY)
+    ]  # fmt: skip
+
+
+def _pair_facts(name: str, config: ModelConfig, pair: GGUFPair) -> ModelFacts:
+    parts = [pair.text, *([pair.mmproj] if pair.mmproj else [])]
+    entries = [entry for part in parts for entry in part.tensors.values()]
     return ModelFacts(
         name=name,
         config=config,
         identity=identity_of_gguf(
             pair.text.metadata, pair.mmproj.metadata if pair.mmproj else None
         ),
-        files=WeightFiles(
-            directory=pair.text.path.parent,
-            num_files=len(pair.files),
-            size_bytes=sum(file.stat().st_size for file in pair.files),
-            stored_bytes=dict(stored.most_common()),
+        files=_weight_files(
+            pair.text.path.parent, pair.files, ((e.format.name, e.num_bytes) for e in entries)
         ),
         stored=tensors_of(pair.text.path, config, pair),
     )
 
 
-def _weight_files(directory: Path) -> WeightFiles:
+def _directory_facts(name: str, config: ModelConfig, directory: Path) -> ModelFacts:
     tensors = SafetensorsDirectory(directory).tensors.values()
-    files = {info.file for info in tensors}
+    sizes = ((info.dtype, math.prod(info.shape) * DTYPE_BYTES[info.dtype]) for info in tensors)
+    return ModelFacts(
+        name=name,
+        config=config,
+        identity=identity_of_directory(directory),
+        files=_weight_files(directory, {info.file for info in tensors}, sizes),
+    )
+
+
+def _weight_files(
+    directory: Path, files: Collection[Path], sizes: Iterable[tuple[str, int]]
+) -> WeightFiles:
+    """`sizes`: the type and the bytes of each tensor."""
     stored: Counter[str] = Counter()
-    for info in tensors:
-        stored[info.dtype] += math.prod(info.shape) * DTYPE_BYTES[info.dtype]
+    for kind, num_bytes in sizes:
+        stored[kind] += num_bytes
     return WeightFiles(
         directory=directory,
         num_files=len(files),
         size_bytes=sum(file.stat().st_size for file in files),
         stored_bytes=dict(stored.most_common()),
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KernelFacts:
+    """Which kernels run on the processor, `why` these, and on which threads.
+
+    usable: the instruction sets that it and this build have. vision_arithmetics: of the tower.
+    quota: processors that a container may use.
+    """
+
+    instruction_set: str
+    why: str
+    usable: list[str]
+    vision_arithmetics: list[str]
+    threads: int
+    thread_pool: str
+    physical_cores: int
+    quota: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GpuFacts:
+    """A GPU and its memory."""
+
+    name: str
+    available_memory_bytes: int
+    total_memory_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MachineFacts:
+    """This machine, and the device and type that models run in here. What the processor can do at
+    best is None unless it was measured; no products of bytes where it has none."""
+
+    ivl: str
+    python: str
+    torch: str
+    system: str
+    processor: str
+    cores: int
+    available_memory_bytes: int | None
+    device: str
+    dtype: str
+    kernels: KernelFacts
+    gpus: list[GpuFacts]
+    read_bytes_per_s: float | None = None
+    int8_operations_per_s: float | None = None
+
+
+def machine_info(*, measure: bool = False) -> MachineFacts:
+    """Facts of this machine. Loads torch; with `measure` it takes a second."""
+    import torch
+
+    from ivl.kernels import cpu
+    from ivl.loading import choose_device, choose_dtype
+
+    device = choose_device(None)
+    num_gpus = torch.cuda.device_count() if device.type == "cuda" else 0
+    return MachineFacts(
+        ivl=__version__,
+        python=platform.python_version(),
+        torch=torch.__version__,
+        system=platform.platform(),
+        processor=processor_name(),
+        cores=usable_cores().allowed,
+        available_memory_bytes=available_memory_bytes(),
+        device=device.type,
+        dtype=str(choose_dtype(None, device)).removeprefix("torch."),
+        kernels=_kernel_facts(),
+        gpus=[
+            GpuFacts(
+                name=torch.cuda.get_device_name(index),
+                available_memory_bytes=free,
+                total_memory_bytes=total,
+            )
+            for index in range(num_gpus)
+            for free, total in [torch.cuda.mem_get_info(index)]
+        ],
+        read_bytes_per_s=cpu.read_bandwidth() if measure else None,
+        int8_operations_per_s=cpu.byte_products() if measure else None,
+    )
+
+
+def _kernel_facts() -> KernelFacts:
+    from ivl.kernels import cpu
+    from ivl.kernels.cpu import use_threads
+    from ivl.kernels.dense import arithmetics
+
+    cores = usable_cores()
+    module, wanted = cpu.loaded(), os.environ.get(cpu.ISA_VARIABLE)
+    if module is None:
+        why = advice()
+    elif wanted:
+        why = f"{cpu.ISA_VARIABLE} is {wanted}"
+    else:
+        why = "the best that this processor and this build have"
+    return KernelFacts(
+        instruction_set=cpu.isa(),
+        why=why,
+        usable=[*(module.usable_isas() if module else ()), cpu.REFERENCE],
+        vision_arithmetics=["torch", *arithmetics()],
+        threads=use_threads(),
+        thread_pool=module.thread_pool() if module else "openmp",
+        physical_cores=cores.physical,
+        quota=cores.quota,
+    )
+
+
+def has_kernels() -> bool:
+    """Whether ivl was installed with its C++ kernels; without them it is slow."""
+    from ivl.kernels import cpu
+
+    return cpu.is_built()
