@@ -131,7 +131,7 @@ class Model:
 
     def stream(
         self,
-        messages: str | Message | Mapping[str, Any] | Sequence[Message | Mapping[str, Any]],
+        messages: str | Message | Mapping[str, object] | Sequence[Message | Mapping[str, object]],
         *,
         images: Images = (),
         max_tiles: MaxTiles = None,
@@ -227,7 +227,7 @@ class Model:
         return self.engine.model.encode_tiles(tiles, self.engine.vision_batch)
 
     @torch.inference_mode()
-    def logits(self, input_ids: Any, features: Tensor | None = None) -> Tensor:
+    def logits(self, input_ids: Tensor | Sequence[int], features: Tensor | None = None) -> Tensor:
         """ids (tokens,), features (n, tokens_per_tile, hidden) -> float32 (tokens, vocab).
 
         The features stand in for the ids of `<IMG_CONTEXT>`. RequestError for ids that the model
@@ -247,7 +247,7 @@ class Model:
 
 
 def as_messages(
-    messages: Message | Mapping[str, Any] | Sequence[Message | Mapping[str, Any]],
+    messages: Message | Mapping[str, object] | Sequence[Message | Mapping[str, object]],
     pages_per_image: Sequence[int] = (),
 ) -> list[Message]:
     """Messages from dicts, with one slot for every page of the images.

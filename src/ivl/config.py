@@ -16,6 +16,7 @@ from typing import Any, Literal, get_args
 from ivl.config_keys import NULL_SAYS, Section, check_keys
 from ivl.config_quantization import Quantization, read_quantization
 from ivl.errors import CheckpointError, ConfigError, UnsupportedError
+from ivl.json_values import RawObject
 from ivl.refused import refuse_adapter, refuse_lfs_pointer
 
 # Far above any real model: a damaged file may claim billions of layers, and there is work for each.
@@ -188,7 +189,7 @@ def read_config(directory: Path) -> ModelConfig:
     return parse_config(raw, read_json(preprocessor) if preprocessor.exists() else {})
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> RawObject:
     """A JSON object from a file; CheckpointError when it is missing or something else."""
     refuse_lfs_pointer(path)
     try:
@@ -208,7 +209,7 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def parse_config(raw: dict[str, Any], preprocessor: dict[str, Any] | None = None) -> ModelConfig:
+def parse_config(raw: RawObject, preprocessor: RawObject | None = None) -> ModelConfig:
     """The configuration from the contents of `config.json`, in either layout."""
     raw, preprocessor = _stated(raw), _stated(preprocessor or {})
     kind = raw.get("model_type")
@@ -234,7 +235,7 @@ def parse_config(raw: dict[str, Any], preprocessor: dict[str, Any] | None = None
     )
 
 
-def _stated(section: dict[str, Any], depth: int = 3) -> dict[str, Any]:
+def _stated(section: RawObject, depth: int = 3) -> RawObject:
     """Without the keys that are null, here and in the sections of it: all but a few say nothing
     then. The deepest section is that of the rotary settings."""
     return {
@@ -244,7 +245,7 @@ def _stated(section: dict[str, Any], depth: int = 3) -> dict[str, Any]:
     }
 
 
-def _parse_official(raw: dict[str, Any]) -> ModelConfig:
+def _parse_official(raw: RawObject) -> ModelConfig:
     _decoder_kind(_subsection(raw, "llm_config"))
     quantization = read_quantization(raw, _subsection(raw, "llm_config"))
     check_keys(raw, Section.OFFICIAL)
@@ -283,7 +284,7 @@ def _parse_official(raw: dict[str, Any]) -> ModelConfig:
     )
 
 
-def _parse_huggingface(raw: dict[str, Any], preprocessor: dict[str, Any]) -> ModelConfig:
+def _parse_huggingface(raw: RawObject, preprocessor: RawObject) -> ModelConfig:
     _decoder_kind(_subsection(raw, "text_config"))
     quantization = read_quantization(raw, _subsection(raw, "text_config"))
     check_keys(raw, Section.HUGGINGFACE)
@@ -317,7 +318,7 @@ def _parse_huggingface(raw: dict[str, Any], preprocessor: dict[str, Any]) -> Mod
     )
 
 
-def _parse_decoder(raw: dict[str, Any]) -> DecoderConfig:
+def _parse_decoder(raw: RawObject) -> DecoderConfig:
     kind = _decoder_kind(raw)
     check_keys(raw, Section.DECODER)
     hidden_size, num_heads = _count(raw, "hidden_size"), _count(raw, "num_attention_heads")
@@ -341,7 +342,7 @@ def _parse_decoder(raw: dict[str, Any]) -> DecoderConfig:
     )
 
 
-def _decoder_kind(raw: dict[str, Any]) -> Architecture:
+def _decoder_kind(raw: RawObject) -> Architecture:
     """Which decoder a section describes, by its type or else by its class.
 
     It is asked before any key of the file is looked at: those of another decoder mean nothing here.
@@ -370,7 +371,7 @@ _CLASSES: dict[Any, Architecture] = {
 }
 
 
-def _rope_section(raw: dict[str, Any], key: str) -> dict[str, Any]:
+def _rope_section(raw: RawObject, key: str) -> RawObject:
     """Rotary settings of a decoder, checked; empty where there are none."""
     if not raw.get(key):
         return {}
@@ -385,7 +386,7 @@ def _rope_section(raw: dict[str, Any], key: str) -> dict[str, Any]:
     return section
 
 
-def _rope_factor(section: dict[str, Any]) -> Any:
+def _rope_factor(section: RawObject) -> Any:
     if _rope_kind(section) != "dynamic":
         return None
     if section.get("factor") is None:
@@ -393,13 +394,13 @@ def _rope_factor(section: dict[str, Any]) -> Any:
     return section["factor"]
 
 
-def _rope_kind(section: dict[str, Any]) -> Any:
+def _rope_kind(section: RawObject) -> Any:
     kind = section.get("rope_type") or section.get("type") or "default"
     # Positions divided by one are positions.
     return "default" if kind == "linear" and section.get("factor") == 1 else kind
 
 
-def _all_layers(vision: dict[str, Any], select_layer: int) -> int:
+def _all_layers(vision: RawObject, select_layer: int) -> int:
     """The number of layers, all of which run: the features are those of the last one."""
     num_layers = _count(vision, "num_hidden_layers")
     if select_layer not in (-1, num_layers):
@@ -410,7 +411,7 @@ def _all_layers(vision: dict[str, Any], select_layer: int) -> int:
     return num_layers
 
 
-def _dtype(raw: dict[str, Any]) -> str:
+def _dtype(raw: RawObject) -> str:
     """The type that the weights were trained in; newer files say `dtype`, older `torch_dtype`."""
     return str(raw.get("dtype") or raw.get("torch_dtype") or "bfloat16")
 
@@ -422,7 +423,7 @@ def _square(value: Any) -> int:
     return sides[0]
 
 
-def _subsection(raw: dict[str, Any], key: str) -> dict[str, Any]:
+def _subsection(raw: RawObject, key: str) -> RawObject:
     value = raw.get(key)
     if value is None:
         raise ConfigError(f"The configuration has no {key!r} section.")
@@ -431,13 +432,13 @@ def _subsection(raw: dict[str, Any], key: str) -> dict[str, Any]:
     return value
 
 
-def _required(raw: dict[str, Any], key: str) -> Any:
+def _required(raw: RawObject, key: str) -> Any:
     if raw.get(key) is None:
         raise ConfigError(f"The configuration does not say {key!r}.")
     return raw[key]
 
 
-def _count(raw: dict[str, Any], key: str) -> int:
+def _count(raw: RawObject, key: str) -> int:
     value = _required(raw, key)
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise ConfigError(f"{key} must be a positive integer, not {value!r}.")

@@ -12,6 +12,7 @@ from enum import Enum
 from typing import Any
 
 from ivl.errors import UnsupportedError
+from ivl.json_values import RawObject
 from ivl.refused import CARRIED_KEYS, MERGE_CARRIED
 from ivl.spelling import did_you_mean
 
@@ -55,7 +56,7 @@ USED: dict[Section, frozenset[str]] = {
 }
 
 # Only these values leave the computation as it is implemented here.
-FIXED: dict[Section, dict[str, tuple[Any, ...]]] = {
+FIXED: dict[Section, dict[str, tuple[object, ...]]] = {
     Section.OFFICIAL: {
         "pad2square": (False, None),
         "use_backbone_lora": (0, False, None),
@@ -134,7 +135,7 @@ HARMLESS: frozenset[str] = frozenset(
 )
 
 
-def check_keys(raw: dict[str, Any], section: Section) -> None:
+def check_keys(raw: RawObject, section: Section) -> None:
     """Raises UnsupportedError for a key that is unknown, or set to what is not implemented.
 
     What is known to be otherwise is told before what is not known at all.

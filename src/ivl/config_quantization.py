@@ -42,7 +42,7 @@ _ONLY: dict[str, tuple[Any, ...]] = {
 }
 
 
-def read_quantization(*sections: dict[str, Any]) -> Quantization | None:
+def read_quantization(*sections: dict[str, object]) -> Quantization | None:
     """How the weights are quantized, by the sections that may say it; None when none does.
 
     Raises UnsupportedError for every other method and for AWQ of another layout.
@@ -58,7 +58,7 @@ def read_quantization(*sections: dict[str, Any]) -> Quantization | None:
     return "awq" if stated else None
 
 
-def awq_settings(unquantized: list[str]) -> dict[str, Any]:
+def awq_settings(unquantized: list[str]) -> dict[str, object]:
     """What a checkpoint says of AWQ weights; `unquantized`: beginnings of names that have none."""
     return {
         "quant_method": "awq",

@@ -25,7 +25,7 @@ import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -43,6 +43,7 @@ from ivl.checkpoint.safetensors import (
 from ivl.config import ModelConfig, read_json
 from ivl.config_quantization import KEY, awq_settings
 from ivl.errors import CheckpointError
+from ivl.json_values import RawObject
 from ivl.quant.awq import AWQ, GROUP_SIZE, Groups, join_groups, split_groups
 from ivl.quant.block_format import Bytes
 
@@ -241,7 +242,7 @@ class AwqFiles:
         ]
 
 
-def awq_config(raw: dict[str, Any], config: ModelConfig) -> dict[str, Any]:
+def awq_config(raw: RawObject, config: ModelConfig) -> RawObject:
     """The original's config.json with what vLLM, LMDeploy and transformers want to know.
 
     vLLM and transformers look at the top, LMDeploy into the language model's section too.

@@ -19,9 +19,8 @@ conversion/internvl.py and intern_vision.py of https://github.com/ggml-org/llama
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, cast, get_args
+from typing import cast, get_args
 
 import numpy as np
 
@@ -31,6 +30,7 @@ from ivl.checkpoint.identity import Identity
 from ivl.checkpoint.names import FUSED_QKV
 from ivl.config import Architecture, DecoderConfig, ModelConfig, VisionConfig
 from ivl.errors import CheckpointError, ConfigError, UnsupportedError
+from ivl.json_values import RawObject
 from ivl.prompt.template import IM_END, IM_START, IMG_CONTEXT
 from ivl.prompt.tiles import IMAGENET_MEAN, IMAGENET_STD
 from ivl.spelling import nearest
@@ -456,7 +456,7 @@ QUANTIZATION_VERSION = 2
 
 def text_metadata(
     config: ModelConfig,
-    tokenizer: Mapping[str, Any],
+    tokenizer: RawObject,
     *,
     name: str,
     licence: Identity | None = None,

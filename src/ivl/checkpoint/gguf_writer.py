@@ -122,7 +122,7 @@ class GGUFWriter:
         tensors = self._tensors.values()
         return sum(t.num_bytes for t in tensors if not self._rows_left[t.name])
 
-    def write(self, name: str, raw: npt.NDArray[np.integer[Any]], first_row: int = 0) -> None:
+    def write(self, name: str, raw: Bytes, first_row: int = 0) -> None:
         """Write rows of a tensor, uint8 (rows, row_bytes), from `first_row` on; each row once.
 
         CheckpointError when the disk is full or fails, ValueError for rows of another shape.

@@ -17,6 +17,7 @@ from typing import Any
 
 from ivl.config import read_json
 from ivl.errors import IvlError
+from ivl.json_values import RawObject
 
 CARD = "README.md"
 LICENCE_FILES = ("LICENSE", "LICENSE.txt", "LICENSE.md", "LICENCE", "LICENCE.txt", "COPYING")
@@ -70,7 +71,7 @@ def identity_of_directory(directory: Path) -> Identity:
     )
 
 
-def identity_of_gguf(text: Mapping[str, Any], mmproj: Mapping[str, Any] | None = None) -> Identity:
+def identity_of_gguf(text: RawObject, mmproj: RawObject | None = None) -> Identity:
     """From the metadata of the text model's file; where it has no licence, of the projector's."""
     name = _text(text.get("general.name")) or _text(text.get("general.basename"))
     name_source = "general.name" if name else ""
@@ -176,7 +177,7 @@ def repository_of(directory: Path) -> str | None:
     return None
 
 
-def _config(directory: Path) -> dict[str, Any]:
+def _config(directory: Path) -> RawObject:
     try:
         return read_json(directory / "config.json")
     except IvlError:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, cast
 
 from typer import Argument, Option
 
@@ -78,7 +78,7 @@ def command(
     print_written(records, time.monotonic() - began, json=json)
 
 
-def written(convert: Callable[[], Conversion], status: Status) -> list[dict[str, Any]]:
+def written(convert: Callable[[], Conversion], status: Status) -> list[dict[str, object]]:
     """For JSON: what was written. Notes that an interrupted run can be, or was, continued."""
     try:
         done = convert()
@@ -100,10 +100,11 @@ def written(convert: Callable[[], Conversion], status: Status) -> list[dict[str,
     ]
 
 
-def print_written(records: list[dict[str, Any]], seconds: float, *, json: bool) -> None:
+def print_written(records: list[dict[str, object]], seconds: float, *, json: bool) -> None:
     if json:
         print_json({"files": records, "seconds": round(seconds, 3)})
         return
     for record in records:
         bits = f"  {record['bits_per_weight']} bpw" if "bits_per_weight" in record else ""
-        print(f"{record['file']}  {disk_size(record['bytes'])}{bits}")
+        size = disk_size(cast("int", record["bytes"]))
+        print(f"{record['file']}  {size}{bits}")

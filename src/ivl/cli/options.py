@@ -16,11 +16,16 @@ import json
 from collections.abc import Callable
 from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, cast, get_type_hints
 
 from typer import Argument, Option
 
-from ivl.engine.options import DEFAULT_DRAFT_TOKENS, DEFAULT_VISION_BATCH, GenerationOptions
+from ivl.engine.options import (
+    DEFAULT_DRAFT_TOKENS,
+    DEFAULT_VISION_BATCH,
+    GenerationKeywords,
+    GenerationOptions,
+)
 from ivl.errors import ConfigError, RequestError
 from ivl.paths import local_path
 
@@ -80,7 +85,7 @@ KV = Annotated[
 ]
 
 
-def _schema(name: str) -> dict[str, Any]:
+def _schema(name: str) -> dict[str, object]:
     """The JSON schema in a file; RequestError when there is none."""
     try:
         schema = json.loads(local_path(name).read_bytes())
@@ -98,7 +103,7 @@ def _schema(name: str) -> dict[str, Any]:
 
 
 SchemaFile = Annotated[
-    dict[str, Any] | None,
+    dict[str, object] | None,
     Option(
         "--schema",
         metavar="FILE",
@@ -202,9 +207,10 @@ class Sampling:
     ] = None
     seed: Annotated[int | None, Option(metavar="N", help="Makes sampling repeatable.")] = None
 
-    def given(self) -> dict[str, Any]:
+    def given(self) -> GenerationKeywords:
         """By name, as `Model.ask` takes them: those that were given."""
-        return {name: value for name, value in asdict(self).items() if value is not None}
+        given = {name: value for name, value in asdict(self).items() if value is not None}
+        return cast("GenerationKeywords", given)
 
     def options(self) -> GenerationOptions:
         """The checked options; RequestError for a value that means nothing."""

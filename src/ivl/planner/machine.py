@@ -344,7 +344,7 @@ class _Memory(ctypes.Structure):
     )
 
 
-def nvidia_gpus(library: Any = None) -> list[ReportedGpu]:
+def nvidia_gpus(library: ctypes.CDLL | None = None) -> list[ReportedGpu]:
     """The cards of this machine; none where there is no driver. `library`: NVML, loaded."""
     nvml = library or _load()
     if nvml is None or nvml.nvmlInit_v2():

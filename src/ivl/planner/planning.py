@@ -52,7 +52,7 @@ class Report:
     def fits(self) -> bool:
         return self.plan.fits
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """For JSON; docs/plan.md has the schema."""
         record = plan_record(self.plan, self.verdict)
         if self.pages:

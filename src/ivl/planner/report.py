@@ -6,7 +6,6 @@ import html
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any
 
 from ivl.footprint.placement import ACTIVATIONS, GIB, KV, PROJECTOR, RUNTIME, VISION, WEIGHTS, Share
 from ivl.footprint.tensors import bytes_by_type, num_parameters
@@ -200,7 +199,7 @@ def _plural(count: int, what: str) -> str:
 SCHEMA = 1
 
 
-def plan_record(plan: Plan, verdict: Judgement) -> dict[str, Any]:
+def plan_record(plan: Plan, verdict: Judgement) -> dict[str, object]:
     """Everything that is known, bytes and seconds unrounded."""
     subject, setting, work = plan.subject, plan.setting, plan.setting.work
     decoder = [t for t in plan.tensors if t.part == "decoder"]
@@ -254,7 +253,7 @@ def plan_record(plan: Plan, verdict: Judgement) -> dict[str, Any]:
     }
 
 
-def asked_record(machine: Machine) -> list[dict[str, Any]]:
+def asked_record(machine: Machine) -> list[dict[str, object]]:
     """What each `--device` was taken for; empty for this machine."""
     return [
         {
@@ -267,7 +266,7 @@ def asked_record(machine: Machine) -> list[dict[str, Any]]:
     ]
 
 
-def _devices(plan: Plan) -> list[dict[str, Any]]:
+def _devices(plan: Plan) -> list[dict[str, object]]:
     return [
         {
             "name": share.device.name,
@@ -289,12 +288,14 @@ def _devices(plan: Plan) -> list[dict[str, Any]]:
     ]
 
 
-def estimate_record(estimate: Estimate) -> dict[str, Any]:
-    value, rest = estimate.value, {"confidence": estimate.confidence, "source": estimate.source}
-    return (asdict(value) if value else dict.fromkeys(("low", "likely", "high"))) | rest
+def estimate_record(estimate: Estimate) -> dict[str, object]:
+    ends: dict[str, object] = {"low": None, "likely": None, "high": None}
+    if estimate.value:
+        ends = asdict(estimate.value)
+    return {**ends, "confidence": estimate.confidence, "source": estimate.source}
 
 
-def overview_record(rows: Sequence[Plan]) -> dict[str, Any]:
+def overview_record(rows: Sequence[Plan]) -> dict[str, object]:
     """The table of sizes and types: one line each."""
     return {
         "schema": SCHEMA,
@@ -450,7 +451,7 @@ def page_of(plan: Plan, verdict: Judgement) -> str:
     return page
 
 
-def _data(plan: Plan) -> dict[str, Any]:
+def _data(plan: Plan) -> dict[str, object]:
     work, config = plan.setting.work, plan.subject.config
     layer_token = kv_bytes_per_layer_token(config.decoder, work.kv) * work.parallel
     devices = []

@@ -11,7 +11,6 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from datetime import date
 from multiprocessing import get_context
-from typing import Any
 
 from ivl import __version__
 from ivl.errors import CapacityError, ConfigError, UnsupportedError
@@ -40,13 +39,13 @@ class Measured:
     peak_bytes: int
     planned_bytes: int
     tokens_per_s: float
-    tokens_per_s_planned: dict[str, Any]
+    tokens_per_s_planned: dict[str, object]
     encode_s: float
-    encode_s_planned: dict[str, Any]
+    encode_s_planned: dict[str, object]
     first_token_s: float
-    first_token_s_planned: dict[str, Any]
+    first_token_s_planned: dict[str, object]
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """A receipt, for JSON."""
         return asdict(self)
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from ivl.config import read_json
 from ivl.errors import CheckpointError, UnsupportedError
+from ivl.json_values import RawObject
 
 _ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token")
 _LISTS = ("additional_special_tokens", "extra_special_tokens")
@@ -40,12 +41,12 @@ class TokenizerMetadata:
         return self.generation_eos_ids | (set() if eos_id is None else {eos_id})
 
 
-def read_optional(path: Path) -> dict[str, Any]:
+def read_optional(path: Path) -> RawObject:
     """The JSON object of a file, {} where there is none. CheckpointError when it is damaged."""
     return read_json(path) if path.exists() else {}
 
 
-def read_metadata(directory: Path, tokenizer_json: Mapping[str, Any]) -> TokenizerMetadata:
+def read_metadata(directory: Path, tokenizer_json: RawObject) -> TokenizerMetadata:
     """Read what stands beside the vocabulary; `tokenizer_json` is {} where there is none.
 
     CheckpointError for damaged files and for ids that clash.
@@ -105,16 +106,14 @@ class _Collected:
             self.special.add(name)
 
 
-def _json_tokens(
-    directory: Path, tokenizer_json: Mapping[str, Any]
-) -> Iterator[tuple[int, str, bool]]:
+def _json_tokens(directory: Path, tokenizer_json: RawObject) -> Iterator[tuple[int, str, bool]]:
     entries = tokenizer_json.get("added_tokens") or []
     for entry in entries if isinstance(entries, list) else [entries]:
         name, special = _checked_entry(entry, directory / "tokenizer.json")
         yield _checked_id(entry.get("id"), name, directory), name, special
 
 
-def _decoder_tokens(directory: Path, config: Mapping[str, Any]) -> Iterator[tuple[int, str, bool]]:
+def _decoder_tokens(directory: Path, config: RawObject) -> Iterator[tuple[int, str, bool]]:
     path = directory / "tokenizer_config.json"
     decoder = config.get("added_tokens_decoder") or {}
     if not isinstance(decoder, dict):
@@ -142,7 +141,7 @@ def _checked_id(token_id: Any, name: str, directory: Path) -> int:
     return token_id
 
 
-def _special_names(source: Mapping[str, Any]) -> Iterator[str]:
+def _special_names(source: RawObject) -> Iterator[str]:
     values = [source.get(role) for role in _ROLES]
     for key in _LISTS:
         listed = source.get(key) or ()

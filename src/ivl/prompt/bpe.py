@@ -22,6 +22,7 @@ from tokenizers import Regex, models, normalizers, pre_tokenizers
 
 from ivl.config import read_json
 from ivl.errors import CheckpointError, UnsupportedError
+from ivl.json_values import RawObject
 from ivl.prompt.added_tokens import TokenizerMetadata, read_metadata, read_optional
 from ivl.prompt.tokenizer import LeadingSpace, Tokenizer
 from ivl.refused import refuse_lfs_pointer
@@ -93,7 +94,7 @@ def load_bpe(directory: Path) -> BpeTokenizer:
     return assemble_bpe(directory, sections, metadata, vocab, merges)
 
 
-def read_bpe(directory: Path, sections: Mapping[str, Any]) -> tuple[dict[str, int], Merges]:
+def read_bpe(directory: Path, sections: RawObject) -> tuple[dict[str, int], Merges]:
     """Vocabulary and merges: of the `tokenizer.json` whose sections these are, or, without any, of
     `vocab.json` and `merges.txt`."""
     if sections:
@@ -104,13 +105,13 @@ def read_bpe(directory: Path, sections: Mapping[str, Any]) -> tuple[dict[str, in
 
 def assemble_bpe(
     origin: Path | str,
-    sections: Mapping[str, Any],
+    sections: RawObject,
     metadata: TokenizerMetadata,
     vocab: dict[str, int],
     merges: Merges,
 ) -> BpeTokenizer:
     """A tokenizer of the sections of a `tokenizer.json`; `origin` is for messages."""
-    alphabet, drops_space = alphabet_of(sections.get("decoder"))
+    alphabet, drops_space = alphabet_of(sections.get("decoder") or {})
     unk = (sections.get("model") or {}).get("unk_token")
     controls = {name: i for name, i in metadata.added.items() if name != unk}
     pieces = {token_id: piece for piece, token_id in vocab.items()}
@@ -122,7 +123,7 @@ def assemble_bpe(
     if alphabet == "byte_level" and unk is None:
         _check_bytes(core_vocab, origin)
     ids_by_name = {**vocab, **metadata.added}
-    bos_id = template_bos_id(sections.get("post_processor"))
+    bos_id = template_bos_id(sections.get("post_processor") or {})
     if metadata.add_bos is not None:
         bos_id = ids_by_name.get(metadata.roles.get("bos_token", "")) if metadata.add_bos else None
     return BpeTokenizer(
@@ -185,7 +186,7 @@ def _check_bytes(vocab: Mapping[str, int], origin: Path | str) -> None:
         )
 
 
-def _model_of(sections: Mapping[str, Any], path: Path) -> tuple[dict[str, int], Merges]:
+def _model_of(sections: RawObject, path: Path) -> tuple[dict[str, int], Merges]:
     model = sections.get("model")
     kind = model.get("type", "BPE") if isinstance(model, dict) else "nothing"
     if not isinstance(model, dict) or kind != "BPE":
@@ -251,7 +252,7 @@ _MODEL_OPTIONS = (
 )
 
 
-def qwen2_sections(*, add_prefix_space: bool = False) -> dict[str, Any]:
+def qwen2_sections(*, add_prefix_space: bool = False) -> RawObject:
     """The sections that `vocab.json` and `merges.txt` leave unsaid for a Qwen2 tokenizer."""
     split = {"type": "Split", "pattern": {"Regex": QWEN2_SPLIT}, "behavior": "Isolated"}
     byte_level = {"type": "ByteLevel", "add_prefix_space": add_prefix_space, "use_regex": False}
@@ -263,7 +264,7 @@ def qwen2_sections(*, add_prefix_space: bool = False) -> dict[str, Any]:
 
 
 def build_core(
-    sections: Mapping[str, Any], vocab: Mapping[str, int], merges: list[tuple[str, str]]
+    sections: RawObject, vocab: Mapping[str, int], merges: list[tuple[str, str]]
 ) -> tokenizers.Tokenizer:
     """A tokenizer of exactly these sections, vocabulary and merges, without added tokens.
 
@@ -287,10 +288,10 @@ def build_core(
     return core
 
 
-def alphabet_of(decoder: Any) -> tuple[Alphabet, bool]:
+def alphabet_of(decoder: RawObject) -> tuple[Alphabet, bool]:
     """How pieces become bytes, and whether decoding drops one leading space."""
-    parts = decoder.get("decoders") if _type(decoder) == "Sequence" else [decoder]
-    kinds = [_type(part) for part in parts or ()]
+    parts = (decoder.get("decoders") or []) if _type(decoder) == "Sequence" else [decoder]
+    kinds = [_type(part) for part in parts]
     if kinds == ["ByteLevel"]:
         return "byte_level", False
     if kinds[:3] == ["Replace", "ByteFallback", "Fuse"] and kinds[3:] in ([], ["Strip"]):
@@ -304,7 +305,7 @@ def alphabet_of(decoder: Any) -> tuple[Alphabet, bool]:
     )
 
 
-def template_bos_id(post_processor: Any) -> int | None:
+def template_bos_id(post_processor: RawObject) -> int | None:
     """The id that `tokenizer.json` puts before every text, if any."""
     if _type(post_processor) == "Sequence":
         found = [template_bos_id(part) for part in post_processor.get("processors") or ()]
@@ -354,7 +355,7 @@ def _pre_tokenizer(spec: Any) -> pre_tokenizers.PreTokenizer:
     raise _unknown("pre_tokenizer", spec)
 
 
-def _pattern(spec: Mapping[str, Any]) -> Any:
+def _pattern(spec: RawObject) -> Any:
     pattern = spec.get("pattern")
     if isinstance(pattern, dict):
         if isinstance(pattern.get("String"), str):
@@ -365,7 +366,7 @@ def _pattern(spec: Mapping[str, Any]) -> Any:
 
 
 def _type(spec: Any) -> str:
-    return str(spec.get("type")) if isinstance(spec, dict) else "nothing"
+    return str(spec.get("type", "nothing")) if isinstance(spec, dict) else "nothing"
 
 
 def _unknown(section: str, spec: Any) -> UnsupportedError:

@@ -28,11 +28,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from ivl.errors import CheckpointError, UnsupportedError
+from ivl.json_values import RawObject
 from ivl.prompt.added_tokens import TokenizerMetadata, read_metadata, read_optional
 from ivl.prompt.bpe import QWEN2_SPLIT, alphabet_of, qwen2_sections
 from ivl.prompt.tokenizer import LeadingSpace, Tokenizer, load_tokenizer
@@ -43,7 +43,7 @@ _WRONG = "The file was written wrongly; take another conversion of the model."
 _ORIGIN = "The GGUF file"
 
 
-def load_gguf_tokenizer(metadata: Mapping[str, Any]) -> Tokenizer:
+def load_gguf_tokenizer(metadata: RawObject) -> Tokenizer:
     """The tokenizer of a file's metadata, whose arrays of numbers may be NumPy arrays.
 
     CheckpointError when it is damaged, UnsupportedError for one of another kind. Whether it knows
@@ -67,7 +67,7 @@ def load_gguf_tokenizer(metadata: Mapping[str, Any]) -> Tokenizer:
     )
 
 
-def _load_bpe(metadata: Mapping[str, Any]) -> Tokenizer:
+def _load_bpe(metadata: RawObject) -> Tokenizer:
     from ivl.prompt.bpe import assemble_bpe
 
     tokens = _texts(metadata, "tokens")
@@ -101,7 +101,7 @@ def _load_bpe(metadata: Mapping[str, Any]) -> Tokenizer:
     )
 
 
-def _sections(metadata: Mapping[str, Any]) -> dict[str, Any]:
+def _sections(metadata: RawObject) -> RawObject:
     """How text is cut before merging, as sections of a `tokenizer.json`."""
     pre = _text(metadata, "pre")
     if pre == "qwen2":
@@ -117,7 +117,7 @@ def _sections(metadata: Mapping[str, Any]) -> dict[str, Any]:
     )
 
 
-def _load_sentencepiece(metadata: Mapping[str, Any]) -> Tokenizer:
+def _load_sentencepiece(metadata: RawObject) -> Tokenizer:
     from sentencepiece import SentencePieceProcessor
 
     from ivl.prompt.sentencepiece_tokenizer import SentencePieceTokenizer, build_model
@@ -163,7 +163,7 @@ def _added(tokens: list[str], kinds: list[int]) -> dict[str, int]:
     return added
 
 
-def _texts(metadata: Mapping[str, Any], key: str) -> list[str]:
+def _texts(metadata: RawObject, key: str) -> list[str]:
     value = metadata.get(_PREFIX + key)
     # All elements of an array are of one type, and there are 150,000 of these.
     if not isinstance(value, list) or not value or not isinstance(value[0], str):
@@ -171,14 +171,14 @@ def _texts(metadata: Mapping[str, Any], key: str) -> list[str]:
     return value
 
 
-def _kinds(metadata: Mapping[str, Any], num_tokens: int) -> list[int]:
+def _kinds(metadata: RawObject, num_tokens: int) -> list[int]:
     kinds = np.array(_numbers(metadata, "token_type"))
     if len(kinds) != num_tokens or not np.isin(kinds, range(1, 7)).all():
         raise CheckpointError(f"{_ORIGIN} does not say of every token what it is.", _WRONG)
     return kinds.astype(int).tolist()
 
 
-def _numbers(metadata: Mapping[str, Any], key: str) -> list[float]:
+def _numbers(metadata: RawObject, key: str) -> list[float]:
     """A list of numbers; empty where there is none."""
     value = metadata.get(_PREFIX + key)
     if isinstance(value, np.ndarray):
@@ -188,26 +188,26 @@ def _numbers(metadata: Mapping[str, Any], key: str) -> list[float]:
     return [number for number in value if isinstance(number, int | float)]
 
 
-def _text(metadata: Mapping[str, Any], key: str) -> str | None:
+def _text(metadata: RawObject, key: str) -> str | None:
     value = metadata.get(_PREFIX + key)
     if value is not None and not isinstance(value, str):
         raise CheckpointError(f"{_ORIGIN} has no text as {_PREFIX}{key}.", _WRONG)
     return value
 
 
-def _flag(metadata: Mapping[str, Any], key: str, default: bool) -> bool:
+def _flag(metadata: RawObject, key: str, default: bool) -> bool:
     value = metadata.get(_PREFIX + key, default)
     if not isinstance(value, bool):
         raise CheckpointError(f"{_ORIGIN} says neither true nor false of {_PREFIX}{key}.", _WRONG)
     return value
 
 
-def _eos_ids(metadata: Mapping[str, Any], num_tokens: int) -> set[int]:
+def _eos_ids(metadata: RawObject, num_tokens: int) -> set[int]:
     found = (_token_id(metadata, role, num_tokens) for role in ("eos", "eot"))
     return {token_id for token_id in found if token_id is not None}
 
 
-def _token_id(metadata: Mapping[str, Any], role: str, num_tokens: int) -> int | None:
+def _token_id(metadata: RawObject, role: str, num_tokens: int) -> int | None:
     value = metadata.get(f"{_PREFIX}{role}_token_id")
     if value is not None and not (type(value) is int and 0 <= value < num_tokens):
         raise CheckpointError(
@@ -227,7 +227,7 @@ _PROBES = (
 )
 
 
-def tokenizer_metadata(directory: Path, vocab_size: int) -> dict[str, Any]:
+def tokenizer_metadata(directory: Path, vocab_size: int) -> RawObject:
     """The `tokenizer.ggml.*` entries for the tokenizer in `directory`; `vocab_size` rows of
     embeddings get a token each.
 
@@ -243,7 +243,7 @@ def tokenizer_metadata(directory: Path, vocab_size: int) -> dict[str, Any]:
         )
     sections = read_optional(directory / "tokenizer.json")
     added = read_metadata(directory, sections)
-    byte_level = not sections or alphabet_of(sections.get("decoder"))[0] == "byte_level"
+    byte_level = not sections or alphabet_of(sections.get("decoder") or {})[0] == "byte_level"
     if (directory / "tokenizer.model").exists() and not (sections and byte_level):
         found = _sentencepiece(directory, added, vocab_size)
     elif byte_level:
@@ -257,8 +257,8 @@ def tokenizer_metadata(directory: Path, vocab_size: int) -> dict[str, Any]:
 
 
 def _byte_level(
-    directory: Path, sections: Mapping[str, Any], added: TokenizerMetadata, vocab_size: int
-) -> dict[str, Any]:
+    directory: Path, sections: RawObject, added: TokenizerMetadata, vocab_size: int
+) -> RawObject:
     """Qwen2's kind; without a `tokenizer.json`, from `vocab.json` and `merges.txt`."""
     from ivl.prompt.bpe import read_bpe
 
@@ -278,8 +278,8 @@ def _byte_level(
 
 
 def _byte_fallback(
-    directory: Path, sections: Mapping[str, Any], added: TokenizerMetadata, vocab_size: int
-) -> dict[str, Any]:
+    directory: Path, sections: RawObject, added: TokenizerMetadata, vocab_size: int
+) -> RawObject:
     """A SentencePiece model that was rewritten as a `tokenizer.json`."""
     from ivl.prompt.bpe import read_bpe
 
@@ -295,7 +295,7 @@ def _byte_fallback(
     return _llama_entries(tokens, _puts_space_in_front(sections))
 
 
-def _sentencepiece(directory: Path, added: TokenizerMetadata, vocab_size: int) -> dict[str, Any]:
+def _sentencepiece(directory: Path, added: TokenizerMetadata, vocab_size: int) -> RawObject:
     """The pieces of a SentencePiece model.
 
     Pieces `[UNUSED_TOKEN_n]` of InternLM2 are unused, as llama.cpp has them.
@@ -325,7 +325,7 @@ def _sentencepiece(directory: Path, added: TokenizerMetadata, vocab_size: int) -
     return _llama_entries(tokens, read_space_rules(model).add_dummy_prefix)
 
 
-def _llama_entries(tokens: _Vocabulary, add_space_prefix: bool) -> dict[str, Any]:
+def _llama_entries(tokens: _Vocabulary, add_space_prefix: bool) -> RawObject:
     return {
         "model": "llama",
         "pre": "default",
@@ -335,16 +335,16 @@ def _llama_entries(tokens: _Vocabulary, add_space_prefix: bool) -> dict[str, Any
     }
 
 
-def _puts_space_in_front(sections: Mapping[str, Any]) -> bool:
+def _puts_space_in_front(sections: RawObject) -> bool:
     """Whether text gets a space mark before it: by the normaliser, or by the cutting."""
     text = repr((sections.get("normalizer"), sections.get("pre_tokenizer")))
     signs = ("'Prepend'", "'prepend_scheme': 'always'", "'prepend_scheme': 'first'")
     return any(sign in text for sign in signs)
 
 
-def _ends(added: TokenizerMetadata, original: Tokenizer) -> dict[str, Any]:
+def _ends(added: TokenizerMetadata, original: Tokenizer) -> RawObject:
     """The ids of bos, eos and their like, and whether bos starts a prompt."""
-    found: dict[str, Any] = {}
+    found: RawObject = {}
     for role, name in added.roles.items():
         token_id = added.added.get(name, original.controls.get(name))
         if role in _ROLES and token_id is not None:
@@ -361,7 +361,7 @@ def _ends(added: TokenizerMetadata, original: Tokenizer) -> dict[str, Any]:
     return found
 
 
-def _check_same(original: Tokenizer, metadata: Mapping[str, Any], directory: Path) -> None:
+def _check_same(original: Tokenizer, metadata: RawObject, directory: Path) -> None:
     found = load_gguf_tokenizer(metadata)
     same = found.controls == original.controls and found.bos_id == original.bos_id
     for text in _PROBES:
@@ -405,7 +405,7 @@ class _Vocabulary:
             special = looks_special or name in added.special_names
             self.put(token_id, name, _CONTROL if special else _ADDED, _ADDED_SCORE)
 
-    def entries(self) -> dict[str, Any]:
+    def entries(self) -> RawObject:
         return {"tokens": self.texts, "token_type": np.array(self.kinds, np.int32)}
 
 
@@ -423,7 +423,7 @@ def _scores_of_merges(
     return scores
 
 
-def _cut_name(sections: Mapping[str, Any]) -> str:
+def _cut_name(sections: RawObject) -> str:
     """llama.cpp's name for the way in which a byte-level `tokenizer.json` cuts text.
 
     No sections: Qwen2's. UnsupportedError for a way that it, or ivl, has no name for.

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import lru_cache
 from numbers import Integral, Real
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple, cast
 
 from ivl.config import ModelConfig
 from ivl.errors import ConfigError, RequestError
@@ -124,10 +124,10 @@ def share_budget(num_images: int, max_tiles: int | Sequence[int]) -> list[int]:
     return limits
 
 
-def check_max_tiles(max_tiles: Any) -> None:
+def check_max_tiles(max_tiles: object) -> None:
     """Raise ConfigError unless `max_tiles` is a number of tiles that an image can have."""
     is_whole = isinstance(max_tiles, Integral) and not isinstance(max_tiles, bool)
-    if not is_whole or not 1 <= int(max_tiles) <= LARGEST_MAX_TILES:
+    if not is_whole or int(cast("int", max_tiles)) not in range(1, LARGEST_MAX_TILES + 1):
         raise ConfigError(
             f"`max_tiles` is {max_tiles!r}",
             f"use a number from 1 to {LARGEST_MAX_TILES}; 12 is usual",

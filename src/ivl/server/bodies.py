@@ -13,6 +13,7 @@ from fastapi import FastAPI, Request
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from pydantic.json_schema import models_json_schema
 
+from ivl.json_values import RawObject
 from ivl.server.errors import ApiError
 from ivl.server.foreign import (
     OPENAI,
@@ -80,7 +81,7 @@ def _says_nothing(name: str, body: Mapping[str, object]) -> bool:
     return (name, body[name]) == ("verbosity", "medium") or asks_for_nothing(body[name])
 
 
-def parse_json(body: bytes, max_depth: int) -> Any:
+def parse_json(body: bytes, max_depth: int) -> object:
     """JSON as RFC 8259 has it (no NaN), in UTF-8, nested at most `max_depth` deep."""
     try:
         # A byte order mark is ignored, as RFC 8259 allows.
@@ -131,10 +132,10 @@ class Problem:
     kind: str
     message: str
     path: tuple[Step, ...]
-    value: Any
+    value: object
 
 
-def error_of(error: ValidationError, raw: dict[str, Any], kind: type[Fields]) -> ApiError:
+def error_of(error: ValidationError, raw: RawObject, kind: type[Fields]) -> ApiError:
     """The most telling of the findings: a field or a type that is not served, else the one that
     lies deepest."""
     problems = [_problem(found, raw) for found in error.errors(include_url=False)]
@@ -176,7 +177,7 @@ def _problem(found: Mapping[str, Any], raw: Any) -> Problem:
     return Problem(found["type"], message, path, found.get("input"))
 
 
-def client_path(raw: Any, loc: Sequence[Step], *, is_missing: bool = False) -> tuple[Step, ...]:
+def client_path(raw: object, loc: Sequence[Step], *, is_missing: bool = False) -> tuple[Step, ...]:
     """The steps of pydantic's place that are keys and numbers in the body itself. The others name
     the branches of unions that it tried; a branch may be called as a key is."""
     ways = _ways(raw, loc, is_missing)
@@ -266,7 +267,7 @@ def _names(kind: type[Fields], *, deep: bool) -> list[str]:
     return list(dict.fromkeys(name for part in parts for name in part.get("properties", ())))
 
 
-def body_schema(kind: type[Fields]) -> dict[str, Any]:
+def body_schema(kind: type[Fields]) -> RawObject:
     """What a route's `openapi_extra` says of its body; `describe_bodies` adds the schemas."""
     reference = {"$ref": f"#/components/schemas/{kind.__name__}"}
     content = {"application/json": {"schema": reference}}
@@ -280,7 +281,7 @@ def describe_bodies(app: FastAPI, kinds: list[type[Fields]]) -> None:
         [(kind, "validation") for kind in kinds], ref_template="#/components/schemas/{model}"
     )
 
-    def openapi() -> dict[str, Any]:
+    def openapi() -> RawObject:
         document = generate()
         schemas = document.setdefault("components", {}).setdefault("schemas", {})
         schemas.update(definitions["$defs"])
