@@ -200,6 +200,43 @@ def test_the_floors_are_read_rightly(file: str, source: str, num_climbs: int) ->
     assert len(climbs(PACKAGE / file, source)) == num_climbs
 
 
+def circle(graph: dict[str, set[str]]) -> list[str]:
+    """The first files that import one another, in order; empty where there are none."""
+    ended: set[str] = set()
+
+    def walk(module: str, path: list[str]) -> list[str]:
+        if module in path:
+            return path[path.index(module) :]
+        if module in ended:
+            return []
+        for other in sorted(graph[module]):
+            if found := walk(other, [*path, module]):
+                return found
+        ended.add(module)
+        return []
+
+    return next((found for module in sorted(graph) if (found := walk(module, []))), [])
+
+
+def test_no_files_import_one_another() -> None:
+    """Imports within functions and for types alone count too."""
+    modules = {module_of(path): path for path in package_files() if path != LAZY_DOOR}
+    graph: dict[str, set[str]] = {}
+    for module, path in modules.items():
+        graph[module] = set()
+        for _, name in imports(path, path.read_text("utf-8")):
+            home = name if name in modules else name.rpartition(".")[0]
+            # An extension in a folder is not the folder.
+            if home in modules and home != module and not name.endswith("._cpu"):
+                graph[module].add(home)
+    assert not circle(graph)
+
+
+def test_circles_are_found() -> None:
+    assert circle({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c"]
+    assert circle({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == []
+
+
 def reaches_below(path: Path, source: str) -> list[str]:
     """The imports of a file in a room above the API that go around it."""
     allowed = ABOVE_THE_API[path.relative_to(PACKAGE).parts[0]]

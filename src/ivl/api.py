@@ -214,7 +214,7 @@ class Model:
 
     def conversation(self, system: str | None = None) -> Conversation:
         """Several turns that share the cache; see `Conversation.ask`."""
-        return self.engine.conversation(system)
+        return Conversation(self.engine, system)
 
     @torch.inference_mode()
     def encode_tiles(self, tiles_u8: np.ndarray | Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from ivl.config import ModelConfig, read_config
 from ivl.errors import CapacityError, CheckpointError, ConfigError
 from ivl.model.build import open_weights
 from ivl.prompt.gguf_tokenizer import load_gguf_tokenizer
-from ivl.prompt.tokenizer import load_tokenizer
+from ivl.prompt.tokenizer_files import load_tokenizer
 
 
 def plans(

@@ -83,7 +83,7 @@ def test_a_model_alone_is_read_and_run(directory: Path, capsys: Captured) -> Non
 def overflowing(tiny_model_dir: Path, tmp_path: Path) -> Path:
     """A model that is sound in bfloat16, and in float16 has no number for what follows an `e`: the
     letter's channel is made large, and times itself it is larger than float16 holds."""
-    from ivl.prompt.tokenizer import load_tokenizer
+    from ivl.prompt.tokenizer_files import load_tokenizer
 
     directory = Path(shutil.copytree(tiny_model_dir, tmp_path / "overflowing"))
     tensors = load_file(directory / "model.safetensors")
@@ -159,7 +159,7 @@ def test_what_is_recorded_agrees_when_it_is_checked(
     layout: str, directory: Path, transformers_internvl: Any, tmp_path: Path, capsys: Captured
 ) -> None:
     if layout == "huggingface":
-        from ivl.prompt.tokenizer import load_tokenizer
+        from ivl.prompt.tokenizer_files import load_tokenizer
 
         tokenizer = load_tokenizer(directory)
         oracle = transformers_internvl(vocab_size=tokenizer.vocab_size)

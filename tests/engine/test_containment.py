@@ -18,6 +18,7 @@ from ivl.engine import request as running_module
 from ivl.engine.answer import Ended, Failed, Piece
 from ivl.engine.choosing import Sampler
 from ivl.engine.containment import is_device_fault
+from ivl.engine.conversation import Conversation
 from ivl.engine.engine import EngineLimits
 from ivl.engine.grammar import GrammarCompiler, TokenRules
 from ivl.engine.model_runner import ModelRunner
@@ -227,7 +228,7 @@ def test_memory_that_cpp_lacks_is_the_requests_error(
     for name in ("new_store", "extend"):
         with monkeypatch.context() as patch:
             patch.setattr(model.engine.model, name, no_memory)
-            talk = model.engine.with_limits(EngineLimits()).conversation()
+            talk = Conversation(model.engine.with_limits(EngineLimits()))
             with pytest.raises(CapacityError, match="ran out"):
                 talk.ask("Go on.", options=GenerationOptions(max_tokens=3)).result()
     assert isinstance(submit(batch, ask(model, "Go on."))[0].ending(), Ended)

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 import ivl
+from ivl.engine.conversation import Conversation
 from ivl.engine.engine import Engine, EngineLimits
 from ivl.engine.options import GenerationOptions
 from ivl.engine.prompt_builder import prepare_images, tokenize
@@ -51,7 +52,7 @@ def test_prefill_in_chunks_equals_prefill_at_once(model: Any) -> None:
     answers = []
     for chunk in (7, 10_000):
         engine = model.engine.with_limits(EngineLimits(max_sequences=4, idle_tokens=chunk))
-        generation = engine.conversation().ask("Describe.", [picture(3)], options=options())
+        generation = Conversation(engine).ask("Describe.", [picture(3)], options=options())
         answers.append(generation.result().tokens)
     assert answers[0] == answers[1]
 
@@ -140,7 +141,7 @@ def test_two_answers_of_one_conversation_do_not_mix(model: Any) -> None:
 def test_a_history_starts_a_conversation(model: Any) -> None:
     talk = model.conversation()
     talk.ask("One", options=options()).result()
-    with pytest.raises(RequestError, match="begun already"):
+    with pytest.raises(RequestError, match="already begun"):
         talk.resume([user_message("Two")])
 
 
@@ -167,14 +168,14 @@ def test_a_history_of_messages_equals_the_conversation(model: Any) -> None:
 
 def test_the_context_bounds_question_and_answer(model: Any) -> None:
     engine = Engine(model.engine.model, model.engine.tokenizer, context=120)
-    talk = engine.conversation()
+    talk = Conversation(engine)
     answer = talk.ask("Go.", options=GenerationOptions()).result()
     assert answer.finish_reason == "length"
     assert answer.timings.num_prompt_tokens + len(answer.tokens) == 120
     with pytest.raises(CapacityError, match="context"):
         talk.ask("One more question.")
     with pytest.raises(CapacityError, match="tiles"):
-        engine.conversation().ask("See?", [picture(n) for n in range(30)], max_tiles=[1] * 30)
+        Conversation(engine).ask("See?", [picture(n) for n in range(30)], max_tiles=[1] * 30)
 
 
 def test_limits_that_mean_nothing_are_refused(model: Any) -> None:
@@ -229,7 +230,7 @@ def test_a_second_question_finds_the_image_of_the_first(model: Any) -> None:
     first = model.ask(page, "What is this?", max_tokens=4)
     second = model.ask(page, "And how much is it?", max_tokens=6)
     assert first.timings.num_cached_tokens < 32 <= second.timings.num_cached_tokens
-    fresh = model.engine.with_limits(EngineLimits()).conversation()
+    fresh = Conversation(model.engine.with_limits(EngineLimits()))
     alone = fresh.ask("And how much is it?", [page], options=options(max_tokens=6)).result()
     assert second.tokens == alone.tokens
 
@@ -239,7 +240,7 @@ def test_conversations_whose_blocks_others_took_go_on_alike(model: Any) -> None:
     roomy, narrow = (model.engine.with_limits(EngineLimits(kv_tokens=n)) for n in (4096, 352))
     answers = []
     for engine in (roomy, narrow):
-        talks = [engine.conversation() for _ in range(2)]
+        talks = [Conversation(engine) for _ in range(2)]
         texts = []
         for turn in range(3):
             for number, talk in enumerate(talks):
@@ -266,7 +267,7 @@ def test_two_answers_at_once_are_those_that_come_one_by_one(model: Any) -> None:
 
 def test_a_conversation_that_is_let_go_lets_its_blocks_go(model: Any) -> None:
     engine = model.engine.with_limits(EngineLimits())
-    talk = engine.conversation()
+    talk = Conversation(engine)
     talk.ask("Go on.", options=options()).result()
     assert engine.state().num_used_blocks > 0
     del talk
@@ -280,16 +281,16 @@ def test_a_stop_string_at_any_place_of_a_block_leaves_what_others_share(
 ) -> None:
     """The block that it is in may be found by others, and must stay as it was."""
     engine = model.engine.with_limits(EngineLimits())
-    talk = engine.conversation()
+    talk = Conversation(engine)
     whole = talk.ask("Go on.", options=options(max_tokens=num_said)).result()
-    talk = engine.conversation()
+    talk = Conversation(engine)
     stop = whole.text[-3:]
     talk.ask("Go on.", options=options(max_tokens=90, stop=(stop,))).result()
     found = talk.ask("Is that all?", options=options(max_tokens=20)).result()
-    fresh = model.engine.with_limits(EngineLimits()).conversation()
+    fresh = Conversation(model.engine.with_limits(EngineLimits()))
     fresh.ask("Go on.", options=options(max_tokens=90, stop=(stop,))).result()
     assert found.tokens == fresh.ask("Is that all?", options=options(max_tokens=20)).result().tokens
-    again = engine.conversation().ask("Go on.", options=options(max_tokens=num_said)).result()
+    again = Conversation(engine).ask("Go on.", options=options(max_tokens=num_said)).result()
     assert again.tokens == whole.tokens
 
 

@@ -20,7 +20,7 @@ from ivl.kernels import cpu
 from ivl.kv import KV_TYPES, KVType
 from ivl.model.build import build_model, empty_model, placed
 from ivl.model.cache import SplitKVStore, TorchKVStore
-from ivl.model.cpu_decoder import CpuKVStore, FusedLayers
+from ivl.model.cpu_decoder import CpuKVStore, CpuLayers
 from ivl.model.device_map import DeviceMap
 from ivl.model.internvl import InternVL
 from ivl.model.source import open_source
@@ -82,7 +82,7 @@ def test_layers_on_the_processor_and_the_others_give_what_all_together_give(
     plain = random_model(with_layers(WIDE, 3), dtype=torch.float32)
     parts = copy.deepcopy(plain)
     layers = list(parts.decoder.layers)[:num_fused]
-    parts.decoder.fused = FusedLayers(parts.decoder, layers, cpu.extension())  # type: ignore[arg-type]
+    parts.decoder.fused = CpuLayers(parts.decoder, layers, cpu.extension())  # type: ignore[arg-type]
     caches = [model.new_cache(64, kv) for model in (plain, parts)]
     store = caches[1].store
     assert isinstance(store, SplitKVStore)
@@ -99,7 +99,7 @@ def test_layers_on_the_processor_and_the_others_give_what_all_together_give(
 def test_a_store_of_parts_holds_what_they_hold() -> None:
     model = random_model(with_layers(WIDE, 3), dtype=torch.float32)
     layers = list(model.decoder.layers)[:1]
-    model.decoder.fused = FusedLayers(model.decoder, layers, cpu.extension())  # type: ignore[arg-type]
+    model.decoder.fused = CpuLayers(model.decoder, layers, cpu.extension())  # type: ignore[arg-type]
     store = model.new_store(3)
     store.reserve()
     assert store.num_bytes == sum(part.num_bytes for part in store.parts)  # type: ignore[attr-defined]

@@ -16,7 +16,8 @@ import sentencepiece
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from ivl.prompt.tokenizer import Tokenizer, load_tokenizer
+from ivl.prompt.tokenizer import Tokenizer
+from ivl.prompt.tokenizer_files import load_tokenizer
 
 CORPUS = [
     "",

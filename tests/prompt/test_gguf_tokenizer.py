@@ -15,7 +15,8 @@ import tokenizers
 from ivl.checkpoint.gguf import GGUFFile
 from ivl.errors import CheckpointError, UnsupportedError
 from ivl.prompt.gguf_tokenizer import load_gguf_tokenizer
-from ivl.prompt.tokenizer import Tokenizer, load_tokenizer, require_image_tokens
+from ivl.prompt.tokenizer import Tokenizer, require_image_tokens
+from ivl.prompt.tokenizer_files import load_tokenizer
 
 NORMAL, CONTROL, ADDED, UNUSED, BYTE = 1, 3, 4, 5, 6
 Metadata = dict[str, Any]

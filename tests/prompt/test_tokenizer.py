@@ -13,11 +13,8 @@ import tokenizers
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from ivl.prompt.tokenizer import (
-    Tokenizer,
-    load_tokenizer,
-    require_image_tokens,
-)
+from ivl.prompt.tokenizer import Tokenizer, require_image_tokens
+from ivl.prompt.tokenizer_files import load_tokenizer
 
 quick = settings(
     max_examples=100,

@@ -12,10 +12,8 @@ import tokenizers
 from tokenizers import pre_tokenizers
 
 from ivl.errors import CheckpointError, ConfigError, UnsupportedError
-from ivl.prompt.tokenizer import (
-    Tokenizer,
-    load_tokenizer,
-)
+from ivl.prompt.tokenizer import Tokenizer
+from ivl.prompt.tokenizer_files import load_tokenizer
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -12,11 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ivl.errors import UnsupportedError
-from ivl.prompt.tokenizer import (
-    Tokenizer,
-    load_tokenizer,
-    require_image_tokens,
-)
+from ivl.prompt.tokenizer import Tokenizer, require_image_tokens
+from ivl.prompt.tokenizer_files import load_tokenizer
 
 quick = settings(
     max_examples=100,

@@ -8,11 +8,8 @@ from typing import Any
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ivl.prompt.tokenizer import (
-    StreamDecoder,
-    Tokenizer,
-    load_tokenizer,
-)
+from ivl.prompt.tokenizer import StreamDecoder, Tokenizer
+from ivl.prompt.tokenizer_files import load_tokenizer
 
 quick = settings(
     max_examples=100,

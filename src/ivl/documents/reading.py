@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal, Unpack, cast
+from typing import TYPE_CHECKING, Literal, Protocol, Unpack, cast
 
 from ivl.engine.answer import Answer
 from ivl.engine.options import GenerationKeywords, GenerationOptions, Schema
@@ -21,11 +21,19 @@ from ivl.pages.sources import DEFAULT_MAX_PIXELS, check_max_pixels, label_of, pa
 from ivl.prompt.tiles import Grid, choose_grids, num_tiles_with_thumbnail
 
 if TYPE_CHECKING:  # pages are opened before torch is imported: a wrong name is told at once
-    from ivl.api import Model
     from ivl.config import ModelConfig
-    from ivl.engine.conversation import Generation
+    from ivl.engine.conversation import Conversation, Generation
 
 READ_QUESTION = "Read all the text in the image."
+
+
+class Reader(Protocol):
+    """What pages are read with; `ivl.Model` is one."""
+
+    @property
+    def config(self) -> ModelConfig: ...
+
+    def conversation(self, system: str | None = None) -> Conversation: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,7 +131,7 @@ class PageResult:
 def read(
     paths: Images | Sequence[ImageSource | tuple[str, ImageSource]],
     *,
-    model: Model | Callable[[], Model],
+    model: Reader | Callable[[], Reader],
     max_tiles: MaxTiles = None,
     max_pixels: int = DEFAULT_MAX_PIXELS,
     system: str | None = None,

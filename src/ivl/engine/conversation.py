@@ -11,7 +11,6 @@ from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import suppress
 from itertools import chain
-from typing import TYPE_CHECKING
 
 from ivl.engine.answer import (
     Answer,
@@ -25,6 +24,7 @@ from ivl.engine.answer import (
 )
 from ivl.engine.blocks import Sequence as TokenSequence
 from ivl.engine.blocks import Tile
+from ivl.engine.engine import Engine
 from ivl.engine.options import GenerationOptions, Schema, schema_text
 from ivl.engine.prompt_builder import (
     LIMIT_OPTION,
@@ -39,16 +39,14 @@ from ivl.pages.reader import ImageSource
 from ivl.pages.sources import DEFAULT_MAX_PIXELS
 from ivl.prompt.template import Message, user_message
 
-if TYPE_CHECKING:
-    from ivl.engine.engine import Engine
-
 QUESTION_FIRST = 'The question comes first: conversation.ask("What is the total?", "receipt.png").'
 
 
 class Conversation:
     """Questions and answers, one after the other."""
 
-    def __init__(self, engine: Engine, system: str | None) -> None:
+    def __init__(self, engine: Engine, system: str | None = None) -> None:
+        """A new, empty one; `system` None is the model's own system message."""
         self.engine = engine
         self.system = system
         self.num_images = 0

@@ -5,7 +5,7 @@ while it is iterated over (`conversation.py`), a service in a thread of its own 
 a step computes is `scheduler.py`'s to say.
 
 engine = Engine(model, tokenizer, context=8192)
-generation = engine.conversation().ask("What is the total?", ["receipt.png"])
+generation = Conversation(engine).ask("What is the total?", ["receipt.png"])
 for piece in generation: ...
 generation.answer.timings
 """
@@ -27,9 +27,8 @@ from ivl.engine.answer import Listener
 from ivl.engine.blocks import BlockPool, Sequence
 from ivl.engine.choosing import are_finite, likeliest, not_finite
 from ivl.engine.containment import Failure, attempt, contained
-from ivl.engine.conversation import Conversation
 from ivl.engine.grammar import GrammarCompiler
-from ivl.engine.model_runner import ModelRunner, Span
+from ivl.engine.model_runner import VISION_CACHE_BYTES, ModelRunner, Span
 from ivl.engine.request import EngineRequest, RunningRequest
 from ivl.engine.scheduler import Chunk, Scheduler, StepLimits, StepPlan
 from ivl.engine.speculation import Drafter, DraftRequest, Speculation, check_draft
@@ -69,7 +68,7 @@ class EngineLimits:
     max_sequences: int = 16
     max_queued: int = 128
     max_tile_bytes: int = 1024**3
-    vision_cache_bytes: int = 64 * 1024**2
+    vision_cache_bytes: int = VISION_CACHE_BYTES
     idle_tokens: int | None = None
     busy_tokens: int | None = None
     for_many: bool = False
@@ -161,10 +160,6 @@ class Engine:
         self._counts = dict.fromkeys(_COUNTED, 0)
         self._busy_s = 0.0
         self._drafter: Drafter | None = None
-
-    def conversation(self, system: str | None = None) -> Conversation:
-        """A new, empty conversation; `system` None is the model's own system message."""
-        return Conversation(self, system)
 
     def with_limits(self, limits: EngineLimits) -> Engine:
         """Another engine with the same model, and a store of its own."""

@@ -9,14 +9,17 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from ivl.config import ModelConfig
 from ivl.engine.blocks import Sequence
 from ivl.errors import CapacityError
 from ivl.model.cache import KVCache, Segment
 from ivl.model.internvl import InternVL
+from ivl.prompt.tokenizer import Tokenizer
 
 CPU_MESSAGE = "can't allocate memory"
 """What torch's allocator for processors says; it has no class of its own for that."""
@@ -87,6 +90,20 @@ class Span:
     num_logits: int
 
 
+VISION_CACHE_BYTES = 64 * 1024**2
+"""Of features that are kept, unless somebody says otherwise."""
+
+
+class LoadedModel(Protocol):
+    """A network, its tokenizer, and how long its sequences may be; an `Engine` is one."""
+
+    model: InternVL
+    tokenizer: Tokenizer
+    config: ModelConfig
+    context: int
+    vision_batch: int
+
+
 class ModelRunner:
     """One network, `num_blocks` blocks of keys and values, and features of tiles."""
 
@@ -96,7 +113,7 @@ class ModelRunner:
         num_blocks: int,
         *,
         vision_batch: int,
-        vision_cache_bytes: int,
+        vision_cache_bytes: int = VISION_CACHE_BYTES,
         reserve: bool = False,
     ) -> None:
         """CapacityError when there is no memory for the blocks. `vision_batch` tiles are encoded at

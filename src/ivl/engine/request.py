@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from collections.abc import Sequence as Many
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from ivl.engine.blocks import Sequence, Tile, place_tiles
 from ivl.engine.choosing import Chooser, Draft
 from ivl.engine.containment import contained, log_failure
 from ivl.engine.grammar import Grammar
+from ivl.engine.model_runner import LoadedModel
 from ivl.engine.options import GenerationOptions
 from ivl.engine.prompt_builder import (
     MaxTiles,
@@ -42,9 +43,12 @@ from ivl.pages.sources import DEFAULT_MAX_PIXELS
 from ivl.prompt.template import Message, Text
 from ivl.prompt.tokenizer import StreamDecoder, Tokenizer
 
-if TYPE_CHECKING:
-    from ivl.engine.conversation import Conversation
-    from ivl.engine.engine import Engine
+
+class Said(Protocol):
+    """What a request goes on from: the tokens of a conversation so far, and their tiles."""
+
+    ids: list[int]
+    tiles: list[Tile]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,11 +82,11 @@ class EngineRequest:
     @classmethod
     def chat(
         cls,
-        engine: Engine,
+        engine: LoadedModel,
         messages: Many[Message],
         images: Many[ImageSource] = (),
         *,
-        after: Conversation | None = None,
+        after: Said | None = None,
         system: str | None = None,
         max_tiles: MaxTiles = None,
         max_pixels: int = DEFAULT_MAX_PIXELS,
@@ -121,7 +125,7 @@ class EngineRequest:
     @classmethod
     def completion(
         cls,
-        engine: Engine,
+        engine: LoadedModel,
         text: str,
         *,
         context: int | None = None,
@@ -136,11 +140,11 @@ class EngineRequest:
     @classmethod
     def _of(
         cls,
-        engine: Engine,
+        engine: LoadedModel,
         prompt: TokenizedPrompt,
         tiles: np.ndarray | None,
         asked: _Asked,
-        after: Conversation | None = None,
+        after: Said | None = None,
     ) -> EngineRequest:
         options = asked.options or GenerationOptions()
         options.check_tokens(engine.config.decoder.vocab_size)

@@ -11,7 +11,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 import torch
@@ -20,13 +19,10 @@ from torch import Tensor
 from ivl.config import ModelConfig
 from ivl.engine.blocks import Sequence as TokenSequence
 from ivl.engine.choosing import Draft, Sampler
-from ivl.engine.model_runner import ModelRunner, Span
+from ivl.engine.model_runner import LoadedModel, ModelRunner, Span
 from ivl.engine.options import DEFAULT_DRAFT_TOKENS
 from ivl.errors import ConfigError
 from ivl.prompt.tokenizer import Tokenizer
-
-if TYPE_CHECKING:
-    from ivl.engine.engine import Engine
 
 LONGEST_MATCH, SHORTEST_MATCH = 4, 2
 
@@ -110,7 +106,7 @@ class DraftModel(Drafter):
     """
 
     def __init__(
-        self, draft: Engine, num_blocks: int, vocab_size: int, *, reserve: bool = False
+        self, draft: LoadedModel, num_blocks: int, vocab_size: int, *, reserve: bool = False
     ) -> None:
         """`vocab_size` of the logits of the model that is guessed for; `reserve`: all memory is
         taken now."""
@@ -119,7 +115,6 @@ class DraftModel(Drafter):
             draft.model,
             num_blocks,
             vision_batch=draft.vision_batch,
-            vision_cache_bytes=draft.limits.vision_cache_bytes,
             reserve=reserve,
         )
         self._read: WeakKeyDictionary[TokenSequence, tuple[int, list[int]]] = WeakKeyDictionary()
@@ -198,7 +193,7 @@ def _of_length(logits: Tensor, length: int) -> Tensor:
     return logits[:length]
 
 
-def check_draft(tokenizer: Tokenizer, config: ModelConfig, draft: Engine) -> None:
+def check_draft(tokenizer: Tokenizer, config: ModelConfig, draft: LoadedModel) -> None:
     """ConfigError unless the draft model has the tokens of a model and sees what it sees."""
     ours, theirs = tokenizer, draft.tokenizer
     ids = range(ours.vocab_size)
@@ -227,7 +222,7 @@ def check_draft(tokenizer: Tokenizer, config: ModelConfig, draft: Engine) -> Non
 class Speculation:
     """How an engine guesses ahead: with a model, or by looking up (`draft` None)."""
 
-    draft: Engine | None
+    draft: LoadedModel | None
     num_tokens: int = DEFAULT_DRAFT_TOKENS
 
     def __post_init__(self) -> None:

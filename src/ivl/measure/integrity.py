@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ivl.config import ModelConfig
+from ivl.engine.conversation import Conversation
 from ivl.engine.engine import Engine
 from ivl.engine.options import GenerationOptions
 from ivl.errors import CapacityError, CheckpointError, NonFiniteError
@@ -160,7 +161,7 @@ def try_out(model: InternVL, tokenizer: Tokenizer, context: int) -> Trial:
     num_read = run_samples(model, samples)
     shown = samples[-1].sample if samples else Sample(name="nothing")
     engine = Engine(model, tokenizer, context=context, vision_batch=1)
-    generation = engine.conversation().resume(
+    generation = Conversation(engine).resume(
         shown.messages or [user_message(TRIAL_QUESTION)],
         shown.images,
         max_tiles=1,

@@ -43,7 +43,7 @@ def use_fused_layers(decoder: Decoder) -> bool:
     linears = [linear for layer in layers for linear in _linears(layer)]
     if not layers or not all(_is_readable(linear) for linear in linears):
         return False
-    decoder.fused = FusedLayers(decoder, layers, extension)
+    decoder.fused = CpuLayers(decoder, layers, extension)
     return True
 
 
@@ -80,7 +80,7 @@ class CpuKVStore(KVStore):
             layer.zero_()
 
 
-class FusedLayers:
+class CpuLayers:
     """The first of a decoder's layers, with its last norm if they are all, over weights that its
     modules keep."""
 

@@ -9,7 +9,7 @@ the official repository.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -21,8 +21,16 @@ from ivl.kernels.linear import Linear, RMSNorm
 from ivl.model.cache import Segment, TorchKVStore
 from ivl.model.graphs import Capture, PagedBatch, StepGraphs
 
-if TYPE_CHECKING:
-    from ivl.model.cpu_decoder import FusedLayers
+
+class FusedLayers(Protocol):
+    """The first `num_layers` layers in one call, with the last norm if they are all."""
+
+    num_layers: int
+
+    def extend(self, x: Tensor, segments: Sequence[Segment], cos: Tensor, sin: Tensor) -> Tensor:
+        """As of `Decoder.extend`, without moving the cache on; cos, sin float32 (tokens,
+        head_dim)."""
+        ...
 
 
 class Rotary(nn.Module):

@@ -29,7 +29,8 @@ from ivl.model.cpu_decoder import use_fused_layers
 from ivl.model.device_map import DeviceMap
 from ivl.model.internvl import InternVL
 from ivl.prompt.gguf_tokenizer import load_gguf_tokenizer
-from ivl.prompt.tokenizer import Tokenizer, load_tokenizer, require_image_tokens
+from ivl.prompt.tokenizer import Tokenizer, require_image_tokens
+from ivl.prompt.tokenizer_files import load_tokenizer
 
 # The ids with which the models of Qwen2's vocabulary were trained.
 QWEN2_IDS = {"<|im_end|>": 151645, "<img>": 151665, "</img>": 151666, "<IMG_CONTEXT>": 151667}

@@ -35,7 +35,8 @@ from ivl.errors import CheckpointError, UnsupportedError
 from ivl.json_values import RawObject
 from ivl.prompt.added_tokens import TokenizerMetadata, read_metadata, read_optional
 from ivl.prompt.bpe import QWEN2_SPLIT, alphabet_of, qwen2_sections
-from ivl.prompt.tokenizer import LeadingSpace, Tokenizer, load_tokenizer
+from ivl.prompt.tokenizer import LeadingSpace, Tokenizer
+from ivl.prompt.tokenizer_files import load_tokenizer
 
 _PREFIX = "tokenizer.ggml."
 _NORMAL, _UNKNOWN, _CONTROL, _ADDED, _UNUSED, _BYTE = range(1, 7)

@@ -17,11 +17,9 @@ import codecs
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Mapping
 from enum import Enum
-from pathlib import Path
 from typing import Literal, NamedTuple
 
-from ivl.errors import CheckpointError, ConfigError, UnsupportedError
-from ivl.prompt.added_tokens import read_optional
+from ivl.errors import ConfigError, UnsupportedError
 from ivl.spelling import nearest
 
 # SentencePiece shows every byte of a broken character as U+FFFD, Python one sign for all of them.
@@ -206,30 +204,6 @@ class ImageTokenIds(NamedTuple):
 _IMAGE_NAMES = ("<img>", "</img>", "<IMG_CONTEXT>")
 
 
-def load_tokenizer(directory: Path) -> Tokenizer:
-    """Read the tokenizer in `directory`.
-
-    CheckpointError when files are missing, damaged or contradict each other, UnsupportedError for
-    a tokenizer of another kind. Nothing of the directory is executed.
-    """
-    # The libraries take a tenth of a second each to import, and only one of them is needed.
-    if (directory / "tokenizer.model").exists() and not _is_byte_level(directory):
-        from ivl.prompt.sentencepiece_tokenizer import load_sentencepiece
-
-        return load_sentencepiece(directory)
-    if (directory / "tokenizer.json").exists() or (directory / "vocab.json").exists():
-        from ivl.prompt.bpe import load_bpe
-
-        return load_bpe(directory)
-    if not directory.is_dir():
-        raise CheckpointError(f"{directory} is not a directory.")
-    raise CheckpointError(
-        f"{directory} holds no tokenizer.",
-        "It needs tokenizer.json, or vocab.json and merges.txt, or tokenizer.model, from the "
-        "repository that the weights are from.",
-    )
-
-
 def require_image_tokens(tokenizer: Tokenizer) -> ImageTokenIds:
     """The ids of the image tokens; UnsupportedError for a tokenizer of a text-only model."""
     missing = [name for name in _IMAGE_NAMES if not tokenizer.has_control(name)]
@@ -240,8 +214,3 @@ def require_image_tokens(tokenizer: Tokenizer) -> ImageTokenIds:
             "model alone: fetch them from the InternVL repository.",
         )
     return ImageTokenIds(*(tokenizer.control(name) for name in _IMAGE_NAMES))
-
-
-def _is_byte_level(directory: Path) -> bool:
-    decoder = read_optional(directory / "tokenizer.json").get("decoder")
-    return isinstance(decoder, dict) and decoder.get("type") == "ByteLevel"
