@@ -27,16 +27,19 @@ PAGES = {
 
 REFERENCE = {
     "Loading and asking": (
-        "load loading.LoadOptions Model Conversation Generation Answer Timings GenerationOptions"
+        "load LoadOptions Model Conversation Generation Answer Timings GenerationOptions"
     ),
+    "Reading documents": "read PageResult PageView",
     "Images and pages": "load_image load_pages open_pages Page Grid tile_grid",
     "Messages": "Message IMAGE ImageSlot",
     "Planning": "plan Report",
+    "Models and machines": "info family_info ModelFacts machine_info MachineFacts",
     "Checking": "check Check check_against FidelityCheck record_reference WrittenReference",
     "Converting and quantizing": (
         "convert quantize Conversion WrittenFile imatrix WrittenImatrix quantize_awq WrittenAwq"
     ),
     "Measuring": "bench MeasuredSpeed",
+    "Serving": "serve ServerSettings EngineLimits",
     "Types": "ImageSource Images MaxTiles GenerationKeywords",
     "Errors": "IvlError",
 }
