@@ -376,19 +376,25 @@ def test_help_loads_nothing_heavy() -> None:
     assert run_python(program) == "[]"
 
 
+def long_places(source: str) -> Iterator[str]:
+    """What a reader may want to know of a file: that it is long, or has long functions."""
+    if (num_lines := len(source.splitlines())) > LONG_FILE_LINES:
+        yield f" has {num_lines} lines"
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            num_lines = (node.end_lineno or 0) - node.lineno + 1
+            if num_lines > LONG_FUNCTION_LINES:
+                yield f":{node.lineno} {node.name} has {num_lines} lines"
+
+
 def test_what_is_long_is_shown() -> None:
-    """A warning, not a failure: one subject is not split for its length alone."""
+    """As a warning, not a failure: one subject is not split for its length alone."""
     for path in everything():
-        source = path.read_text("utf-8")
-        name = path.relative_to(ROOT)
-        if (num_lines := len(source.splitlines())) > LONG_FILE_LINES:
-            warnings.warn(f"{name} has {num_lines} lines", stacklevel=1)
-        for node in ast.walk(ast.parse(source)):
-            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-                num_lines = (node.end_lineno or 0) - node.lineno + 1
-                if num_lines > LONG_FUNCTION_LINES:
-                    where = f"{name}:{node.lineno} {node.name}"
-                    warnings.warn(f"{where} has {num_lines} lines", stacklevel=1)
+        for what in long_places(path.read_text("utf-8")):
+            warnings.warn(f"{path.relative_to(ROOT)}{what}", stacklevel=1)
+    long_function = "def f():\n" + "    x\n" * LONG_FUNCTION_LINES
+    assert [*long_places(long_function)] == [f":1 f has {LONG_FUNCTION_LINES + 1} lines"]
+    assert [*long_places("x\n" * LONG_FILE_LINES)] == []
 
 
 def test_every_file_is_named_after_its_subject() -> None:

@@ -383,7 +383,7 @@ def _shapes_of(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 
 def _check_shapes(
-    table: Mapping[str, Source] | Mapping[str, Source],
+    table: Mapping[str, Source],
     stored: Mapping[str, list[tuple[int, ...]]],
     found: Mapping[str, tuple[int, ...] | None],
     shapes: Mapping[str, tuple[int, ...]],
@@ -490,7 +490,9 @@ class PlannedSource:
         return build(self, device=device, dtype=dtype, progress=progress)
 
     def sizes(self, dtype: torch.dtype) -> dict[str, int]:
-        return {ours: torch.Size(self._shapes[ours]).numel() for ours in self._table}
+        return {
+            ours: torch.Size(self._shapes[ours]).numel() * dtype.itemsize for ours in self._table
+        }
 
     def matrix(self, ours: str, device: torch.device) -> Matrix | None:
         parts = self._table[ours]
