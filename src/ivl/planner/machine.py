@@ -30,18 +30,14 @@ from ivl.host import (
     processor_name,
     total_memory_bytes,
 )
+from ivl.planner.device_names import is_processor, parts_of, readings, tidy, written
 from ivl.planner.device_table import (
     Meaning,
     find_cloud,
     find_meaning,
-    is_processor,
     match_reported,
     parse_custom,
-    parts_of,
-    readings,
     require_amounts,
-    tidy,
-    written,
 )
 
 BY_PROBE, BY_INFO = "ivl plan --probe", "ivl info --machine"
