@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from ivl.errors import ConfigError
+from ivl.footprint.placement import GIB
 from ivl.host import available_memory_bytes, memory_limits
-from ivl.planner.device_table import GIB
 from ivl.planner.machine import (
     amd_gpus,
     described,

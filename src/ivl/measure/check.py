@@ -21,8 +21,8 @@ from ivl.api import load
 from ivl.checkpoint.hub import locate_pair
 from ivl.config import ModelConfig
 from ivl.engine.engine import Engine
-from ivl.engine.options import DEFAULT_VISION_BATCH
 from ivl.errors import CheckpointError, IvlError
+from ivl.footprint.workload import DEFAULT_VISION_BATCH
 from ivl.kernels.cpu import use_threads
 from ivl.loading import LoadOptions, choose_device, choose_dtype, load_network
 from ivl.measure.data import Doing, bundled_samples, read_data, tokenize_samples

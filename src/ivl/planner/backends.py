@@ -202,7 +202,8 @@ KV_NAMES = {"8bit": "q8_0", "32bit": "f32"}
 
 
 class LlamaCpp(Rival):
-    """One tile at a time, and logits for every token of a batch."""
+    """One tile at a time, and logits for every token of a batch. Buffers are as its own account
+    and its sources have them."""
 
     __slots__ = ()
 
@@ -289,7 +290,8 @@ VLLM_PLAIN_KV_8BIT: Capability = (8, 9)
 
 
 class Vllm(Rival):
-    """Safetensors on GPUs, every matrix cut into as many parts as there are devices."""
+    """Safetensors on GPUs, every matrix cut into as many parts as there are devices. Buffers are as
+    its sources and logs have them."""
 
     __slots__ = ()
 

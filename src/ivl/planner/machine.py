@@ -406,7 +406,10 @@ _DEFAULT_BITS = 64
 
 
 def memory_bandwidth(path: Path = TABLE) -> float | None:
-    """The peak of all populated channels, in bytes a second; None where it cannot be read."""
+    """The peak of all populated channels, in bytes a second; None where it cannot be read: most
+    systems let only the superuser, and virtual machines leave the speeds out.
+
+    Source: DMTF DSP0134 (SMBIOS), structures of type 17."""
     try:
         table = path.read_bytes()
     except OSError:

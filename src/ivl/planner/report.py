@@ -197,6 +197,7 @@ def _plural(count: int, what: str) -> str:
 
 
 SCHEMA = 1
+"""Changes with the meaning of what is in a record."""
 
 
 def plan_record(plan: Plan, verdict: Judgement) -> dict[str, object]:
@@ -427,7 +428,8 @@ draw();
 
 
 def page_of(plan: Plan, verdict: Judgement) -> str:
-    """The page. Layers stay where the plan has put them; the slider changes the cache."""
+    """One file with its drawing and its script inside: nothing is fetched when it is opened. Layers
+    stay where the plan has put them; the slider changes the cache."""
     config, setting = plan.subject.config, plan.setting
     types = "" if plan.subject.is_on_disk else f" {setting.type}, vision {setting.vision}"
     work = setting.work
