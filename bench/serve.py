@@ -133,7 +133,10 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3, help="of each server, with --beside")
     parser.add_argument("--limit", type=int, default=600, help="seconds for all of it")
     parser.add_argument("--seed", type=int, default=1)
-    return parser.parse_args()
+    options = parser.parse_args()
+    if (options.draft or options.url) and not (options.decodes or options.beside):
+        parser.error("--draft and --url are for --decodes")
+    return options
 
 
 def print_heading() -> None:
