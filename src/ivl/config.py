@@ -174,6 +174,7 @@ class ModelConfig:
         return "Take a model of the InternVL family, or leave the images out."
 
 
+FETCH_AGAIN = "Fetch the file again; a download may have been cut short."
 NO_IMAGES = "This is a text-only model: it cannot look at images."
 
 
@@ -202,10 +203,10 @@ def read_json(path: Path) -> RawObject:
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(
             f"{path} cannot be read as JSON: {error}.",
-            "Fetch the file again; a download may have been cut short.",
+            FETCH_AGAIN,
         ) from None
     if not isinstance(value, dict):
-        raise CheckpointError(f"{path} does not hold a JSON object.")
+        raise CheckpointError(f"{path} does not hold a JSON object.", FETCH_AGAIN)
     return value
 
 

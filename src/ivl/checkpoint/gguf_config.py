@@ -3,7 +3,7 @@
 What llama.cpp's metadata cannot say, ivl writes under keys of its own (`IVL_KEYS`); where they are
 missing, InternVL 2.5's values hold. Every key of the architecture is used, known to be harmless,
 or refused. What only the tensors tell (norms with or without bias) is read from their list. Written
-are the keys of llama.cpp's converter, in its order, so that its programs take the files.
+are the keys of llama.cpp's converter, so that its programs take the files.
 
 Every family of models has files of projectors, and llama.cpp would run many of them with any
 decoder of the right width. Here one that is not InternVL's, or not this decoder's, is an error.
