@@ -3,7 +3,11 @@
 Git LFS pointers: the small text files that `git clone` leaves where git-lfs is not installed. The
 first line of one is its version (https://github.com/git-lfs/git-lfs/blob/main/docs/spec.md).
 
-Pickles, which can run code.
+Pickles, which can run code: known by what is in a file, and never unpickled. torch.save writes a
+ZIP archive that holds `data.pkl`; before version 1.6 it wrote bare pickle, and in its first months
+a tar archive (`_legacy_save` in torch/serialization.py). Bare pickle begins with the opcode PROTO
+and the protocol's number, from protocol 2 on; that of 0 and 1 is known by its opcodes, which are
+read and not obeyed (Lib/pickletools.py of Python).
 
 Fine-tunes that are not merged into their model: adapters alone, and models that carry theirs. A
 low-rank adapter (LoRA; Hu et al., 2021, arXiv:2106.09685) is added to weights that ivl would
@@ -16,9 +20,7 @@ tools/merge_lora.py in https://github.com/OpenGVLab/InternVL (internvl_chat).
 from __future__ import annotations
 
 import json
-import pickletools
 import re
-import zipfile
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -92,6 +94,8 @@ def find_pickle(directory: Path) -> Path | None:
 
 def _is_made_of_opcodes(start: bytes) -> bool:
     """Whether nothing but opcodes comes up to the last one, or for a good while."""
+    import pickletools  # with zipfile 15 ms, for files that are no model
+
     count = 0
     try:
         for opcode, _, _ in pickletools.genops(start):
@@ -100,12 +104,14 @@ def _is_made_of_opcodes(start: bytes) -> bool:
                 return True
             if opcode.name == "STOP":
                 return count > 2
-    except (ValueError, UnicodeDecodeError):
+    except ValueError:
         return False
     return False
 
 
 def _holds_pickle(path: Path) -> bool:
+    import zipfile
+
     try:
         with zipfile.ZipFile(path) as archive:
             return any(name.endswith(".pkl") for name in archive.namelist())
