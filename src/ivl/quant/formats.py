@@ -281,7 +281,7 @@ def join_planes(levels: Bytes, bits: int) -> Bytes:
 
 
 class _Nested(BlockFormat):
-    """16 groups of 16; what the two formats have in common is how they are quantized."""
+    """16 groups of 16. What the two have in common: decoding from their parts, and quantizing."""
 
     block_size = BLOCK
     levels_range: ClassVar[tuple[int, int]]
@@ -290,6 +290,12 @@ class _Nested(BlockFormat):
     starts: ClassVar[tuple[float, ...]]
     rounds: ClassVar[int]
 
+    def _decode(self, blocks: Bytes) -> Floats:
+        d, scales, levels = self._unpack(blocks)
+        step = d * scales.astype(np.float32)
+        weights = step[:, :, None] * levels.astype(np.float32).reshape(-1, 16, 16)
+        return weights.reshape(-1, BLOCK)
+
     def _encode(self, weights: Floats, importance: Floats) -> Bytes:
         groups, shares = weights.reshape(-1, 16, 16), importance.reshape(-1, 16, 16)
         scales = fit_scale(groups, shares, *self.levels_range, self.targets)
@@ -297,6 +303,10 @@ class _Nested(BlockFormat):
             groups, shares, scales, self.levels_range, self.scales_range, self.starts, self.rounds
         )
         return self._pack(factor, integers.astype(np.int8), levels.reshape(-1, BLOCK))
+
+    @abstractmethod
+    def _unpack(self, blocks: Bytes) -> tuple[Floats, np.ndarray, np.ndarray]:
+        """d (n, 1), scales (n, 16) and levels of all weights in order, int8."""
 
     @abstractmethod
     def _pack(self, factor: Floats, scales: np.ndarray, levels: Floats) -> Bytes: ...
@@ -327,19 +337,15 @@ class Q3_K(_Nested):
     starts = (-32.0, -30.0, -28.5, 31.0)
     rounds = 3
 
-    def _decode(self, blocks: Bytes) -> Floats:
+    def _unpack(self, blocks: Bytes) -> tuple[Floats, np.ndarray, np.ndarray]:
         top = split_planes(blocks[:, :32], 1).reshape(-1, BLOCK)
         low = split_planes(blocks[:, 32:96].reshape(-1, 32), 2).reshape(-1, BLOCK)
-        levels = (low | (top << 2)).astype(np.int8) - np.int8(4)
         scales = self._unpack_scales(blocks[:, 96:108]).astype(np.int8) - np.int8(32)
-        step = float16_at(blocks, 108) * scales.astype(np.float32)
-        weights = step[:, :, None] * levels.astype(np.float32).reshape(-1, 16, 16)
-        return weights.reshape(-1, BLOCK)
+        return float16_at(blocks, 108), scales, (low | (top << 2)).astype(np.int8) - np.int8(4)
 
     def _unpack_scales(self, packed: Bytes) -> Bytes:
-        low = np.concatenate([packed[:, :8] & 0x0F, packed[:, :8] >> 4], axis=-1)
         top = np.concatenate([(packed[:, 8:] >> shift) & 3 for shift in (0, 2, 4, 6)], axis=-1)
-        return low | (top << 4)
+        return split_nibbles(packed[:, :8]) | (top << 4)
 
     def _pack(self, factor: Floats, scales: np.ndarray, levels: Floats) -> Bytes:
         q = (levels + 4).astype(np.uint8)
@@ -349,7 +355,7 @@ class Q3_K(_Nested):
         parts = [
             join_planes((q >> 2).reshape(-1, 8, 32), 1),
             join_planes(q.reshape(-1, 4, 32), 2).reshape(-1, 64),
-            (s[:, :8] & 0x0F) | (s[:, 8:] << 4),
+            join_nibbles(s),
             joined[0] | joined[1] | joined[2] | joined[3],
             float16_bytes(factor),
         ]
@@ -382,21 +388,16 @@ class Q6_K(_Nested):
     starts = (-128.0, -125.0, 127.0)
     rounds = 2
 
-    def _decode(self, blocks: Bytes) -> Floats:
-        low = blocks[:, :128].reshape(-1, 1, 64)
-        low = np.concatenate([low & 0x0F, low >> 4], axis=1).reshape(-1, BLOCK)
+    def _unpack(self, blocks: Bytes) -> tuple[Floats, np.ndarray, np.ndarray]:
+        low = split_nibbles(blocks[:, :128].reshape(-1, 64)).reshape(-1, BLOCK)
         top = split_planes(blocks[:, 128:192].reshape(-1, 32), 2).reshape(-1, BLOCK)
         levels = (low | (top << 4)).astype(np.int8) - np.int8(32)
-        scales = blocks[:, 192:208].view(np.int8).astype(np.float32)
-        step = float16_at(blocks, 208) * scales
-        weights = step[:, :, None] * levels.astype(np.float32).reshape(-1, 16, 16)
-        return weights.reshape(-1, BLOCK)
+        return float16_at(blocks, 208), blocks[:, 192:208].view(np.int8), levels
 
     def _pack(self, factor: Floats, scales: np.ndarray, levels: Floats) -> Bytes:
         q = (levels + 32).astype(np.uint8)
-        halves = q.reshape(-1, 2, 64)
         parts = [
-            ((halves[:, 0] & 0x0F) | (halves[:, 1] << 4)).reshape(-1, 128),
+            join_nibbles(q.reshape(-1, 128)).reshape(-1, 128),
             join_planes((q >> 4).reshape(-1, 4, 32), 2).reshape(-1, 64),
             scales.view(np.uint8),
             float16_bytes(factor),
