@@ -186,8 +186,7 @@ def read_config(directory: Path) -> ModelConfig:
     """
     refuse_adapter(directory)
     raw = read_json(directory / "config.json")
-    preprocessor = directory / "preprocessor_config.json"
-    return parse_config(raw, read_json(preprocessor) if preprocessor.exists() else {})
+    return parse_config(raw, read_optional(directory / "preprocessor_config.json"))
 
 
 def read_json(path: Path) -> RawObject:
@@ -201,13 +200,15 @@ def read_json(path: Path) -> RawObject:
             "A model directory holds config.json, tokenizer files and *.safetensors.",
         ) from None
     except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(
-            f"{path} cannot be read as JSON: {error}.",
-            FETCH_AGAIN,
-        ) from None
+        raise CheckpointError(f"{path} cannot be read as JSON: {error}.", FETCH_AGAIN) from None
     if not isinstance(value, dict):
         raise CheckpointError(f"{path} does not hold a JSON object.", FETCH_AGAIN)
     return value
+
+
+def read_optional(path: Path) -> RawObject:
+    """The JSON object of a file, {} where there is none. CheckpointError when it is damaged."""
+    return read_json(path) if path.exists() else {}
 
 
 def parse_config(raw: RawObject, preprocessor: RawObject | None = None) -> ModelConfig:

@@ -13,13 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ivl.config import read_json
+from ivl.config import FETCH_AGAIN, read_optional
 from ivl.errors import CheckpointError, UnsupportedError
 from ivl.json_values import RawObject
 
 _ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token")
 _LISTS = ("additional_special_tokens", "extra_special_tokens")
-_ANEW = "Fetch the file again; a download may have been cut short."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,13 +36,8 @@ class TokenizerMetadata:
 
     def eos_ids(self, ids_by_name: Mapping[str, int]) -> frozenset[int]:
         """Ids of the end; empty where the metadata are silent or name an unknown token."""
-        eos_id = ids_by_name.get(self.roles.get("eos_token", ""))
-        return self.generation_eos_ids | (set() if eos_id is None else {eos_id})
-
-
-def read_optional(path: Path) -> RawObject:
-    """The JSON object of a file, {} where there is none. CheckpointError when it is damaged."""
-    return read_json(path) if path.exists() else {}
+        ends = [name for role, name in self.roles.items() if role == "eos_token"]
+        return self.generation_eos_ids | {ids_by_name[name] for name in ends if name in ids_by_name}
 
 
 def read_metadata(directory: Path, tokenizer_json: RawObject) -> TokenizerMetadata:
@@ -117,7 +111,7 @@ def _decoder_tokens(directory: Path, config: RawObject) -> Iterator[tuple[int, s
     path = directory / "tokenizer_config.json"
     decoder = config.get("added_tokens_decoder") or {}
     if not isinstance(decoder, dict):
-        raise CheckpointError(f"added_tokens_decoder in {path} is no JSON object.", _ANEW)
+        raise CheckpointError(f"added_tokens_decoder in {path} is no JSON object.", FETCH_AGAIN)
     for key, entry in decoder.items():
         name, special = _checked_entry(entry, path)
         yield _checked_id(int(key) if key.isdecimal() else key, name, directory), name, special
@@ -125,7 +119,7 @@ def _decoder_tokens(directory: Path, config: RawObject) -> Iterator[tuple[int, s
 
 def _checked_entry(entry: Any, path: Path) -> tuple[str, bool]:
     if not isinstance(entry, dict) or not isinstance(entry.get("content"), str):
-        raise CheckpointError(f"{path} has an added token without content: {entry!r}.", _ANEW)
+        raise CheckpointError(f"{path} has an added token without content: {entry!r}.", FETCH_AGAIN)
     name = entry["content"]
     if entry.get("lstrip") or entry.get("rstrip"):
         raise UnsupportedError(

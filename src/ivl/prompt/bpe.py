@@ -20,10 +20,10 @@ from typing import Any, Literal
 import tokenizers
 from tokenizers import Regex, models, normalizers, pre_tokenizers
 
-from ivl.config import read_json
+from ivl.config import read_json, read_optional
 from ivl.errors import CheckpointError, UnsupportedError
 from ivl.json_values import RawObject
-from ivl.prompt.added_tokens import TokenizerMetadata, read_metadata, read_optional
+from ivl.prompt.added_tokens import TokenizerMetadata, read_metadata
 from ivl.prompt.tokenizer import LeadingSpace, Tokenizer
 from ivl.refused import refuse_lfs_pointer
 

@@ -31,10 +31,11 @@ from pathlib import Path
 
 import numpy as np
 
+from ivl.config import read_optional
 from ivl.errors import CheckpointError, UnsupportedError
 from ivl.json_values import RawObject
-from ivl.prompt.added_tokens import TokenizerMetadata, read_metadata, read_optional
-from ivl.prompt.bpe import QWEN2_SPLIT, alphabet_of, qwen2_sections
+from ivl.prompt.added_tokens import TokenizerMetadata, read_metadata
+from ivl.prompt.bpe import QWEN2_SPLIT, alphabet_of, assemble_bpe, qwen2_sections, read_bpe
 from ivl.prompt.tokenizer import LeadingSpace, Tokenizer
 from ivl.prompt.tokenizer_files import load_tokenizer
 
@@ -69,8 +70,6 @@ def load_gguf_tokenizer(metadata: RawObject) -> Tokenizer:
 
 
 def _load_bpe(metadata: RawObject) -> Tokenizer:
-    from ivl.prompt.bpe import assemble_bpe
-
     tokens = _texts(metadata, "tokens")
     kinds = _kinds(metadata, len(tokens))
     added = _added(tokens, kinds)
@@ -261,8 +260,6 @@ def _byte_level(
     directory: Path, sections: RawObject, added: TokenizerMetadata, vocab_size: int
 ) -> RawObject:
     """Qwen2's kind; without a `tokenizer.json`, from `vocab.json` and `merges.txt`."""
-    from ivl.prompt.bpe import read_bpe
-
     vocab, merges = read_bpe(directory, sections)
     tokens = _Vocabulary(vocab_size)
     for text, token_id in vocab.items():
@@ -282,8 +279,6 @@ def _byte_fallback(
     directory: Path, sections: RawObject, added: TokenizerMetadata, vocab_size: int
 ) -> RawObject:
     """A SentencePiece model that was rewritten as a `tokenizer.json`."""
-    from ivl.prompt.bpe import read_bpe
-
     vocab, merges = read_bpe(directory, sections)
     unk = (sections.get("model") or {}).get("unk_token")
     scores = _scores_of_merges(vocab, merges)

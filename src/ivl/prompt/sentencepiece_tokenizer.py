@@ -18,8 +18,9 @@ from typing import Any, NamedTuple
 
 from sentencepiece import SentencePieceProcessor
 
+from ivl.config import read_optional
 from ivl.errors import CheckpointError, UnsupportedError
-from ivl.prompt.added_tokens import TokenizerMetadata, read_metadata, read_optional
+from ivl.prompt.added_tokens import TokenizerMetadata, read_metadata
 from ivl.prompt.tokenizer import LeadingSpace, Tokenizer
 from ivl.refused import refuse_lfs_pointer
 

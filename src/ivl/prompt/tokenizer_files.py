@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ivl.config import read_optional
 from ivl.errors import CheckpointError
-from ivl.prompt.added_tokens import read_optional
 from ivl.prompt.tokenizer import Tokenizer
 
 
