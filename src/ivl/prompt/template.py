@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, Literal, TypeAlias, get_args
 
-from ivl.config import read_json
+from ivl.config import read_optional
 from ivl.errors import CheckpointError, RequestError, UnsupportedError
 from ivl.refused import refuse_lfs_pointer
 from ivl.spelling import nearest
@@ -359,9 +359,7 @@ def find_chat_template(directory: Path, template: Template) -> str:
         except (OSError, UnicodeDecodeError) as error:
             raise CheckpointError(f"{path} cannot be read: {error}.") from None
     for name in ("chat_template.json", "tokenizer_config.json"):
-        if not (directory / name).exists():
-            continue
-        found = read_json(directory / name).get("chat_template")
+        found = read_optional(directory / name).get("chat_template")
         if isinstance(found, list):  # several, by name
             named = {entry.get("name"): entry.get("template") for entry in found if entry}
             found = named.get("default")
