@@ -13,6 +13,7 @@ import tokenizers
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from ivl.prompt.added_tokens import TokenizerMetadata
 from ivl.prompt.tokenizer import Tokenizer, require_image_tokens
 from ivl.prompt.tokenizer_files import load_tokenizer
 
@@ -150,3 +151,15 @@ def test_merges_into_a_control_token_are_cut(
     ids = fallback.encode_text(typed)
     assert not fallback.control_ids.intersection(ids)
     assert fallback.decode(ids) == typed
+
+
+@pytest.mark.parametrize(
+    ("roles", "ends"),
+    [({"eos_token": "</s>"}, {2, 7}), ({"eos_token": "<gone>"}, {7}), ({}, {7})],
+)
+def test_only_a_named_token_ends_an_answer(roles: dict[str, str], ends: set[int]) -> None:
+    """A vocabulary may hold a piece without text, which nobody means who names no token."""
+    metadata = TokenizerMetadata(
+        added={}, special_names=frozenset(), roles=roles, generation_eos_ids=frozenset({7})
+    )
+    assert metadata.eos_ids({"": 0, "</s>": 2}) == ends

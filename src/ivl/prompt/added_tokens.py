@@ -36,8 +36,9 @@ class TokenizerMetadata:
 
     def eos_ids(self, ids_by_name: Mapping[str, int]) -> frozenset[int]:
         """Ids of the end; empty where the metadata are silent or name an unknown token."""
-        ends = [name for role, name in self.roles.items() if role == "eos_token"]
-        return self.generation_eos_ids | {ids_by_name[name] for name in ends if name in ids_by_name}
+        eos = self.roles.get("eos_token")
+        known = {ids_by_name[eos]} if eos is not None and eos in ids_by_name else set()
+        return self.generation_eos_ids | known
 
 
 def read_metadata(directory: Path, tokenizer_json: RawObject) -> TokenizerMetadata:
