@@ -16,6 +16,7 @@ import errno
 import importlib
 import io
 import os
+import re
 import shlex
 import sys
 import warnings
@@ -163,7 +164,9 @@ def run(args: Sequence[str]) -> int:
     except IvlError as error:
         return _complain(error.message, error.hint)
     except typer.TyperException as error:
-        return _complain(error.format_message(), _usage_hint(getattr(error, "ctx", None), args))
+        # For a number that is none typer has pydantic's words.
+        message = re.sub(r"Input should be a valid (\w+), .*", _must_be, error.format_message())
+        return _complain(message, _usage_hint(getattr(error, "ctx", None), args))
     except (KeyboardInterrupt, typer.Abort):
         status = EXIT_INTERRUPTED
     except BrokenPipeError:
@@ -178,6 +181,10 @@ def run(args: Sequence[str]) -> int:
     if status == EXIT_INTERRUPTED:
         print(file=sys.stderr)  # the shell's prompt starts on a line of its own
     return status or 0
+
+
+def _must_be(found: re.Match[str]) -> str:
+    return f"it must be a {'whole number' if found[1] == 'integer' else found[1]}."
 
 
 def _usage_hint(ctx: Any, args: Sequence[str]) -> str:
