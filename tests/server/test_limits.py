@@ -263,6 +263,31 @@ def test_request_ids_come_back_and_no_text_breaks_a_log_line(
     assert all("\n" not in record and json.loads(record)["path"] for record in records)
 
 
+@pytest.mark.parametrize("path", ["/api/chat", "/v1/chat/completions"])
+def test_the_log_names_the_model_of_a_request_that_failed(
+    path: str, server: RunningServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    body = {"model": "nosuch", "messages": [{"role": "user", "content": "hi"}]}
+    with caplog.at_level("INFO", logger="ivl.server"):
+        assert server.post(path, body).status_code == 404
+    until = time.monotonic() + 5  # the line may come after the answer
+    while not (lines := [r.getMessage() for r in caplog.records if path in r.getMessage()]):
+        assert time.monotonic() < until
+    assert json.loads(lines[0])["model"] == "nosuch"
+
+
+def test_no_compiler_of_forms_is_built_before_a_form_is_asked_for(tiny: Any) -> None:
+    with running(tiny) as server:
+        body = {"model": "demo", "messages": [{"role": "user", "content": "hi"}], "stream": False}
+        assert server.post("/api/chat", {**body, "options": {"num_predict": 1}}).status_code == 200
+        assert server.post("/v1/chat/completions", {**body, "max_tokens": 1}).status_code == 200
+        engine = server.server._hub.loaded[0].engine
+        assert engine._grammars is None
+        form = {"response_format": {"type": "json_object"}, "max_tokens": 1}
+        assert server.post("/v1/chat/completions", {**body, **form}).status_code == 200
+        assert engine._grammars is not None
+
+
 def test_metrics_count_what_was_done(server: RunningServer) -> None:
     def value(name: str) -> float:
         lines = server.http.get("/metrics").text.splitlines()

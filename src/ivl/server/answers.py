@@ -71,11 +71,9 @@ class Context:
         *,
         is_stream: bool,
         num_answers: int = 1,
-        user: str | None = None,
     ) -> Response:
         """What `writer` makes of the answers, when they have ended or while they are written;
         aborted if the client goes away before. `num_answers`: to each of what is asked."""
-        request.state.facts = {"model": name, **({"user": user} if user else {})}
         stack = AsyncExitStack()
 
         async def whole() -> dict[str, object]:

@@ -17,7 +17,8 @@ from urllib.parse import unquote
 from anyio import CapacityLimiter, to_thread
 
 from ivl import IMAGE, ImageSlot, Message, Page
-from ivl.engine.grammar import Grammar, GrammarCompiler
+from ivl.engine.engine import Engine
+from ivl.engine.grammar import Grammar
 from ivl.engine.options import GenerationOptions
 from ivl.engine.prompt_builder import share_budget, split_pages
 from ivl.engine.request import EngineRequest
@@ -63,8 +64,8 @@ class Asked:
     max_tiles: int | None = None
     context: int | None = None
     num_logprobs: int | None = None
-    grammar: Callable[[GrammarCompiler], Grammar | None]
-    """The form that the answer must have, if any."""
+    grammar: Callable[[Engine], Grammar | None]
+    """The form that the answer must have, if any. Only then is the engine's compiler built."""
 
 
 async def prepare(
@@ -108,7 +109,7 @@ def _prepare(
 ) -> list[EngineRequest]:
     # A form that cannot be had is told before any image is decoded.
     engine = model.engine
-    grammar = asked.grammar(engine.grammars)
+    grammar = asked.grammar(engine)
     if asked.texts:
         return [
             EngineRequest.completion(

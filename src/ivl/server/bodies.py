@@ -66,11 +66,14 @@ async def read_body(request: Request, kind: type[Body]) -> Body:
             raise ApiError(400, f"{name!r} is not supported: {reason}", param=name)
     raw = {name: value for name, value in raw.items() if name not in kind.unsupported}
     try:
-        return kind.model_validate(raw)
+        body = kind.model_validate(raw)
     except ValidationError as error:
         raise error_of(error, raw, kind) from None
     except RecursionError:
         raise ApiError(400, "The body is nested too deeply.") from None
+    # For the log, whatever becomes of the request.
+    request.state.facts = {name: raw[name] for name in ("model", "user") if raw.get(name)}
+    return body
 
 
 def _says_nothing(name: str, body: Mapping[str, object]) -> bool:

@@ -21,7 +21,7 @@ from pydantic import AfterValidator, Field, model_validator
 from ivl import __version__
 from ivl.engine.answer import Piece, TokenLogprob
 from ivl.engine.engine import Engine
-from ivl.engine.grammar import Grammar, GrammarCompiler
+from ivl.engine.grammar import Grammar
 from ivl.engine.options import GenerationOptions
 from ivl.errors import RequestError
 from ivl.server.answers import Answers, Context, WholeAnswer, Writer
@@ -121,12 +121,12 @@ class OllamaRequest(Fields):
     logprobs: bool | None = None
     top_logprobs: TopLogprobs | None = None
 
-    def grammar(self, grammars: GrammarCompiler) -> Grammar | None:
+    def grammar(self, engine: Engine) -> Grammar | None:
         if not self.format:
             return None
         if isinstance(self.format, dict):
-            return grammars.json_schema(self.format)
-        return grammars.json_object()
+            return engine.grammars.json_schema(self.format)
+        return engine.grammars.json_object()
 
 
 class OllamaMessage(Fields):

@@ -17,6 +17,7 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from ivl import __version__
 from ivl.engine.answer import TokenLogprob
+from ivl.engine.engine import Engine
 from ivl.engine.grammar import Grammar, GrammarCompiler
 from ivl.engine.options import GenerationOptions
 from ivl.engine.prompt_builder import LARGEST_MAX_TILES
@@ -317,8 +318,9 @@ class ChoicesRequest(OpenAIRequest):
     def include_usage(self) -> bool:
         return bool(self.stream_options and self.stream_options.include_usage)
 
-    def grammar(self, grammars: GrammarCompiler) -> Grammar | None:
-        return self.structured_outputs and self.structured_outputs.compile(grammars)
+    def grammar(self, engine: Engine) -> Grammar | None:
+        forms = self.structured_outputs
+        return forms and forms.compile(engine.grammars)
 
     def num_choices(self, context: Context) -> int:
         """`n`; ApiError 400 for more than the server gives."""
@@ -372,9 +374,9 @@ class ChatRequest(ChoicesRequest, Conversed):
             raise ValueError("response_format and structured_outputs cannot be used together")
         return self
 
-    def grammar(self, grammars: GrammarCompiler) -> Grammar | None:
+    def grammar(self, engine: Engine) -> Grammar | None:
         form = self.structured_outputs or self.response_format
-        return form and form.compile(grammars)
+        return form and form.compile(engine.grammars)
 
 
 class CompletionRequest(ChoicesRequest):
@@ -403,7 +405,7 @@ class CompletionRequest(ChoicesRequest):
 async def chat_completions(request: Request) -> Response:
     """Answers the last message of a conversation, which may show images and PDFs."""
     context, body = Context.of(request), await read_body(request, ChatRequest)
-    num_answers = body.num_choices(context)
+    count = body.num_choices(context)
     asked = Asked(
         turns=[message.turn(message.content) for message in body.messages],
         options=body.options(body.max_completion_tokens or body.max_tokens, body.logit_bias),
@@ -411,14 +413,9 @@ async def chat_completions(request: Request) -> Response:
         num_logprobs=(body.top_logprobs or 0) if body.logprobs else None,
         grammar=body.grammar,
     )
+    writer, is_stream = ChatWriter(body), bool(body.stream)
     return await context.answer(
-        request,
-        body.model,
-        asked,
-        ChatWriter(body),
-        is_stream=bool(body.stream),
-        num_answers=num_answers,
-        user=body.user,
+        request, body.model, asked, writer, is_stream=is_stream, num_answers=count
     )
 
 
@@ -438,14 +435,9 @@ async def completions(request: Request) -> Response:
         num_logprobs=body.logprobs,
         grammar=body.grammar,
     )
+    writer, is_stream = CompletionWriter(body), bool(body.stream)
     return await context.answer(
-        request,
-        body.model,
-        asked,
-        CompletionWriter(body),
-        is_stream=bool(body.stream),
-        num_answers=count,
-        user=body.user,
+        request, body.model, asked, writer, is_stream=is_stream, num_answers=count
     )
 
 

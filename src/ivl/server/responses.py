@@ -11,7 +11,8 @@ from fastapi.responses import Response
 from pydantic import Field, field_validator, model_validator
 
 from ivl.engine.answer import Piece
-from ivl.engine.grammar import Grammar, GrammarCompiler
+from ivl.engine.engine import Engine
+from ivl.engine.grammar import Grammar
 from ivl.json_values import JsonObject
 from ivl.server.answers import Answers, Context, WholeAnswer, Writer, sse
 from ivl.server.asked import Asked, PictureSource, Turn
@@ -147,9 +148,9 @@ class ResponsesRequest(Conversed):
             return [*turns, Turn("user", [self.input])]
         return [*turns, *(message.turn(message.content) for message in self.input)]
 
-    def grammar(self, grammars: GrammarCompiler) -> Grammar | None:
+    def grammar(self, engine: Engine) -> Grammar | None:
         form = self.text and self.text.format
-        return form and form.compile(grammars)
+        return form and form.compile(engine.grammars)
 
 
 @router.post("/v1/responses", openapi_extra=body_schema(ResponsesRequest))
@@ -164,9 +165,7 @@ async def responses(request: Request) -> Response:
         grammar=body.grammar,
     )
     writer, is_stream = ResponseWriter(body), bool(body.stream)
-    return await Context.of(request).answer(
-        request, body.model, asked, writer, is_stream=is_stream, user=body.user
-    )
+    return await Context.of(request).answer(request, body.model, asked, writer, is_stream=is_stream)
 
 
 class ResponseWriter(Writer):
