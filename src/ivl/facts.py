@@ -21,12 +21,7 @@ from ivl.checkpoint.identity import Identity, identity_of_directory, identity_of
 from ivl.checkpoint.safetensors import DTYPE_BYTES, SafetensorsDirectory
 from ivl.config import ModelConfig, read_config
 from ivl.errors import CheckpointError
-from ivl.family import (
-    FAMILY,
-    Size,
-    find,
-    recognise,
-)
+from ivl.family import FAMILY, Size, find, recognise
 from ivl.footprint.placement import processor_bytes
 from ivl.footprint.tensors import AWQ, TypedTensor, parameters, planned_tensors
 from ivl.footprint.workload import loaded_workload, resolve_context
@@ -308,7 +303,6 @@ def machine_info(*, measure: bool = False) -> MachineFacts:
 
 def _kernel_facts() -> KernelFacts:
     from ivl.kernels import cpu
-    from ivl.kernels.cpu import use_threads
     from ivl.kernels.dense import arithmetics
 
     cores = usable_cores()
@@ -324,7 +318,7 @@ def _kernel_facts() -> KernelFacts:
         why=why,
         usable=[*(module.usable_isas() if module else ()), cpu.REFERENCE],
         vision_arithmetics=["torch", *arithmetics()],
-        threads=use_threads(),
+        threads=cpu.use_threads(),
         thread_pool=module.thread_pool() if module else "openmp",
         physical_cores=cores.physical,
         quota=cores.quota,
