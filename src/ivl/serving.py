@@ -70,7 +70,7 @@ def serve(
     limits = limits or SERVER_LIMITS
     if log_level not in (None, *LOG_LEVELS):
         known = ", ".join(LOG_LEVELS)
-        raise ConfigError(f"There is no --log-level {log_level!r}.", f"Known: {known}.")
+        raise ConfigError(f"There is no `log_level` {log_level!r}.", f"Known: {known}.")
     server = make_server(
         {name: partial(_load, options, limits) for name, options in chosen.items()},
         settings or ServerSettings(),
@@ -127,7 +127,7 @@ def start_engine(engine: Engine, limits: EngineLimits) -> Service:
             raise CapacityError(
                 f"The cache of {least} tokens needs {least * token_bytes / GIB:.1f} GiB, and "
                 f"{max(held, 0) * token_bytes / GIB:.1f} GiB can be had for it.",
-                "Use a smaller --context or --kv-tokens, or --kv 8bit.",
+                'Use a smaller `context` or `kv_tokens`, or `kv="8bit"`.',
             )
         wanted = min(wanted, held)
     tokens = max(wanted, BLOCK_TOKENS)
@@ -136,7 +136,7 @@ def start_engine(engine: Engine, limits: EngineLimits) -> Service:
         raise ConfigError(
             f"A cache of {tokens} tokens holds no question: the shortest has {shortest}, with its "
             "answer.",
-            "Use a larger --kv-tokens, or leave it out.",
+            "Use a larger `kv_tokens`, or leave it out.",
         )
     return Service(engine.with_limits(replace(limits, kv_tokens=tokens, for_many=True)))
 

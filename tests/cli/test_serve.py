@@ -143,8 +143,12 @@ print("returned", file=__import__("sys").stderr)
 
 
 def test_what_cannot_be_served_is_told_before_it_is_loaded(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="70000"):
+    with pytest.raises(ConfigError, match="`port` is 70000"):
         ivl.serve(port=70000, log_level=None)
+    with pytest.raises(ConfigError, match="no `log_level` 'loud'"):
+        ivl.serve(port=0, log_level="loud")
+    with pytest.raises(ConfigError, match="`tls_cert` and `tls_key`"):
+        ivl.serve(port=0, tls_cert=tmp_path / "a", log_level=None)
     with pytest.raises(ConfigError, match="There is no file"):
         ivl.serve(port=0, tls_cert=tmp_path / "a", tls_key=tmp_path / "b", log_level=None)
     with pytest.raises(CheckpointError, match="There is no model 'nosuch'"):
@@ -163,9 +167,10 @@ def test_a_port_that_is_taken(capsys: pytest.CaptureFixture[str], tiny_model_dir
 @pytest.mark.parametrize(
     ("options", "word"),
     [
-        (["--port", "70000"], "--port"),
-        (["--log-level", "loud"], "--log-level"),
-        (["--tls-cert", "cert.pem"], "--tls-key"),
+        (["--port", "70000"], "--port is 70000"),
+        (["--port", "x"], "'--port': it must be a whole number."),
+        (["--log-level", "loud"], "no --log-level 'loud'"),
+        (["--tls-cert", "cert.pem"], "--tls-cert and --tls-key belong together"),
         (["--max-sequences", "0"], "--max-sequences"),
         (["--also", "demo"], "--also"),
         (["demo"], "ivl serve --model demo"),

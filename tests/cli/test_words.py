@@ -84,7 +84,8 @@ def test_below_the_commands_options_have_the_names_of_python() -> None:
     of_commands_alone = {"--force", "--allow-requantize", *FOREIGN}
     # The server's own settings, in a file of the server's engine.
     of_commands_alone |= {"--kv-tokens"}
-    files = (*(f"{floor}/" for floor in floors), "api.py", "config", "loading.py")
+    modules = ("api.py", "config", "facts.py", "loading.py", "serving.py")
+    files = (*(f"{floor}/" for floor in floors), *modules)
     found = [
         f"{place} names {option}"
         for place, text in told()

@@ -15,7 +15,9 @@ from ivl.errors import BusyError, CapacityError, IvlError, NonFiniteError, Unava
 from ivl.spelling import nearest
 
 OLLAMA_PREFIX = "/api/"
-SERVE_OPTIONS = frozenset({"context", "device", "dtype", "kv", "mmproj", "vision_batch", "vision"})
+SERVE_OPTIONS = frozenset(
+    {"context", "device", "dtype", "kv", "kv_tokens", "mmproj", "vision_batch", "vision"}
+)
 
 
 class ApiError(Exception):

@@ -66,7 +66,7 @@ def patient_protocol(header_timeout_s: float) -> type[H11Protocol]:
 def bind(host: str, port: int) -> socket.socket:
     """A listening socket; ConfigError when the address cannot be had."""
     if not 0 <= port <= 65535:
-        raise ConfigError(f"--port is {port}.", "A port is a number from 0 to 65535.")
+        raise ConfigError(f"`port` is {port}.", "A port is a number from 0 to 65535.")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     sock = socket.socket(family, socket.SOCK_STREAM)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -75,11 +75,11 @@ def bind(host: str, port: int) -> socket.socket:
         sock.listen(BACKLOG)
     except OSError as error:
         sock.close()
-        hint = "--host is an address of this machine: 127.0.0.1, or 0.0.0.0 for all of them."
+        hint = "`host` is an address of this machine: 127.0.0.1, or 0.0.0.0 for all of them."
         if error.errno == errno.EADDRINUSE:
-            hint = "Is another server running? `--port` takes another number, 0 a free one."
+            hint = "Is another server running? `port` takes another number, 0 a free one."
         elif error.errno == errno.EACCES:
-            hint = "Ports below 1024 are for the administrator: `--port 8000`."
+            hint = "Ports below 1024 are for the administrator: `port=8000`."
         raise ConfigError(
             f"The address {host}, port {port}, cannot be used: {error.strerror}.", hint
         ) from None
@@ -99,7 +99,7 @@ def make_server(
     """A server that has its address, and serves when it is `run`. ConfigError for an address or TLS
     files that cannot be used. `stored` as of `ModelHub`."""
     if (tls_cert is None) != (tls_key is None):
-        raise ConfigError("--tls-cert and --tls-key belong together.", "Give both, or neither.")
+        raise ConfigError("`tls_cert` and `tls_key` belong together.", "Give both, or neither.")
     for file in (tls_cert, tls_key):
         if file is not None and not file.is_file():
             raise ConfigError(f"There is no file {file}.", "Check the spelling.")

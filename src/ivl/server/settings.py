@@ -47,7 +47,7 @@ class ServerSettings:
         if self.api_key is not None and not re.fullmatch(r"[!-~]+", self.api_key):
             what = "has characters that no header can have" if self.api_key.strip() else "is empty"
             raise ConfigError(
-                f"The --api-key {what}.",
+                f"The `api_key` {what}.",
                 "Is the variable set that it comes from? Leave it out for a server without a key.",
             )
         for origin in self.cors_origins:
