@@ -67,6 +67,8 @@ def serve(
         one = _options_of(models)
         models = {name_of(one.model): one}
     chosen = {name: _options_of(model) for name, model in models.items()}
+    if not chosen:
+        raise ConfigError("There is no model to serve.", 'Name one: {"small": "1b"}.')
     limits = limits or SERVER_LIMITS
     if log_level not in (None, *LOG_LEVELS):
         known = ", ".join(LOG_LEVELS)

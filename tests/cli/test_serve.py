@@ -143,6 +143,8 @@ print("returned", file=__import__("sys").stderr)
 
 
 def test_what_cannot_be_served_is_told_before_it_is_loaded(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no model to serve"):
+        ivl.serve({}, port=0, log_level=None)
     with pytest.raises(ConfigError, match="`port` is 70000"):
         ivl.serve(port=70000, log_level=None)
     with pytest.raises(ConfigError, match="no `log_level` 'loud'"):
