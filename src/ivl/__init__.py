@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ivl.api import Model, load
     from ivl.conversion import Conversion, WrittenFile, convert, quantize
     from ivl.documents.job import read_documents
+    from ivl.documents.progress import ReadProgress
     from ivl.documents.reading import read
     from ivl.documents.results import DocumentResult, PageResult
     from ivl.documents.views import PageView
@@ -70,6 +71,7 @@ __all__ = [
     "Page",
     "PageResult",
     "PageView",
+    "ReadProgress",
     "Report",
     "ServerSettings",
     "Timings",
@@ -105,6 +107,7 @@ _NAMES = {
     "ivl.api": ("Model", "load"),
     "ivl.conversion": ("Conversion", "WrittenFile", "convert", "quantize"),
     "ivl.documents.job": ("read_documents",),
+    "ivl.documents.progress": ("ReadProgress",),
     "ivl.documents.reading": ("read",),
     "ivl.documents.results": ("DocumentResult", "PageResult"),
     "ivl.documents.views": ("PageView",),
