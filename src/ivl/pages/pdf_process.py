@@ -19,12 +19,12 @@ from ivl.json_values import JsonObject
 from ivl.pages.pdf_worker import TOO_LONG, TOO_MUCH, PdfDrawer, receive, send
 
 MOST_SECONDS: Final = 60.0
-"""A page may take so long. The slowest of the 250 pages in the tests of pypdf and pikepdf takes
-0.2 s, and one of a million strokes 2 s, on a core of 2 GHz."""
+"""A page may take so long. The slowest of the 350 pages in the tests of pypdf and pikepdf takes
+0.2 s, and one of a million rectangles 2 s, on a core of 2 GHz."""
 
 MOST_BYTES: Final = 900 << 20
-"""The process may take so much memory for a page, and the file's bytes beside. A picture of 30,000 x
-30,000 pixels, of which PDFium decodes a line at a time, takes 0.2 GB."""
+"""The process may take so much memory for a page, and the file's bytes beside. A picture of 30,000
+by 30,000 pixels, which PDFium decodes line by line, takes 0.2 GB."""
 
 _START: Final = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
@@ -49,8 +49,8 @@ class PdfProcess:
 
     def ask(self, request: JsonObject, data: bytes = b"") -> tuple[JsonObject, bytes | memoryview]:
         """The answer, and the pixels that come with it. RequestError, CapacityError and LockedError
-        as of what was asked for; PdfiumDied, about the request's `title`, where PDFium does not end,
-        takes too much memory, or crashes."""
+        as of what was asked for; PdfiumDied, about the request's `title`, where PDFium does not
+        end, takes too much memory, or crashes."""
         with self._lock:
             self._close_forgotten()
             answer, pixels = self._tell(request, data, cast(str, request["title"]))
@@ -122,9 +122,12 @@ class PdfProcess:
         return self._here.answer(request, data)
 
     def _running(self) -> subprocess.Popen[bytes] | None:
-        """The process; None where there can be none. A fork of this one starts its own."""
+        """The process; None where there can be none. A fork of this one starts its own, and what
+        somebody else has ended is started anew."""
         if self._process is not None and self._owner != os.getpid():
             self._process = None
+        if self._process is not None and self._process.poll() is not None:
+            self._end()
         if self._here is None and self._process is None:
             self._process, self._owner = _start(), os.getpid()
         return self._process

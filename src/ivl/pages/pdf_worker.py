@@ -10,6 +10,8 @@ is too much, with a status of its own: nothing else stops PDFium.
 
 from __future__ import annotations
 
+import atexit
+import importlib
 import io
 import json
 import os
@@ -86,6 +88,10 @@ class PdfDrawer:
         self._file: BinaryIO | None = None
         self._kept: tuple[object, object] | None = None
         self._num_drawn = 0
+        # Closed at the end, and before the library, which would complain: it sees to its own end
+        # from when it is imported.
+        importlib.import_module("pypdfium2")
+        atexit.register(self.close)
 
     def answer(self, request: JsonObject, data: bytes) -> tuple[JsonObject, bytes | memoryview]:
         """The answer, and the pixels of a page that was drawn."""
