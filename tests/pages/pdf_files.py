@@ -10,10 +10,12 @@ FONT = b"<</Type/Font/Subtype/Type1/BaseFont/Helvetica>>"
 
 def pdf_of_objects(*objects: bytes, trailer: bytes = b"") -> bytes:
     """A file of the objects 1, 2, ..., of which the first is the catalog."""
-    out, offsets = b"%PDF-1.7\n", []
+    parts, offsets, length = [b"%PDF-1.7\n"], [], 9
     for number, body in enumerate(objects, 1):
-        offsets.append(len(out))
-        out += b"%d 0 obj\n%s\nendobj\n" % (number, body)
+        offsets.append(length)
+        parts.append(b"%d 0 obj\n%s\nendobj\n" % (number, body))
+        length += len(parts[-1])
+    out = b"".join(parts)
     table = b"".join(b"%010d 00000 n \n" % offset for offset in offsets)
     size = len(objects) + 1
     return (

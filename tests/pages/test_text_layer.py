@@ -1,4 +1,4 @@
-"""What a page of a PDF says that it says: characters, where they are, and what speaks against it."""
+"""What a PDF says that a page says: characters, where they are, and what speaks against them."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_a_hyphen_ends_its_line() -> None:
 
 
 def test_characters_have_the_values_that_their_font_gives_them() -> None:
-    """Beyond the first plane, a ligature of two letters, and Hebrew, which is drawn from its end."""
+    """Beyond the first plane, a ligature, and Hebrew, which is drawn from its end."""
     table = stream(
         b"/CIDInit /ProcSet findresource begin begincmap 1 begincodespacerange <00> <ff> "
         b"endcodespacerange 5 beginbfchar <41> <D83DDE00> <42> <00660069> "

@@ -56,15 +56,16 @@ class PdfOrigin:
     """What the pages of a PDF have in common: while it lives, their document may stay open between
     them. It knows the password that opened it, and does not show it.
 
-    fatal: the message and the hint of pages that PDFium does not survive, so that none is tried
-    twice.
+    num_attachments: the files that the PDF carries along, which are not opened. fatal: the message
+    and the hint of pages that PDFium does not survive, so that none is tried twice.
     """
 
-    __slots__ = ("__weakref__", "fatal", "key", "password")
+    __slots__ = ("__weakref__", "fatal", "key", "num_attachments", "password")
 
     def __init__(self, password: bytes | None = None) -> None:
         self.key = uuid.uuid4().hex
         self.password = password
+        self.num_attachments = 0
         self.fatal: dict[int, tuple[str, str]] = {}
         weakref.finalize(self, pdf_process.forget, self.key).atexit = False
 
@@ -74,10 +75,7 @@ class PdfOrigin:
 
 class PdfFile:
     """A PDF with at least one page, as long as its file is open. How pages are drawn is told in
-    `NamedDocument`.
-
-    num_attachments: the files that it carries along, which are not opened.
-    """
+    `NamedDocument`."""
 
     def __init__(
         self,
@@ -99,7 +97,7 @@ class PdfFile:
         )
         opened, _ = self._ask("open", label)
         self.num_pages = cast(int, opened["num_pages"])
-        self.num_attachments = cast(int, opened["num_attachments"])
+        self.origin.num_attachments = cast(int, opened["num_attachments"])
         self.origin.password = bytes.fromhex(cast(str, opened["password"]))
         self._passwords = [self.origin.password]
 

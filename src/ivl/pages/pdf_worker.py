@@ -40,7 +40,7 @@ _WATCH_EVERY_S: Final = 0.02
 
 # PDFium frees most with each page. What stays are the objects that it has parsed: of 2,000 pages of
 # text with a picture each, 15 MB (measured with a file of that size).
-_MOST_PAGES_OPEN: Final = 500
+MOST_PAGES_OPEN: Final = 500
 
 
 def main() -> None:
@@ -154,7 +154,7 @@ class PdfDrawer:
         wanted = (request["key"], request["version"])
         if self._kept != wanted:
             self.close()
-        elif self._num_drawn >= _MOST_PAGES_OPEN:
+        elif self._num_drawn >= MOST_PAGES_OPEN:
             self._close_document()
         if self._file is None:
             self._file = _file(request["path"], data)

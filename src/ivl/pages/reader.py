@@ -57,6 +57,12 @@ class Page:
     def title(self) -> str:
         return page_label(self.name, self.number, self.count)
 
+    @property
+    def num_attachments(self) -> int:
+        """How many files a PDF carries along with its pages (as a portfolio does); none is opened.
+        0 for what is no PDF."""
+        return 0 if self.origin is None else self.origin.num_attachments
+
     def load(
         self,
         *,
