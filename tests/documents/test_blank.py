@@ -35,9 +35,7 @@ def size(rng: np.random.Generator) -> tuple[int, int]:
 
 
 def empty(rng: np.random.Generator, strength: float) -> Image.Image:
-    return scanned(
-        rng, paper(rng, Image.new("L", size(rng)), strength=strength), strength=strength
-    )
+    return scanned(rng, paper(rng, Image.new("L", size(rng)), strength=strength), strength=strength)
 
 
 def show_through(rng: np.random.Generator, strength: float) -> Image.Image:
