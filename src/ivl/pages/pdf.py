@@ -8,7 +8,6 @@ import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, BinaryIO, Final
 
 from PIL import Image
@@ -36,26 +35,6 @@ _LONGEST_SIDE_PX: Final = 65_500
 # PDFium may be used by one thread at a time.
 _pdfium_lock = threading.Lock()
 _silence = logging.NullHandler()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TextLine:
-    """A line of a text layer; box: left, top, right, bottom as shares (0 to 1) of the upright
-    drawn page."""
-
-    text: str
-    box: tuple[float, float, float, float]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TextLayer:
-    """What a PDF says that a page says."""
-
-    text: str  # lines in reading order, as PDFium gives them, "\n" between
-    lines: tuple[TextLine, ...]
-    hidden_share: float  # of the characters, those drawn invisibly (render mode 3)
-    image_share: float  # of the page's area, what images cover (0 to 1)
-    num_unmapped: int  # characters without a usable Unicode value (U+FFFD, U+0000, private use)
 
 
 def is_pdf(file: BinaryIO) -> bool:
