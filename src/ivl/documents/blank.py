@@ -30,7 +30,7 @@ _TILE_PX: Final = 8
 # the strongest show-through of a sheet that can still be printed on (a fifth of the ink's contrast,
 # blurred by 0.4 mm) has 2.6; a sharp line of 6 points with a twelfth of the contrast has 7.
 _LEAST_ENERGY: Final = 1.5
-_LEAST_OF_NOISE: Final = 6.0
+_LEAST_OF_NOISE: Final = 4.2
 _TYPICAL_TILES: Final = 0.25
 """The quantile of the tiles' energies that is taken for the noise: a full page has margins and
 gaps between its lines."""
