@@ -94,6 +94,17 @@ class Reading:
         ),
     ] = True
 
+    blank: Annotated[
+        bool,
+        Option("--skip-blank/--no-skip-blank", help="Do not show blank pages to the model."),
+    ] = True
+    rotate: Annotated[
+        bool,
+        Option(
+            "--rotate/--no-rotate", help="Turn pages that lie on their side or stand on their head."
+        ),
+    ] = True
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Writing:
@@ -175,6 +186,8 @@ def command(
         "prompt": reading.prompt,
         "keep_headers": reading.keep_headers,
         "retry": reading.retry,
+        "skip_blank": reading.blank,
+        "rotate": reading.rotate,
         "max_tiles": max_tiles,
         "max_pixels": max_pixels,
         "schema": form.schema,
