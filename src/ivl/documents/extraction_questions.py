@@ -33,11 +33,7 @@ def field_question(field: SchemaField, attempt: int, wording: Wording) -> str:
     """For one field, the second or the third time; each in other words, for the same words would
     give the same answer."""
     if wording == "short":
-        return (
-            f"Extract as JSON: {field.label}."
-            if attempt == 2
-            else f"What is the {field.label}?"
-        )
+        return f"Extract as JSON: {field.label}." if attempt == 2 else f"What is the {field.label}?"
     lines = list(_lines([field], "- "))
     if attempt == 2:
         return "\n".join(["Extract only this from the page, as JSON.", _RULES, *lines])

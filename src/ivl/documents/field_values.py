@@ -135,7 +135,9 @@ class _ReadAnswer:
             **inside,
         }
 
-    def _inside(self, field: SchemaField, rows: list[JsonValue]) -> Iterator[tuple[str, FieldValue]]:
+    def _inside(
+        self, field: SchemaField, rows: list[JsonValue]
+    ) -> Iterator[tuple[str, FieldValue]]:
         """The cells of rows, or the values of a list."""
         for index, row in enumerate(rows):
             name, path = f"{field.name}.{index}", (*field.path, index)
@@ -192,9 +194,7 @@ def at_path(data: JsonValue, path: Sequence[str | int]) -> tuple[bool, JsonValue
     for key in path:
         if data is None:
             return True, None
-        if isinstance(data, dict) and isinstance(key, str) and key in data:
-            data = data[key]
-        elif isinstance(data, list) and isinstance(key, int) and key < len(data):
+        if (isinstance(data, dict) and isinstance(key, str) and key in data) or (isinstance(data, list) and isinstance(key, int) and key < len(data)):
             data = data[key]
         else:
             return False, None

@@ -1,8 +1,8 @@
 """Where the values stand in a JSON text, also in one that was cut off.
 
-    found = read_json('{"total": 5, "items": [{"name": "Tea"}]}')
-    found.data                                  # the same as Python's parser gives
-    found.spans[("items", 0, "name")]           # characters 32 to 37, with the quotation marks
+found = read_json('{"total": 5, "items": [{"name": "Tea"}]}')
+found.data                                  # the same as Python's parser gives
+found.spans[("items", 0, "name")]           # characters 32 to 37, with the quotation marks
 """
 
 from __future__ import annotations

@@ -192,7 +192,9 @@ def _readings(text: str) -> Iterator[Decimal]:
             continue
         groups = re.split(f"[{others}]", whole)
         # Groups are of three digits, or in India of two before the last.
-        if len(groups) > 1 and not (len(groups[-1]) == 3 and all(1 < len(g) < 4 for g in groups[1:])):
+        if len(groups) > 1 and not (
+            len(groups[-1]) == 3 and all(1 < len(g) < 4 for g in groups[1:])
+        ):
             continue
         try:
             yield Decimal(".".join(["".join(groups), *rest]))
@@ -209,7 +211,9 @@ def _find_day(wanted: set[Day], page_text: str) -> Quote | None:
 
 def _days(value: str) -> set[Day]:
     """The days that a text means, if it is a date and nothing else but a time of day."""
-    rest = re.sub(r"[T\s]*\d{1,2}:\d{2}(:\d{2})?(\.\d+)?\s*(Z|[+-]\d{2}:?\d{2})?", "", value.strip())
+    rest = re.sub(
+        r"[T\s]*\d{1,2}:\d{2}(:\d{2})?(\.\d+)?\s*(Z|[+-]\d{2}:?\d{2})?", "", value.strip()
+    )
     for days, start, end in _dates(rest):
         if not rest[:start].strip() and not rest[end:].strip(" ."):
             return days
