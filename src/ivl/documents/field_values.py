@@ -86,7 +86,8 @@ class AnsweredToken:
 
 
 Fields = dict[str, FieldValue]
-"""By name; behind a list what is in it: `items`, `items.0.name`, `items.0.price`, `items.1.name`."""
+"""By name; behind a list what is in it: `items`, `items.0.name`, `items.0.price`, `items.1.name`.
+"""
 
 
 def read_fields(
@@ -194,10 +195,12 @@ def at_path(data: JsonValue, path: Sequence[str | int]) -> tuple[bool, JsonValue
     for key in path:
         if data is None:
             return True, None
-        if (isinstance(data, dict) and isinstance(key, str) and key in data) or (isinstance(data, list) and isinstance(key, int) and key < len(data)):
+        if isinstance(data, dict) and isinstance(key, str) and key in data:
             data = data[key]
-        else:
+            continue
+        if not isinstance(data, list) or not isinstance(key, int) or key >= len(data):
             return False, None
+        data = data[key]
     return True, data
 
 
@@ -235,16 +238,14 @@ def inside_of(field: SchemaField, fields: Mapping[str, FieldValue]) -> Fields:
 
 
 def better(old: Fields, new: Fields, field: SchemaField) -> Fields:
-    """Of two answers for a field the one to keep, with what is in it. A value that fits comes
-    before one that does not, and what was found on the page, before what was not; then the surer
-    one."""
+    """Of two answers for a field the one to keep, with what is in it: something before nothing,
+    what fits before what does not, and then the surer one. What was found on the page is surer."""
     attempts = old[field.name].attempts + 1
     best = max((old, new), key=lambda fields: _rank(fields[field.name]))
-    kept = {name: one for name, one in best.items() if name == field.name}
-    kept |= inside_of(field, best)
+    kept = {field.name: best[field.name], **inside_of(field, best)}
     return {name: replace(one, attempts=attempts) for name, one in kept.items()}
 
 
-def _rank(one: FieldValue) -> tuple[bool, bool, float]:
-    is_there = one.status not in ("missing", "invalid")
-    return is_there, one.quote is not None, one.confidence or 0.0
+def _rank(one: FieldValue) -> tuple[int, float]:
+    order = {"missing": 0, "invalid": 1}
+    return order.get(one.status, 2), one.confidence or 0.0
