@@ -18,6 +18,10 @@ from ivl.errors import IvlError
 if TYPE_CHECKING:
     from ivl.api import Model, load
     from ivl.conversion import Conversion, WrittenFile, convert, quantize
+    from ivl.documents.asynchronous import extract_async, read_async, read_documents_async
+    from ivl.documents.extraction import ExtractResult
+    from ivl.documents.extraction_job import extract
+    from ivl.documents.field_values import FieldValue
     from ivl.documents.job import read_documents
     from ivl.documents.reading import read
     from ivl.documents.results import DocumentResult, PageResult
@@ -51,7 +55,9 @@ __all__ = [
     "Conversion",
     "DocumentResult",
     "EngineLimits",
+    "ExtractResult",
     "FidelityCheck",
+    "FieldValue",
     "Generation",
     "GenerationKeywords",
     "GenerationOptions",
@@ -83,6 +89,8 @@ __all__ = [
     "check_against",
     "convert",
     "errors",
+    "extract",
+    "extract_async",
     "family_info",
     "imatrix",
     "info",
@@ -95,7 +103,9 @@ __all__ = [
     "quantize",
     "quantize_awq",
     "read",
+    "read_async",
     "read_documents",
+    "read_documents_async",
     "record_reference",
     "serve",
     "tile_grid",
@@ -104,6 +114,10 @@ __all__ = [
 _NAMES = {
     "ivl.api": ("Model", "load"),
     "ivl.conversion": ("Conversion", "WrittenFile", "convert", "quantize"),
+    "ivl.documents.asynchronous": ("extract_async", "read_async", "read_documents_async"),
+    "ivl.documents.extraction": ("ExtractResult",),
+    "ivl.documents.extraction_job": ("extract",),
+    "ivl.documents.field_values": ("FieldValue",),
     "ivl.documents.job": ("read_documents",),
     "ivl.documents.reading": ("read",),
     "ivl.documents.results": ("DocumentResult", "PageResult"),

@@ -118,7 +118,7 @@ def test_what_the_class_does_not_take_is_asked_for_again() -> None:
     misfit = said('{"shop": "Willow Flowers", "total": "3.50"}')
     found, _ = converse(SETTINGS, [READ, misfit, said('{"total": "EUR 3.50"}')])
     assert found.fields["total"].value == "EUR 3.50"
-    found, _ = converse(SETTINGS, [READ, misfit, said('{"total": "3.50"}')] + [misfit])
+    found, _ = converse(SETTINGS, [READ, misfit, said('{"total": "3.50"}'), misfit])
     result = page_result(SETTINGS.schema, found)
     assert result.data is None
     assert result.fields["total"].status == "invalid"
@@ -130,8 +130,11 @@ def test_an_answer_that_was_cut_off_is_completed_field_by_field() -> None:
     cut = said('{"shop": "Willow Flowers", "tot', is_whole=False)
     found, _ = converse(
         ExtractSettings(schema=load_schema("letter"), check=False),
-        [said('{"sender": "A", "recipient": "B", "date": "C", "str', is_whole=False)]
-        + [said('{"street": "D"}'), said('{"town": null}')],
+        [
+            said('{"sender": "A", "recipient": "B", "date": "C", "str', is_whole=False),
+            said('{"street": "D"}'),
+            said('{"town": null}'),
+        ],
     )
     assert found.page.status == "truncated"
     assert [one.status for one in found.fields.values()] == ["ok"] * 4 + ["null", "missing"]
@@ -169,7 +172,7 @@ def test_a_document_with_a_failed_page_has_the_fields_of_the_others() -> None:
 def test_what_means_nothing_is_refused_before_a_model_is_loaded(
     options: dict[str, Any], named: str
 ) -> None:
-    with pytest.raises(RequestError | ivl.errors.ConfigError, match=named):
+    with pytest.raises(ivl.IvlError, match=named):
         list(extract(RECEIPT, schema="receipt", model=lambda: pytest.fail("loaded"), **options))
 
 

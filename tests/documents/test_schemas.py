@@ -80,7 +80,8 @@ def test_null_is_written_in_many_ways() -> None:
 
 
 def test_a_field_alone_keeps_its_place_and_what_it_refers_to() -> None:
-    raw = of({"seller": of({"id": {"$ref": "#/$defs/Id"}})}, **{"$defs": {"Id": {"type": "string"}}})
+    definitions = {"$defs": {"Id": {"type": "string"}}}
+    raw = of({"seller": of({"id": {"$ref": "#/$defs/Id"}})}, **definitions)
     schema = schema_of(raw)
     alone: Any = schema.only(schema.fields[0])
     assert alone["required"] == ["seller"]

@@ -32,11 +32,11 @@ from ivl.documents.extraction import (
 )
 from ivl.documents.extraction_tables import find_list, json_lines, table_lines
 from ivl.documents.field_values import DEFAULT_MIN_CONFIDENCE
-from ivl.documents.inputs import Document, Given, find_documents
+from ivl.documents.inputs import Document, Found, Given, find_documents
 from ivl.documents.job import RunSummary, summarize
-from ivl.documents.journal import Journal, journal_key
+from ivl.documents.journal import RunJournal, journal_key
 from ivl.documents.looking import ReadSettings
-from ivl.documents.outputs import Target, write_whole
+from ivl.documents.outputs import OutputTarget, write_whole
 from ivl.documents.progress import ReadProgress, Tally
 from ivl.documents.reading import check_jobs, open_document
 from ivl.documents.results import PageResult, PageStatus
@@ -112,18 +112,18 @@ def extract(
             raise RequestError(
                 "`rows` is for a table.", "Name a .csv file with `out`; other results have all."
             )
-    documents = find_documents(cast("Sequence[Given]", as_list(cast("Images", paths)))).documents
+    given = find_documents(cast("Sequence[Given]", as_list(cast("Images", paths))))
     if target is not None:
-        _refuse_to_overwrite(documents, target)
+        _refuse_to_overwrite(given.documents, target)
     with ExitStack() as stack:
-        journal: Journal | None = None
+        journal: RunJournal | None = None
         record: JsonObject = {}
         if target is not None:
             facts = _facts_of(model) if model_facts is None else model_facts
             record = settings_record(settings, facts() if callable(facts) else facts)
-            journal = stack.enter_context(Journal(target.journal))
+            journal = stack.enter_context(RunJournal(target.journal))
             _refuse_foreign(target, journal, force=force)
-        run = _Run(documents, settings, journal, record, Tally(found, progress))
+        run = _Run(given, settings, journal, record, Tally(found, progress))
         began = time.monotonic()
         yield from run.go(model, jobs)
         if target is not None:
@@ -132,20 +132,20 @@ def extract(
 
 def extract_status(out: str | os.PathLike[str]) -> RunSummary:
     """What the last run that wrote to this file has come to. RequestError where there was none."""
-    with Journal(_target(Path(out)).journal, read_only=True) as journal:
+    with RunJournal(_target(Path(out)).journal, read_only=True) as journal:
         if not journal.runs:
             raise RequestError(f"No run has begun to write {out}.", "Start one with `out`.")
         return summarize(journal, journal.runs[-1])
 
 
-def _target(out: Path) -> Target:
+def _target(out: Path) -> OutputTarget:
     """RequestError for a name that is not that of a table."""
     if out.suffix.lower() not in ENDINGS or out.is_dir():
         raise RequestError(
             f"{out} is not the name of a table.",
             "Results go into one file: name it *.csv for a spreadsheet, *.jsonl for programs.",
         )
-    return Target(format="jsonl", folder=out.parent, file=out)
+    return OutputTarget(format="jsonl", folder=out.parent, file=out)
 
 
 def _facts_of(model: Reader | Callable[[], Reader]) -> JsonObject:
@@ -158,7 +158,7 @@ def _facts_of(model: Reader | Callable[[], Reader]) -> JsonObject:
     return facts
 
 
-def _refuse_to_overwrite(documents: Sequence[Document], target: Target) -> None:
+def _refuse_to_overwrite(documents: Sequence[Document], target: OutputTarget) -> None:
     assert target.file is not None
     own = {os.path.realpath(d.path) for d in documents if isinstance(d.source, str | os.PathLike)}
     for path in (target.file, target.report):
@@ -169,7 +169,7 @@ def _refuse_to_overwrite(documents: Sequence[Document], target: Target) -> None:
             )
 
 
-def _refuse_foreign(target: Target, journal: Journal, *, force: bool) -> None:
+def _refuse_foreign(target: OutputTarget, journal: RunJournal, *, force: bool) -> None:
     assert target.file is not None
     for path in (target.file, target.report):
         if path.exists() and path.name not in journal.files and not force:
@@ -194,15 +194,15 @@ class _Run:
 
     def __init__(
         self,
-        documents: Sequence[Document],
+        given: Found,
         settings: ExtractSettings,
-        journal: Journal | None,
+        journal: RunJournal | None,
         record: JsonObject,
         tally: Tally,
     ) -> None:
         self._settings, self._journal, self._record = settings, journal, record
-        self._tally = tally
-        self._sheets = [self._open(document) for document in documents]
+        self._tally, self._skipped = tally, given.skipped
+        self._sheets = [self._open(document) for document in given.documents]
 
     def _open(self, document: Document) -> _Sheet:
         opened = open_document(document, self._settings.reading)
@@ -234,7 +234,7 @@ class _Run:
                     before[found.page.status] += 1
         if self._journal is not None:
             self._journal.begin(self._head())
-        self._tally.begin(len(todo) + before.total(), before)
+        self._tally.begin(len(self._sheets), len(todo) + before.total(), before)
         pages = [sheet.pages[index][1] for sheet, index in todo]
         asked = extract_pages(pages, model, self._settings, jobs=jobs)
         for sheet in self._sheets:
@@ -285,9 +285,10 @@ class _Run:
             "settings": self._record,
             "format": "jsonl",
             "documents": documents,
+            "skipped": dict(self._skipped),
         }
 
-    def write(self, target: Target, rows: str | None, elapsed_s: float) -> None:
+    def write(self, target: OutputTarget, rows: str | None, elapsed_s: float) -> None:
         """The table and the report, from the journal: a run does not keep all results."""
         assert self._journal is not None
         assert target.file is not None
