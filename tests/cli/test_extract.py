@@ -94,5 +94,5 @@ def test_what_cannot_be_enforced_is_told(tmp_path: Path, capsys: Output) -> None
     schema.write_text(json.dumps({"type": "object", "properties": {"shop": odd}}))
     assert run(["extract", "--schema", str(schema), RECEIPT, *QUICK]) == 2
     output = capsys.readouterr()
-    assert json.loads(output.out)["status"] == "failed"
+    assert output.out == ""  # it is no fault of the page
     assert "JSON schema" in output.err

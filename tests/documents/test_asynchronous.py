@@ -51,7 +51,9 @@ def test_leaving_early_ends_the_rest() -> None:
 
 def test_errors_come_through() -> None:
     async def main() -> None:
-        async for _ in ivl.extract_async(RECEIPT, schema="reciept", model=lambda: pytest.fail("loaded")):
+        async for _ in ivl.extract_async(
+            RECEIPT, schema="reciept", model=lambda: pytest.fail("loaded")
+        ):
             pass
 
     with pytest.raises(ivl.errors.RequestError, match="reciept"):

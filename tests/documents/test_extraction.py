@@ -23,7 +23,7 @@ from ivl.documents.extraction import (
 )
 from ivl.documents.extraction_job import extract, extract_status
 from ivl.documents.field_values import AnsweredToken
-from ivl.documents.page_talks import Answered, Asked
+from ivl.documents.page_talks import PageAnswer, PageQuestion
 from ivl.documents.results import PageResult
 from ivl.documents.schemas import load_schema
 from ivl.errors import RequestError
@@ -45,15 +45,15 @@ class Receipt(BaseModel):
         return total
 
 
-def said(text: str, *, sure: float = 0.9, is_whole: bool = True) -> Answered:
+def said(text: str, *, sure: float = 0.9, is_whole: bool = True) -> PageAnswer:
     """An answer of which one token wrote everything, with this probability."""
     token = AnsweredToken(math.log(sure), 0, len(text))
-    return Answered(text=text, tokens=(token,), is_whole=is_whole)
+    return PageAnswer(text=text, tokens=(token,), is_whole=is_whole)
 
 
 def converse(
-    settings: ExtractSettings, answers: list[Answered], layer: str | None = None
-) -> tuple[PageFields, list[Asked]]:
+    settings: ExtractSettings, answers: list[PageAnswer], layer: str | None = None
+) -> tuple[PageFields, list[PageQuestion]]:
     """What comes of a page when the model answers so, and what it was asked."""
     page = PageResult(path="a.png", number=1, count=1, status="ok")
     talk = talk_about(page, layer, settings, lambda: "short")

@@ -147,7 +147,8 @@ def extract_pages(
     *,
     jobs: int | None = None,
 ) -> Iterator[tuple[int, PageFields]]:
-    """What comes of each page, with its number among `pages`, from 0, as soon as it is known."""
+    """What comes of each page, with its number among `pages`, from 0, as soon as it is known.
+    RequestError for a schema that cannot be enforced, once the model is there."""
     todo = [number for number, page in enumerate(pages) if isinstance(page, Page)]
     yield from (
         (number, PageFields(page=page))
@@ -171,7 +172,9 @@ def extract_pages(
     def page_of(index: int) -> Page:
         return cast("Page", pages[todo[index]])
 
-    talks = PageTalks[PageFields](load, settings.reading, jobs=jobs, most_pages=len(todo))
+    talks = PageTalks[PageFields](
+        load, settings.reading, jobs=jobs, most_pages=len(todo), schema=settings.schema.schema
+    )
     makers = (partial(_prepare, page_of(index), settings, wording) for index in range(len(todo)))
     for index, result in talks.run(makers, lambda index, error: _failed(page_of(index), error)):
         yield todo[index], result
@@ -209,11 +212,11 @@ def talk_about(
 ) -> Talk[PageFields]:
     """Everything that is asked about a page, of which `result` is known so far. `layer`: its text,
     where a model need not read it. wording: is asked for when there is a model."""
-    from ivl.documents.page_talks import Asked
+    from ivl.documents.page_talks import PageQuestion
 
     schema, text = settings.schema, layer
     if text is None and settings.check:
-        read = yield Asked(question=READ_QUESTION)
+        read = yield PageQuestion(question=READ_QUESTION)
         text = read.text
         result = replace(result, text=text)
     take = partial(
@@ -223,7 +226,9 @@ def talk_about(
         min_confidence=settings.min_confidence,
     )
     words = wording()
-    answer = yield Asked(question=document_question(schema.fields, words), schema=schema.schema)
+    answer = yield PageQuestion(
+        question=document_question(schema.fields, words), schema=schema.schema
+    )
     fields = take(schema.fields, answer.text, answer.tokens)
     if not answer.is_whole:
         result = replace(result, status="repeated" if answer.is_loop else "truncated")
@@ -235,7 +240,7 @@ def talk_about(
             if not _is_asked_again(one, fields[one.name], is_whole=answer.is_whole):
                 continue
             question = field_question(one, attempt, words)
-            again = yield Asked(question=question, schema=schema.only(one))
+            again = yield PageQuestion(question=question, schema=schema.only(one))
             found = take([one], again.text, again.tokens)
             tried = _without_old(fields, one) | found
             if is_alone:

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, Literal, cast
 
-from ivl.documents.json_spans import FoundJson, Span, ValuePath, read_json
+from ivl.documents.json_spans import FoundJson, TextSpan, ValuePath, read_json
 from ivl.documents.quotes import find_quote, number_in
 from ivl.documents.schemas import SchemaField
 from ivl.json_values import JsonObject, JsonValue
@@ -185,7 +185,7 @@ class _ReadAnswer:
         above = [span for at, span in self.json.spans.items() if at == path[: len(at)]]
         return math.exp(sum(self._logprob(span) for span in own or above))
 
-    def _logprob(self, span: Span) -> float:
+    def _logprob(self, span: TextSpan) -> float:
         touching = (one for one in self.tokens if one.start < span.end and one.end > span.start)
         return sum(one.logprob for one in touching)
 

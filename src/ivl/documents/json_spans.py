@@ -21,7 +21,7 @@ _ENDS: Final = _SPACE + ",]}"
 
 
 @dataclass(frozen=True, slots=True)
-class Span:
+class TextSpan:
     """Characters start to end of a text."""
 
     start: int
@@ -36,7 +36,7 @@ class FoundJson:
     """
 
     data: JsonValue = None
-    spans: dict[ValuePath, Span] = field(default_factory=dict)
+    spans: dict[ValuePath, TextSpan] = field(default_factory=dict)
     is_whole: bool = False
 
 
@@ -58,7 +58,7 @@ class _EndedEarly(Exception):
 class _Scanner:
     def __init__(self, text: str) -> None:
         self.root: JsonValue = None
-        self.spans: dict[ValuePath, Span] = {}
+        self.spans: dict[ValuePath, TextSpan] = {}
         self._text = text
         self._at = 0
 
@@ -120,7 +120,7 @@ class _Scanner:
             self._found(path, start)
 
     def _found(self, path: ValuePath, start: int) -> None:
-        self.spans[path] = Span(start, self._at)
+        self.spans[path] = TextSpan(start, self._at)
 
     def _forget(self, path: ValuePath) -> None:
         gone = [one for one in self.spans if one[: len(path)] == path]

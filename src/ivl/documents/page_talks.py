@@ -5,7 +5,7 @@ asks next may depend on that. The engine works for all of them together; what it
 it does not see again for the next question.
 
     def total_of(page):
-        said = yield Asked(question="What is the total?")
+        said = yield PageQuestion(question="What is the total?")
         return said.text
 """
 
@@ -46,7 +46,7 @@ Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Asked:
+class PageQuestion:
     """A question about the page, and the JSON schema that the answer must follow, if any."""
 
     question: str
@@ -54,7 +54,7 @@ class Asked:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Answered:
+class PageAnswer:
     """tokens: those of the text, with their probabilities and places. is_whole: the model ended the
     answer itself. is_loop: it went round in circles, and was ended."""
 
@@ -64,7 +64,7 @@ class Answered:
     is_loop: bool = False
 
 
-Talk: TypeAlias = Generator[Asked, Answered, Result]
+Talk: TypeAlias = Generator[PageQuestion, PageAnswer, Result]
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,10 +101,12 @@ class PageTalks(Generic[Result]):
         *,
         jobs: int | None = None,
         most_pages: int | None = None,
+        schema: JsonObject | None = None,
     ) -> None:
         """As of `PageBatch`; of the settings those that say how a page is shown and how tokens are
-        chosen."""
-        self._load, self._settings = load, settings
+        chosen. schema: one that will be asked for; where it cannot be enforced `run` raises
+        RequestError, before any page is asked about."""
+        self._load, self._settings, self._schema = load, settings, schema
         self._jobs, self._most_pages = jobs, most_pages
         self._engine: Engine | None = None
         self._grammars: dict[str, Grammar] = {}
@@ -174,6 +176,8 @@ class PageTalks(Generic[Result]):
         self._jobs, self._engine = _seats(
             engine, self._settings, self._jobs, self._most_pages or MOST_JOBS
         )
+        if self._schema is not None:
+            self._grammar(self._engine, self._schema)
 
     def _step(self, failed: Callable[[int, IvlError], Result]) -> Iterator[tuple[int, Result]]:
         assert self._engine is not None
@@ -195,7 +199,7 @@ class PageTalks(Generic[Result]):
     def _go_on(
         self,
         one: _Open[Result],
-        answered: Answered | None,
+        answered: PageAnswer | None,
         failed: Callable[[int, IvlError], Result],
     ) -> Iterator[tuple[int, Result]]:
         """Tells the talk the answer to its last question, and asks the next."""
@@ -212,7 +216,7 @@ class PageTalks(Generic[Result]):
         one.page.talk.close()
         return one.number, result
 
-    def _ask(self, one: _Open[Result], asked: Asked) -> None:
+    def _ask(self, one: _Open[Result], asked: PageQuestion) -> None:
         engine, settings = self._engine, self._settings
         assert engine is not None
         request = EngineRequest.chat(
@@ -239,9 +243,9 @@ class PageTalks(Generic[Result]):
             self._grammars[key] = engine.grammars.json_schema(schema)
         return self._grammars[key]
 
-    def _answered(self, one: _Open[Result], is_whole: bool) -> Answered:
+    def _answered(self, one: _Open[Result], is_whole: bool) -> PageAnswer:
         assert self._engine is not None
-        return Answered(
+        return PageAnswer(
             text=one.text,
             tokens=tuple(places(one.tokens, self._engine.tokenizer)),
             is_whole=is_whole,
