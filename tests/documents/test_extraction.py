@@ -225,6 +225,10 @@ def test_a_table_is_written_whole_and_a_run_goes_on(
     assert report["fields"]["shop"] == {"ok": 1} or report["fields"]["shop"] == {"doubtful": 1}
     list(extract([*begun, RECEIPT], model=demo, **options))
     assert len(out.read_text("utf-8-sig").splitlines()) == 3
+    other = extract(begun, model=demo, **{**options, "schema": "letter"})
+    next(other)
+    other.close()
+    assert not out.exists()  # a table of another schema does not stand for this one
 
 
 def test_a_file_that_no_run_has_written_is_left_alone(demo: ivl.Model, tmp_path: Path) -> None:

@@ -47,6 +47,15 @@ def test_a_row_for_each_document() -> None:
     assert second["missing"] == "shop; date; total; tax; phone; items"
 
 
+def test_doubts_name_columns() -> None:
+    bad: list[JsonObject] = [*ITEMS, {"name": "Milk", "quantity": "few", "price": "none"}]
+    [row] = table(result(shop="Tea", items=bad))
+    assert row["doubtful"] == "items"
+    rows = table(result(shop="Tea", items=bad), rows="items")
+    assert [row["doubtful"] for row in rows] == ["", "", "items.quantity; items.price"]
+    assert [row["confidence"] for row in rows] == ["0.78", "0.78", "0.00"]
+
+
 def test_a_row_for_each_element_of_a_list() -> None:
     rows = table(result(shop="Tea", items=ITEMS), result("b.png", shop="Milk"), rows="items")
     assert [row["path"] for row in rows] == ["a.png", "a.png", "b.png"]

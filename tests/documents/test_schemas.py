@@ -90,6 +90,14 @@ def test_a_field_alone_keeps_its_place_and_what_it_refers_to() -> None:
     assert alone["$defs"] == {"Id": {"type": "string"}}
 
 
+def test_lists_can_be_left_out() -> None:
+    assert set(load_schema(Bill).without_lists()["properties"]) == {  # type: ignore[arg-type]
+        *("shop", "tax_id", "address"),
+    }
+    only_lists = schema_of(of({"tags": {"type": "array", "items": {"type": "string"}}}))
+    assert only_lists.without_lists() == only_lists.schema
+
+
 def test_our_own_words_do_not_reach_the_grammar() -> None:
     amount = {"type": ["number", "null"], "x-as-printed": True}
     counted = {"type": "integer", "x-not-printed": True}

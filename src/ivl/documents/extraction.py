@@ -226,9 +226,9 @@ def talk_about(
         min_confidence=settings.min_confidence,
     )
     words = wording()
-    answer = yield PageQuestion(
-        question=document_question(schema.fields, words), schema=schema.schema
-    )
+    # A model that takes few words has not learnt to write lists.
+    form = schema.schema if words == "full" else schema.without_lists()
+    answer = yield PageQuestion(question=document_question(schema.fields, words), schema=form)
     fields = take(schema.fields, answer.text, answer.tokens)
     if not answer.is_whole:
         result = replace(result, status="repeated" if answer.is_loop else "truncated")

@@ -8,6 +8,7 @@ With `out` there is a journal beside it: a run that was ended goes on where it w
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import secrets
@@ -123,11 +124,12 @@ def extract(
             record = settings_record(settings, facts() if callable(facts) else facts)
             journal = stack.enter_context(RunJournal(target.journal))
             _refuse_foreign(target, journal, force=force)
+            _remove_stale(target, journal, _of(record, per, rows))
         run = _Run(given, settings, journal, record, Tally(found, progress))
         began = time.monotonic()
         yield from run.go(model, jobs)
         if target is not None:
-            run.write(target, rows, time.monotonic() - began)
+            run.write(target, rows, _of(record, per, rows), time.monotonic() - began)
 
 
 def extract_status(out: str | os.PathLike[str]) -> RunSummary:
@@ -177,6 +179,19 @@ def _refuse_foreign(target: OutputTarget, journal: RunJournal, *, force: bool) -
                 f"{path} exists, and no run of ivl has written it.",
                 "`force` replaces it; or write to another place.",
             )
+
+
+def _of(record: JsonObject, per: Per, rows: str | None) -> str:
+    """What a table is made of, beside its documents."""
+    text = json.dumps([record, per, rows], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _remove_stale(target: OutputTarget, journal: RunJournal, of: str) -> None:
+    """A table of other settings does not stand there while a run goes on, nor when it is ended."""
+    assert target.file is not None
+    if journal.files.get(target.file.name, of) != of:
+        target.file.unlink(missing_ok=True)
 
 
 @dataclass(slots=True)
@@ -288,7 +303,7 @@ class _Run:
             "skipped": dict(self._skipped),
         }
 
-    def write(self, target: OutputTarget, rows: str | None, elapsed_s: float) -> None:
+    def write(self, target: OutputTarget, rows: str | None, of: str, elapsed_s: float) -> None:
         """The table and the report, from the journal: a run does not keep all results."""
         assert self._journal is not None
         assert target.file is not None
@@ -309,7 +324,7 @@ class _Run:
         lines = table_lines(schema, results(), rows=rows) if is_table else json_lines(results())
         # In this order: a run that is killed in between finds a file that it may replace.
         for path in (target.file, target.report):
-            self._journal.wrote(path.name, schema.name)
+            self._journal.wrote(path.name, of)
         write_whole(target.file, lines)
         report: JsonObject = {
             **summarize(self._journal, self._journal.runs[-1]).to_dict(),

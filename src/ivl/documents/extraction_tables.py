@@ -88,11 +88,22 @@ def _row(
     known = [one.confidence for one in own if one.confidence is not None]
     yield f"{min(known):.2f}" if known else ""
     for statuses in (("doubtful", "invalid"), ("missing",)):
-        yield "; ".join(
-            name
+        named = [
+            _told_as(schema, name, listed)
             for name, one in result.fields.items()
             if one.status in statuses and _is_of(name, listed, index)
-        )
+        ]
+        yield "; ".join(dict.fromkeys(named))
+
+
+def _told_as(schema: ExtractionSchema, name: str, listed: SchemaField | None) -> str:
+    """The column in which a field stands."""
+    for field in schema.fields:
+        inside = name.removeprefix(f"{field.name}.")
+        if field.kind != "value" and inside != name:
+            column = inside.partition(".")[2]
+            return f"{field.name}.{column}" if field is listed and column else field.name
+    return name
 
 
 def _is_of(name: str, listed: SchemaField | None, index: int | None) -> bool:

@@ -82,6 +82,12 @@ class ExtractionSchema:
     """Paths of objects that may be null as a whole, as an optional part of a class may."""
     model: HasSchema | None = None
 
+    def without_lists(self) -> JsonObject:
+        """The JSON schema without lists at its top that may be left out."""
+        dropped = {f.path[0] for f in self.fields if f.kind != "value" and not f.is_required}
+        kept = {key: one for key, one in _properties(self.schema).items() if key not in dropped}
+        return {**self.schema, "properties": kept} if kept else self.schema
+
     def only(self, field: SchemaField) -> JsonObject:
         """The JSON schema of an object that has this one field, at its path."""
         inner: JsonObject = _nullable(field)
