@@ -30,9 +30,10 @@ REFERENCE = {
         "load LoadOptions Model Conversation Generation Answer Timings GenerationOptions"
     ),
     "Reading documents": (
-        "read read_documents PageResult DocumentResult PageView read_async read_documents_async"
+        "read read_documents read_async read_documents_async PageResult DocumentResult "
+        "ReadProgress PageView"
     ),
-    "Extracting fields": "extract ExtractResult FieldValue extract_async",
+    "Extracting fields": "extract extract_async ExtractResult FieldValue",
     "Images and pages": "load_image load_pages open_pages Page Grid tile_grid",
     "Messages": "Message IMAGE ImageSlot",
     "Planning": "plan Report",

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from ivl.documents.extraction_job import extract
     from ivl.documents.field_values import FieldValue
     from ivl.documents.job import read_documents
+    from ivl.documents.progress import ReadProgress
     from ivl.documents.reading import read
     from ivl.documents.results import DocumentResult, PageResult
     from ivl.documents.views import PageView
@@ -76,6 +77,7 @@ __all__ = [
     "Page",
     "PageResult",
     "PageView",
+    "ReadProgress",
     "Report",
     "ServerSettings",
     "Timings",
@@ -119,6 +121,7 @@ _NAMES = {
     "ivl.documents.extraction_job": ("extract",),
     "ivl.documents.field_values": ("FieldValue",),
     "ivl.documents.job": ("read_documents",),
+    "ivl.documents.progress": ("ReadProgress",),
     "ivl.documents.reading": ("read",),
     "ivl.documents.results": ("DocumentResult", "PageResult"),
     "ivl.documents.views": ("PageView",),

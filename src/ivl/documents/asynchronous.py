@@ -1,53 +1,56 @@
-"""Documents for programs that must not wait: results as asynchronous iterators.
+"""The same functions for programs that wait with `async for`.
 
-async for row in ivl.extract_async("receipts/", schema="receipt", model=model):
-    print(row.values)
+    async for page in ivl.read_async("scans/", model=model):
+        print(page.text)
+
+The work is done in a thread of its own; the event loop goes on. Leaving the loop early ends it:
+close the iterator (`contextlib.aclosing`) to wait for that.
 """
 
 from __future__ import annotations
 
 import asyncio
-import functools
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Final, ParamSpec, TypeVar, cast
+from typing import Final, ParamSpec, TypeVar
 
 from ivl.documents.extraction_job import extract
 from ivl.documents.job import read_documents
 from ivl.documents.reading import read
 
-P = ParamSpec("P")
 Result = TypeVar("Result")
+Arguments = ParamSpec("Arguments")
 _END: Final = object()
 
 
-def in_thread(iterate: Callable[P, Iterator[Result]]) -> Callable[P, AsyncIterator[Result]]:
-    """The same, computed in a thread of its own while the event loop goes on. Nothing is computed
-    ahead of who asks. Where the iteration is left early, or cancelled, the result that is being
-    computed is finished in the thread, and the rest is not begun."""
+def made_async(
+    function: Callable[Arguments, Iterator[Result]],
+) -> Callable[Arguments, AsyncGenerator[Result]]:
+    """A function that yields, as one whose results are waited for; arguments stay the same."""
 
-    @functools.wraps(iterate)
-    async def iterated(*args: P.args, **options: P.kwargs) -> AsyncIterator[Result]:
-        loop, results = asyncio.get_running_loop(), iterate(*args, **options)
-        thread = ThreadPoolExecutor(1, thread_name_prefix="ivl-documents")
-        try:
-            while True:
-                result = await loop.run_in_executor(thread, next, results, _END)
-                if result is _END:
-                    return
-                yield cast(Result, result)
-        finally:
-            close = getattr(results, "close", None)
-            if close is not None:
-                thread.submit(close)
-            thread.shutdown(wait=False)
+    async def iterate(*args: Arguments.args, **kwargs: Arguments.kwargs) -> AsyncGenerator[Result]:
+        # One thread: a generator is not run by two, and what it locks is freed where it was locked.
+        with ThreadPoolExecutor(1, thread_name_prefix="ivl-async") as thread:
+            loop = asyncio.get_running_loop()
+            results = function(*args, **kwargs)
+            try:
+                while True:
+                    result = await loop.run_in_executor(thread, next, results, _END)
+                    if result is _END:
+                        return
+                    yield result  # type: ignore[misc]
+            finally:
+                if isinstance(results, Generator):
+                    await asyncio.shield(loop.run_in_executor(thread, results.close))
 
-    return iterated
+    iterate.__name__ = iterate.__qualname__ = f"{function.__name__}_async"
+    iterate.__doc__ = f"As `{function.__name__}`, for `async for`. The work is done in a thread."
+    return iterate
 
 
-read_async = in_thread(read)
-"""`read`, for `async for`."""
-read_documents_async = in_thread(read_documents)
-"""`read_documents`, for `async for`."""
-extract_async = in_thread(extract)
-"""`extract`, for `async for`."""
+read_async = made_async(read)
+"""As `read`, for `async for`."""
+read_documents_async = made_async(read_documents)
+"""As `read_documents`, for `async for`."""
+extract_async = made_async(extract)
+"""As `extract`, for `async for`."""
