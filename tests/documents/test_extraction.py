@@ -202,6 +202,8 @@ def test_results_come_in_order_for_pages_and_documents(demo: ivl.Model, tmp_path
     ]
     assert rows[1].values == rows[3].values
     assert rows[2].error is not None
+    [last] = extract(scan, per="page", check=False, pages="-1", **options)
+    assert last.page == 2
     whole, _, _ = extract([scan, "gone.png", RECEIPT], check=False, **options)
     assert (whole.page, whole.count) == (None, 2)
     assert any("differ in shop" in note for note in whole.notes)

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 import typer
 from typer import Argument, Option
 
-from ivl.cli.inputs import STDIN, load_model, read_stdin
+from ivl.cli.inputs import STDIN, load_model, read_passwords, read_stdin
 from ivl.cli.options import (
     Drafting,
     MaxPixels,
@@ -35,7 +35,7 @@ from ivl.json_values import json_text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Wanted:
+class Extracting:
     """What is extracted, and how carefully."""
 
     schema: Annotated[
@@ -46,6 +46,21 @@ class Wanted:
             help=f"A file with a JSON schema, or a ready one: {', '.join(READY_SCHEMAS)}.",
         ),
     ]
+    pages: Annotated[
+        str | None,
+        Option(
+            metavar="PAGES",
+            help="Only these of every file: 1-4,7,-1 are the first four, the seventh, the last.",
+        ),
+    ] = None
+    passwords: Annotated[
+        str | None,
+        Option(
+            "--password-file",
+            metavar="FILE",
+            help="A file with passwords of PDFs, one a line; each is tried.",
+        ),
+    ] = None
     per: Annotated[
         Literal["document", "page"],
         Option(metavar="WHAT", help="A result for each document, or for each page."),
@@ -100,7 +115,7 @@ class Table:
 def command(
     files: Annotated[list[str], Argument(metavar="FILE...", hidden=True)],
     *,
-    wanted: Wanted,
+    extracting: Extracting,
     table: Table,
     max_tiles: MaxTiles = None,
     max_pixels: MaxPixels = DEFAULT_MAX_PIXELS,
@@ -116,7 +131,7 @@ def command(
     on the page. A page that cannot be read does not stop the others, and the exit code is 2.
     """
     sampling.options()  # what cannot be used is told before anything is opened
-    load_schema(wanted.schema)
+    load_schema(extracting.schema)
     if table.out is None and table.force:
         raise ConfigError("--force is for runs that write files.", "Add --out.")
     status = Status(quiet=quiet, json=table.out is None)
@@ -124,17 +139,19 @@ def command(
     given: list[Given] = [(name, read_stdin()) if name == STDIN else name for name in files]
     results = extract(
         given,
-        schema=wanted.schema,
+        schema=extracting.schema,
         model=functools.cache(lambda: load_model(choice, status, drafting)),
-        per=wanted.per,
-        check=wanted.check,
-        min_confidence=wanted.min_confidence,
-        retries=wanted.retries,
+        pages=extracting.pages,
+        passwords=read_passwords(extracting.passwords),
+        per=extracting.per,
+        check=extracting.check,
+        min_confidence=extracting.min_confidence,
+        retries=extracting.retries,
         out=table.out,
         rows=table.rows,
         force=table.force,
         model_facts=lambda: facts_of_choice(choice, status),
-        jobs=wanted.jobs,
+        jobs=extracting.jobs,
         max_tiles=max_tiles,
         max_pixels=max_pixels,
         found=progress.begin,

@@ -39,7 +39,7 @@ from ivl.documents.journal import RunJournal, journal_key
 from ivl.documents.looking import ReadSettings
 from ivl.documents.outputs import OutputTarget, write_whole
 from ivl.documents.progress import ReadProgress, Tally
-from ivl.documents.reading import check_jobs, open_document
+from ivl.documents.reading import Wanted, check_jobs, open_document
 from ivl.documents.results import PageResult, PageStatus
 from ivl.documents.schemas import SchemaSource, load_schema
 from ivl.engine.options import GenerationKeywords, GenerationOptions
@@ -61,6 +61,8 @@ def extract(
     *,
     schema: SchemaSource,
     model: Reader | Callable[[], Reader],
+    pages: str | None = None,
+    passwords: Sequence[str] = (),
     per: Per = "document",
     check: bool = True,
     min_confidence: float = DEFAULT_MIN_CONFIDENCE,
@@ -80,7 +82,7 @@ def extract(
     """Fills a schema from documents, and yields a result for each document, or `per` page, in
     order; also for one that failed.
 
-    paths, model, jobs: as of `read`. schema: `receipt`, `invoice` or `letter`, a file with a JSON
+    paths, model, pages, passwords, jobs: as of `read`. schema: `receipt`, `invoice` or `letter`, a file with a JSON
     schema, a mapping, or a class of pydantic's, whose instances the results then have as `data`.
     check: each value is looked for in the text of its page (its PDF's text layer, or what the model
     reads), which takes as long as reading it; one that is not there has a confidence of at most
@@ -106,6 +108,7 @@ def extract(
             generation=GenerationOptions.of(options),
         ),
     )
+    wanted = Wanted(pages=pages, passwords=tuple(passwords))
     target = None if out is None else _target(Path(out))
     if rows is not None:
         find_list(settings.schema, rows)
@@ -125,7 +128,7 @@ def extract(
             journal = stack.enter_context(RunJournal(target.journal))
             _refuse_foreign(target, journal, force=force)
             _remove_stale(target, journal, _of(record, per, rows))
-        run = _Run(given, settings, journal, record, Tally(found, progress))
+        run = _Run(given, wanted, settings, journal, record, Tally(found, progress))
         began = time.monotonic()
         yield from run.go(model, jobs)
         if target is not None:
@@ -210,6 +213,7 @@ class _Run:
     def __init__(
         self,
         given: Found,
+        wanted: Wanted,
         settings: ExtractSettings,
         journal: RunJournal | None,
         record: JsonObject,
@@ -217,10 +221,10 @@ class _Run:
     ) -> None:
         self._settings, self._journal, self._record = settings, journal, record
         self._tally, self._skipped = tally, given.skipped
-        self._sheets = [self._open(document) for document in given.documents]
+        self._sheets = [self._open(document, wanted) for document in given.documents]
 
-    def _open(self, document: Document) -> _Sheet:
-        opened = open_document(document, self._settings.reading)
+    def _open(self, document: Document, wanted: Wanted) -> _Sheet:
+        opened = open_document(document, self._settings.reading, wanted)
         content_hash = ""
         if self._journal is not None and any(isinstance(page, Page) for page in opened):
             try:
