@@ -82,12 +82,12 @@ def extract(
     """Fills a schema from documents, and yields a result for each document, or `per` page, in
     order; also for one that failed.
 
-    paths, model, pages, passwords, jobs: as of `read`. schema: `receipt`, `invoice` or `letter`, a file with a JSON
-    schema, a mapping, or a class of pydantic's, whose instances the results then have as `data`.
-    check: each value is looked for in the text of its page (its PDF's text layer, or what the model
-    reads), which takes as long as reading it; one that is not there has a confidence of at most
-    0.5. min_confidence: below it a field is doubtful; then it is asked for by itself, `retries`
-    times (0 to 2), and the surest answer kept.
+    paths, model, pages, passwords, jobs: as of `read`. schema: `receipt`, `invoice` or `letter`, a
+    file with a JSON schema, a mapping, or a class of pydantic's, whose instances the results then
+    have as `data`. check: each value is looked for in the text of its page (its PDF's text layer,
+    or what the model reads), which takes as long as reading it; one that is not there has a
+    confidence of at most 0.5. min_confidence: below it a field is doubtful; then it is asked for by
+    itself, `retries` times (0 to 2), and the surest answer kept.
     out: a .jsonl or .csv file, which is written whole when all is done; rows: the list whose
     elements have rows of their own in the .csv file. Beside it are a report and a hidden journal:
     the same call again asks about what is missing, and about pages that failed. A file that no run
