@@ -219,7 +219,7 @@ def command(
     else:
         documents = read_documents(
             given,
-            model_facts=lambda: _facts(choice, status),
+            model_facts=lambda: facts_of_choice(choice, status),
             out=writing.out,
             format=writing.form,
             force=writing.force,
@@ -294,7 +294,8 @@ def _tell_status(places: list[str], json: bool) -> None:
         print_summary(summary, file=sys.stdout)
 
 
-def _facts(choice: ModelChoice, status: Status) -> JsonObject:
+def facts_of_choice(choice: ModelChoice, status: Status) -> JsonObject:
+    """What of a model decides about its answers; see `model_facts`."""
     return model_facts(
         choice.model,
         mmproj=choice.mmproj,
