@@ -74,8 +74,12 @@ class PdfOrigin:
 
 
 class PdfFile:
-    """A PDF with at least one page, as long as its file is open. How pages are drawn is told in
-    `NamedDocument`."""
+    """A PDF with at least one page, as long as its file is open.
+
+    A page is drawn with as many pixels as 24 tiles of 448 have (A4 with 222 dots an inch), so that
+    every grid of up to 24 tiles is cut from real pixels and a larger one from nearly so; but with
+    at most 300 dots an inch, which is what is printed, and with `max_pixels` where that is less.
+    """
 
     def __init__(
         self,
