@@ -18,6 +18,7 @@ from ivl.errors import IvlError
 if TYPE_CHECKING:
     from ivl.api import Model, load
     from ivl.conversion import Conversion, WrittenFile, convert, quantize
+    from ivl.documents.asynchronous import read_async, read_documents_async
     from ivl.documents.job import read_documents
     from ivl.documents.progress import ReadProgress
     from ivl.documents.reading import read
@@ -97,7 +98,9 @@ __all__ = [
     "quantize",
     "quantize_awq",
     "read",
+    "read_async",
     "read_documents",
+    "read_documents_async",
     "record_reference",
     "serve",
     "tile_grid",
@@ -106,6 +109,7 @@ __all__ = [
 _NAMES = {
     "ivl.api": ("Model", "load"),
     "ivl.conversion": ("Conversion", "WrittenFile", "convert", "quantize"),
+    "ivl.documents.asynchronous": ("read_async", "read_documents_async"),
     "ivl.documents.job": ("read_documents",),
     "ivl.documents.progress": ("ReadProgress",),
     "ivl.documents.reading": ("read",),

@@ -34,7 +34,7 @@ from ivl.documents.outputs import (
 )
 from ivl.documents.progress import ReadProgress, Tally
 from ivl.documents.prompts import question_of
-from ivl.documents.reading import check_jobs, open_document, read_pages
+from ivl.documents.reading import Wanted, check_jobs, open_document, read_pages
 from ivl.documents.results import (
     STATUSES,
     WITHOUT_TEXT,
@@ -82,6 +82,9 @@ def read_documents(
     format: str | None = None,
     force: bool = False,
     retry_failed: bool = False,
+    dry_run: bool = False,
+    pages: str | None = None,
+    passwords: Sequence[str] = (),
     jobs: int | None = None,
     prompt: str = "text",
     keep_headers: bool = False,
@@ -97,7 +100,8 @@ def read_documents(
 ) -> Iterator[DocumentResult]:
     """Reads documents, and yields each when all of its pages are done.
 
-    paths, model, jobs, prompt, keep_headers, retry, watcher and the rest: as of `read`.
+    paths, model, pages, passwords, jobs, prompt, keep_headers, retry, watcher and the rest: as of
+    `read`.
     out: a folder, in which the tree of the inputs is mirrored, or the file that all goes into;
     format: `md`, `txt`, `json`, `jsonl` or `html`; by default what the name of the file says, or
     `md`. Beside the texts a folder has `report.json`, and a hidden journal: the same call again
@@ -105,6 +109,7 @@ def read_documents(
     file are read anew, and files that were written with other settings are removed first. A file
     that no run has written is not overwritten, unless `force`. retry_failed: pages that failed are
     tried again, and nothing else is read.
+    dry_run: nothing is read or written; `found` is told what there would be to do.
     model_facts: which model it is, where `model` is not one that `ivl.load` returned; see the
     function of that name. found: is told once how much there is to do; progress: after every page.
     RequestError, before anything is read, for outputs that would have the same name.
@@ -121,17 +126,26 @@ def read_documents(
     )
     given = find_documents(cast("Sequence[Given]", as_list(cast("Images", paths))))
     documents = given.documents
+    wanted = Wanted(pages=pages, passwords=tuple(passwords))
     tell = Tally(found, progress)
-    if out is None:
-        yield from _without_files(documents, model, settings, jobs, tell, watcher)
+    if out is None and not dry_run:
+        yield from _without_files(documents, model, settings, wanted, jobs, tell, watcher)
         return
-    target = find_target(Path(out), format)
-    outputs = plan_outputs(documents, target)
+    target = None if out is None else find_target(Path(out), format)
+    outputs = [] if target is None else plan_outputs(documents, target)
+    if target is None or (dry_run and not target.journal.exists()):
+        num_pages = sum(len(open_document(one, settings, wanted)) for one in documents)
+        tell.begin(len(documents), num_pages, Counter())
+        return
     facts = _facts_of(model) if model_facts is None else model_facts
     facts = facts() if callable(facts) else facts
-    with RunJournal(target.journal) as journal:
+    with RunJournal(target.journal, read_only=dry_run) as journal:
         run = _Run(documents, outputs, target, journal, _settings_record(settings, facts))
-        run.prepare(settings, given.skipped, force=force, retry_failed=retry_failed)
+        run.find(settings, wanted, force=force, retry_failed=retry_failed)
+        if dry_run:
+            run.count(tell)
+            return
+        run.begin(given.skipped)
         yield from run.go(model, settings, jobs, tell, watcher)
 
 
@@ -168,11 +182,12 @@ def _without_files(
     documents: Sequence[Document],
     model: Reader | Callable[[], Reader],
     settings: ReadSettings,
+    wanted: Wanted,
     jobs: int | None,
     tell: Tally,
     watcher: Watcher | None,
 ) -> Iterator[DocumentResult]:
-    opened = [open_document(document, settings) for document in documents]
+    opened = [open_document(document, settings, wanted) for document in documents]
     pages = [page for ones in opened for page in ones]
     homes = [home for home, ones in enumerate(opened) for _ in ones]
     first = [homes.index(home) if ones else 0 for home, ones in enumerate(opened)]
@@ -223,14 +238,14 @@ class _Run:
         self._todo: dict[str, Page] = {}
         self._waiting: dict[str, list[_Sheet]] = {}
 
-    def prepare(
-        self, settings: ReadSettings, skipped: Counter[str], *, force: bool, retry_failed: bool
+    def find(
+        self, settings: ReadSettings, wanted: Wanted, *, force: bool, retry_failed: bool
     ) -> None:
-        """Opens and hashes all documents, finds what is to be read, and says so in the journal."""
+        """Opens and hashes all documents, and finds what is to be read."""
         if not force:
             self._refuse_foreign_files()
         for document, output in zip(self._documents, self._outputs, strict=True):
-            sheet = self._open(document, output, settings)
+            sheet = self._open(document, output, settings, wanted)
             self._sheets.append(sheet)
             for key in dict.fromkeys(page for page in sheet.pages if isinstance(page, str)):
                 status = self._status(key)
@@ -241,8 +256,12 @@ class _Run:
                     self._todo.pop(key, None)
                     if status is None:  # is neither done nor going to be
                         sheet.left.add(key)
-            self._remove_stale(sheet)
         self._todo = {key: page for key, page in self._todo.items() if key in self._waiting}
+
+    def begin(self, skipped: Counter[str]) -> None:
+        """Says in the journal what is going to be done, and makes room for it."""
+        for sheet in self._sheets:
+            self._remove_stale(sheet)
         self._journal.begin(
             {
                 "began": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
@@ -253,8 +272,10 @@ class _Run:
             }
         )
 
-    def _open(self, document: Document, output: Path, settings: ReadSettings) -> _Sheet:
-        opened = open_document(document, settings)
+    def _open(
+        self, document: Document, output: Path, settings: ReadSettings, wanted: Wanted
+    ) -> _Sheet:
+        opened = open_document(document, settings, wanted)
         content_hash = ""
         if any(isinstance(page, Page) for page in opened):
             try:
@@ -298,6 +319,11 @@ class _Run:
         if not of.startswith(self._of) and sheet.left:
             sheet.output.unlink(missing_ok=True)
 
+    def count(self, tell: Tally) -> None:
+        """Tells how much there is to do."""
+        num_pages = sum(len(sheet.pages) for sheet in self._sheets)
+        tell.begin(len(self._sheets), num_pages, self._counts())
+
     def go(
         self,
         model: Reader | Callable[[], Reader],
@@ -307,8 +333,7 @@ class _Run:
         watcher: Watcher | None,
     ) -> Iterator[DocumentResult]:
         """Reads what is to be read, writes files, and at the end the report."""
-        num_pages = sum(len(sheet.pages) for sheet in self._sheets)
-        tell.begin(len(self._sheets), num_pages, self._counts())
+        self.count(tell)
         began = time.monotonic()
         for sheet in self._sheets:
             if not sheet.left:
