@@ -113,6 +113,21 @@ def test_where_no_process_can_be_started_pages_are_drawn_all_the_same() -> None:
     assert done.stderr == ""
 
 
+def test_what_prints_when_python_starts_does_no_harm(tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text("print('Welcome to this machine')")
+    code = f"from ivl.pages.reader import load_image; print(load_image({TWO!r}).getpixel((5, 5)))"
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    assert done.stdout == "Welcome to this machine\n(255, 0, 0)\n"
+
+
 @posix
 def test_the_process_ends_with_its_parent(tmp_path: Path) -> None:
     """Even where that is killed while a page is drawn that never ends."""

@@ -112,8 +112,8 @@ class PdfProcess:
             self._has_answered = True
             return received
         status = self._end()
-        if not self._has_answered and status not in (TOO_LONG, TOO_MUCH) and status > 0:
-            # It did not come so far as to answer anything: no fault of the file's.
+        if not self._has_answered and status not in (TOO_LONG, TOO_MUCH) and status >= 0:
+            # It did not come so far as to answer anything sensible: no fault of the file's.
             return self._ask_here(request, data)
         raise _died(status, title)
 
