@@ -73,6 +73,32 @@ def test_a_page_that_takes_too_long_is_not_tried_again(monkeypatch: pytest.Monke
         page.load()
 
 
+def test_the_pages_behind_such_a_page_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pdf_process, "MOST_SECONDS", 1.0)
+    data = KINDS["pattern with steps of nothing"].data.replace(
+        b"/Kids[3 0 R]/Count 1", b"/Kids[3 0 R 6 0 R]/Count 2"
+    )
+    more = b"\n6 0 obj\n<</Type/Page/Parent 2 0 R/MediaBox[0 0 100 100]/Contents 5 0 R>>\nendobj\n"
+    at = data.index(b"xref")
+    first, second = open_pages(data[:at] + more + data[at:])
+    with pytest.raises(RequestError, match="page 1 of 2 takes more than 1 s"):
+        first.load()
+    assert second.load().getpixel((1, 1)) == (255, 255, 255)
+
+
+def test_many_such_pages_are_given_less_time_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pdf_process, "MOST_SECONDS", 1.0)
+    data = KINDS["pattern with steps of nothing"].data
+    pages = open_pages(
+        data.replace(b"/Kids[3 0 R]/Count 1", b"/Kids[3 0 R 3 0 R 3 0 R 3 0 R]/Count 4")
+    )
+    for page, seconds in zip(pages, ("1", "0.5", "0.25", "0.25"), strict=True):
+        with pytest.raises(
+            RequestError, match=f"page {page.number} of 4 takes more than {seconds} s"
+        ):
+            page.load()
+
+
 def process_of_pdfium() -> subprocess.Popen[bytes]:
     load_image(TWO)
     process = pdf_process.pdf_process._process
