@@ -176,7 +176,7 @@ def _border_tiles(levels: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
         # Views: each side in its turn is the left one.
         _cover_left(np.rot90(dark, turns), np.rot90(covered, turns))
     rows, columns = shape
-    return covered.reshape(rows, _TILE_PX, columns, _TILE_PX).any((1, 3))
+    return covered.reshape(rows, _TILE_PX, columns, _TILE_PX).max((1, 3))
 
 
 def _cover_left(dark: np.ndarray, covered: np.ndarray) -> None:

@@ -16,7 +16,7 @@ from itertools import pairwise
 from typing import Final
 
 import numpy as np
-from PIL import Image, ImageFilter
+from PIL import Image
 
 from ivl.pages.text_layer import TextLayer, TextLine
 
@@ -40,17 +40,16 @@ _FEWEST_PAIRS: Final = 60
 """With fewer, codes and abbreviations weigh too much."""
 
 _LONG_SIDE_PX: Final = 1200
-_BLOCK_PX: Final = 24
+_BLOCK_PX: Final = (24, 48)
 _LEAST_CONTRAST: Final = 24
-# Of one block of 6 mm: how often one enters ink along its rows. A line of text of 6 to 14 points
-# gives 12 to 60 in the rows that it crosses; a rule or a curve up to 24 steep, but never more than
-# one or two in a row; hatching more.
-_FEWEST_ENTRIES: Final = 14
-_MOST_ENTRIES: Final = 120
-_LEAST_ENTRIES_A_ROW: Final = 3
+# Of a block of 6 by 12 mm: how often one enters ink along its rows. A line of text of 6 to 14
+# points does so 4 to 12 times in each of 3 or more of its rows, a rule or a curve once or twice.
+# Hatching and bar codes do it in all rows.
+_LEAST_ENTRIES_A_ROW: Final = 4
 _FEWEST_ROWS: Final = 3
+_MOST_ENTRIES: Final = 240
 _LEAST_PAPER: Final = 0.45
-_FEWEST_OUTSIDE: Final = 6
+_FEWEST_OUTSIDE: Final = 4
 _MOST_OUTSIDE: Final = 0.05
 
 _MOST_BACKWARDS: Final = 0.2
@@ -145,10 +144,10 @@ def _fault_of_text(layer: TextLayer) -> str:
     unmapped = max(layer.num_unmapped, sum(map(_is_unusable, characters)))
     if unmapped > _MOST_UNMAPPED * len(characters):
         return f"{unmapped} of {len(characters)} characters have no meaning in the file."
-    if _is_gibberish(layer.text):
-        return "Its letters do not follow one another as they do in any language."
     if _is_doubled(layer.lines):
         return "Its characters are there twice."
+    if _is_swapped(characters) or _is_gibberish(layer.text):
+        return "Its letters do not follow one another as they do in any language."
     if _runs_backwards(layer.lines):
         return "Its lines are out of order."
     return ""
@@ -158,6 +157,14 @@ def _is_unusable(character: str) -> bool:
     return (
         unicodedata.category(character) in ("Cc", "Co", "Cn")
         or character == "\N{REPLACEMENT CHARACTER}"
+    )
+
+
+def _is_swapped(characters: list[str]) -> bool:
+    """Whether the two bytes of each character are in the wrong order, which makes Chinese of
+    Latin letters."""
+    return sum(character > "\xff" and not ord(character) & 0xFF for character in characters) > (
+        0.5 * len(characters)
     )
 
 
@@ -178,7 +185,8 @@ def _is_gibberish(text: str) -> bool:
 
 def _is_doubled(lines: tuple[TextLine, ...]) -> bool:
     """Whether most lines have every character twice, as bold by overprinting gives them."""
-    long = [text for line in lines if len(text := "".join(line.text.split())) >= 6]
+    letters = ["".join(filter(str.isalpha, line.text)) for line in lines]
+    long = [text for text in letters if len(text) >= 6]
     doubled = [
         text
         for text in long
@@ -245,29 +253,25 @@ def _is_visible(levels: np.ndarray) -> bool:
 def _text_blocks(grey: Image.Image, inside: np.ndarray) -> tuple[int, int]:
     """The number of blocks of the page that look like a piece of a line of text, outside of what
     the layer covers and inside."""
-    around = np.asarray(grey.filter(ImageFilter.BoxBlur(8)), np.int16)
-    ink = np.abs(np.asarray(grey, np.int16) - around) > _LEAST_CONTRAST
-    rows, columns = (side // _BLOCK_PX for side in ink.shape)
+    levels = np.asarray(grey).astype(np.int16)
+    block_height, block_width = _BLOCK_PX
+    rows, columns = levels.shape[0] // block_height, levels.shape[1] // block_width
     if not rows or not columns:
         return 0, 0
-    shape = (rows, _BLOCK_PX, columns, _BLOCK_PX)
-    height, width = rows * _BLOCK_PX, columns * _BLOCK_PX
-    enters = np.zeros_like(ink)
-    enters[:, 1:] = ink[:, 1:] & ~ink[:, :-1]
-    in_rows = enters[:height, :width].reshape(shape).sum(3)
-    num_entries = in_rows.sum(1)
+    shape = (rows, block_height, columns, block_width)
+    levels = levels[: rows * block_height, : columns * block_width].reshape(shape)
+    ground = np.median(levels[:, ::2, :, ::2], axis=(1, 3), keepdims=True)
+    ink = np.abs(levels - ground.astype(np.int16)) > _LEAST_CONTRAST
+    in_rows = (ink[:, :, :, 1:] & ~ink[:, :, :, :-1]).sum(3)
     num_rows = (in_rows >= _LEAST_ENTRIES_A_ROW).sum(1)
-    paper = 1 - ink[:height, :width].reshape(shape).mean((1, 3))
     looks = (
-        (num_entries >= _FEWEST_ENTRIES)
-        & (num_entries <= _MOST_ENTRIES)
-        & (num_rows >= _FEWEST_ROWS)
-        & (num_rows <= 0.8 * _BLOCK_PX)
-        & (paper >= _LEAST_PAPER)
+        (num_rows >= _FEWEST_ROWS)
+        & (num_rows <= 0.8 * block_height)
+        & (in_rows.sum(1) <= _MOST_ENTRIES)
+        & (ink.mean((1, 3)) <= 1 - _LEAST_PAPER)
     )
-    covered = (ink & inside)[:height, :width].reshape(shape).sum((1, 3))
-    inked = ink[:height, :width].reshape(shape).sum((1, 3))
-    outside = looks & (covered < 0.25 * inked)
+    within = inside[: rows * block_height, : columns * block_width].reshape(shape)
+    outside = looks & ((ink & within).sum((1, 3)) < 0.25 * ink.sum((1, 3)))
     return int(outside.sum()), int((looks & ~outside).sum())
 
 
