@@ -48,7 +48,9 @@ _LEAST_CONTRAST: Final = 24
 _LEAST_ENTRIES_A_ROW: Final = 4
 _FEWEST_ROWS: Final = 3
 _MOST_ENTRIES: Final = 240
+_PAPER_LEVELS: Final = 8
 _LEAST_PAPER: Final = 0.45
+"""A photo has no such even ground."""
 _FEWEST_OUTSIDE: Final = 4
 _MOST_OUTSIDE: Final = 0.05
 
@@ -261,14 +263,15 @@ def _text_blocks(grey: Image.Image, inside: np.ndarray) -> tuple[int, int]:
     shape = (rows, block_height, columns, block_width)
     levels = levels[: rows * block_height, : columns * block_width].reshape(shape)
     ground = np.median(levels[:, ::2, :, ::2], axis=(1, 3), keepdims=True)
-    ink = np.abs(levels - ground.astype(np.int16)) > _LEAST_CONTRAST
+    distance = np.abs(levels - ground.astype(np.int16))
+    ink, paper = distance > _LEAST_CONTRAST, distance <= _PAPER_LEVELS
     in_rows = (ink[:, :, :, 1:] & ~ink[:, :, :, :-1]).sum(3)
     num_rows = (in_rows >= _LEAST_ENTRIES_A_ROW).sum(1)
     looks = (
         (num_rows >= _FEWEST_ROWS)
         & (num_rows <= 0.8 * block_height)
         & (in_rows.sum(1) <= _MOST_ENTRIES)
-        & (ink.mean((1, 3)) <= 1 - _LEAST_PAPER)
+        & (paper.mean((1, 3)) >= _LEAST_PAPER)
     )
     within = inside[: rows * block_height, : columns * block_width].reshape(shape)
     outside = looks & ((ink & within).sum((1, 3)) < 0.25 * ink.sum((1, 3)))
