@@ -227,6 +227,7 @@ class Model:
             retry=False,
             skip_blank=False,
             rotate=False,
+            text_layer="ignore",
             **options,
         ):
             if page.error is not None:

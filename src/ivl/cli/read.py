@@ -94,6 +94,14 @@ class Reading:
         ),
     ] = True
 
+    text_layer: Annotated[
+        str,
+        Option(
+            metavar="USE",
+            help="The text that a PDF carries: auto takes it where it is good, only reads nothing, "
+            "ignore reads all pages, check reads them and says where it differs.",
+        ),
+    ] = "auto"
     blank: Annotated[
         bool,
         Option("--skip-blank/--no-skip-blank", help="Do not show blank pages to the model."),
@@ -188,6 +196,7 @@ def command(
         "retry": reading.retry,
         "skip_blank": reading.blank,
         "rotate": reading.rotate,
+        "text_layer": reading.text_layer,
         "max_tiles": max_tiles,
         "max_pixels": max_pixels,
         "schema": form.schema,

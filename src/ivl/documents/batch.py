@@ -33,6 +33,7 @@ from ivl.config import ModelConfig
 from ivl.documents.looking import ReadSettings, Seen, draw, failed, look_at, most_inked, turn
 from ivl.documents.loops import LoopWatch, repeated_tail
 from ivl.documents.results import Attempt, PageResult, PageStatus
+from ivl.documents.text_layer import difference
 from ivl.documents.views import PageView, view_pages
 from ivl.engine.answer import Answer, Ended, Event, Failed, Piece, TokenLogprob, joined
 from ivl.engine.containment import Failure, attempt, is_device_fault, log_failure
@@ -134,6 +135,7 @@ class _Reading:
     number: int
     page: Page
     result: PageResult
+    layer: str | None
     view: PageView
     parts: list[_Part]
     how: str = _WHOLE
@@ -213,7 +215,14 @@ class PageBatch:
             if isinstance(prepared, PageResult):
                 yield number, prepared
                 continue
-            reading = _Reading(number, prepared.seen.page, prepared.seen.result, prepared.view, [])
+            reading = _Reading(
+                number,
+                prepared.seen.page,
+                prepared.seen.result,
+                prepared.seen.layer,
+                prepared.view,
+                [],
+            )
             self._open[number] = reading
             if self._watcher is not None:
                 self._watcher.begins(prepared.view)
@@ -437,7 +446,7 @@ class PageBatch:
         )
         if best.error is not None:
             return replace(failed(result, reading.page, best.error), view=None)
-        return result
+        return result if reading.layer is None else _compared(result, reading.layer)
 
     def _ways(self, outcome: _Outcome, reading: _Reading) -> list[str]:
         """In which other ways a page may be read."""
@@ -495,6 +504,18 @@ class PageBatch:
             data=data,
             logprobs=tuple(part.tokens) if self._settings.logprobs is not None else (),
         )
+
+
+def _compared(result: PageResult, layer: str) -> PageResult:
+    """With a note on how the reading and the PDF's own text differ."""
+    if not layer:
+        return replace(result, notes=(*result.notes, "The page has no text layer."))
+    found = difference(result.text, layer)
+    note = f"{found.share:.0%} of reading and text layer differ."
+    if found.examples:
+        pairs = ", ".join(f"{read!r} for {said!r}" for read, said in found.examples)
+        note = f"{note[:-1]}: read {pairs}."
+    return replace(result, layer_difference=found.share, notes=(*result.notes, note))
 
 
 _OTHER_TILES: Final = "other tiles"

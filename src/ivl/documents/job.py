@@ -24,7 +24,7 @@ from ivl.checkpoint.hub import locate_pair
 from ivl.checkpoint.identity import fingerprint
 from ivl.documents.inputs import Document, Given, find_documents
 from ivl.documents.journal import RunJournal, journal_key
-from ivl.documents.looking import ReadSettings
+from ivl.documents.looking import ReadSettings, TextLayerUse
 from ivl.documents.outputs import (
     OutputTarget,
     find_target,
@@ -95,6 +95,7 @@ def read_documents(
     retry: bool = True,
     skip_blank: bool = True,
     rotate: bool = True,
+    text_layer: TextLayerUse = "auto",
     found: Callable[[ReadProgress], None] | None = None,
     progress: Callable[[ReadProgress], None] | None = None,
     watcher: Watcher | None = None,
@@ -103,7 +104,7 @@ def read_documents(
     """Reads documents, and yields each when all of its pages are done.
 
     paths, model, pages, passwords, jobs, prompt, keep_headers, retry, skip_blank, rotate,
-    watcher and the rest: as of `read`.
+    text_layer, watcher and the rest: as of `read`.
     out: a folder, in which the tree of the inputs is mirrored, or the file that all goes into;
     format: `md`, `txt`, `json`, `jsonl` or `html`; by default what the name of the file says, or
     `md`. Beside the texts a folder has `report.json`, and a hidden journal: the same call again
@@ -127,6 +128,7 @@ def read_documents(
         retry=retry,
         skip_blank=skip_blank,
         rotate=rotate,
+        text_layer=text_layer,
     )
     given = find_documents(cast("Sequence[Given]", as_list(cast("Images", paths))))
     documents = given.documents
@@ -179,6 +181,7 @@ def _settings_record(settings: ReadSettings, model: JsonObject) -> JsonObject:
             "retry": settings.retry,
             "skip_blank": settings.skip_blank,
             "rotate": settings.rotate,
+            "text_layer": settings.text_layer,
             **{key: value for key, value in generation.items() if value not in (None, ())},
         },
     )

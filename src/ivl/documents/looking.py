@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,9 +13,10 @@ from ivl.documents.blank import is_blank
 from ivl.documents.orientation import lines_run
 from ivl.documents.prompts import READ_QUESTION
 from ivl.documents.results import PageResult
+from ivl.documents.text_layer import judge, layer_text
 from ivl.engine.options import GenerationOptions, Schema
 from ivl.engine.prompt_builder import LIMIT_OPTION
-from ivl.errors import IvlError
+from ivl.errors import IvlError, RequestError
 from ivl.pages.reader import Page
 from ivl.pages.sources import DEFAULT_MAX_PIXELS, check_max_pixels
 
@@ -30,13 +31,20 @@ _TURNS: Final = {
 }
 
 
+TextLayerUse: TypeAlias = Literal["auto", "only", "ignore", "check"]
+"""auto: a good layer is taken, and other pages are read. only: nothing is read. ignore: all pages
+are read. check: all pages are read, and said where a layer differs."""
+TEXT_LAYER_USES: Final[tuple[TextLayerUse, ...]] = get_args(TextLayerUse)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReadSettings:
     """What decides about the text of a page, beside the page and the model.
 
     question: what the model is asked. retry: pages that end badly are tried again in other ways.
     skip_blank: blank pages are not shown to the model. rotate: pages that lie on their side or
-    stand on their head are turned.
+    stand on their head are turned. text_layer: what is done with the text that a PDF carries; see
+    `TextLayerUse`.
     """
 
     question: str = READ_QUESTION
@@ -49,9 +57,13 @@ class ReadSettings:
     retry: bool = True
     skip_blank: bool = True
     rotate: bool = True
+    text_layer: TextLayerUse = "auto"
 
     def __post_init__(self) -> None:
         check_max_pixels(self.max_pixels)
+        if self.text_layer not in TEXT_LAYER_USES:
+            known = ", ".join(TEXT_LAYER_USES)
+            raise RequestError(f"There is no `text_layer` {self.text_layer!r}.", f"Known: {known}.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +75,8 @@ class Seen:
     image: Image.Image
     result: PageResult
     is_turned: bool = False
+    layer: str | None = None
+    """The text layer that the reading is to be compared with."""
 
 
 def look_at(page: Page, settings: ReadSettings) -> Seen | PageResult:
@@ -70,14 +84,33 @@ def look_at(page: Page, settings: ReadSettings) -> Seen | PageResult:
     result = PageResult(
         path=page.name, number=page.number, count=page.count, label=page.label, status="ok"
     )
+    if page.num_attachments and page.number == 1:
+        files = "a file" if page.num_attachments == 1 else f"{page.num_attachments} files"
+        result = replace(result, notes=(f"The PDF carries {files} along, not read here.",))
     try:
+        layer = page.text_layer() if settings.text_layer != "ignore" else None
+        if settings.text_layer == "only" and layer is not None:
+            return replace(result, status="text-layer", text=layer_text(layer))
         image = draw(page, settings)
     except IvlError as error:
         return failed(result, page, error)
-    if settings.skip_blank and is_blank(image):
+    if settings.text_layer == "auto" and layer is not None:
+        judgement = judge(layer, image)
+        if judgement.is_good:
+            return replace(result, status="text-layer", text=layer_text(layer))
+        note = f"The text layer was not used: {judgement.reason}"
+        result = replace(result, notes=(*result.notes, note))
+    has_text = layer is not None and layer.hidden_share < 1
+    if settings.skip_blank and not has_text and is_blank(image):
         return replace(result, status="blank")
+    if settings.text_layer == "only":
+        hint = 'With `text_layer="auto"` it is read.'
+        return failed(result, page, RequestError(f"{page.title} has no text layer.", hint))
     is_turned = settings.rotate and lines_run(image) == "down"
-    return Seen(page=page, image=image, result=result, is_turned=is_turned)
+    compared = None
+    if settings.text_layer == "check":
+        compared = "" if layer is None else layer_text(layer)
+    return Seen(page=page, image=image, result=result, is_turned=is_turned, layer=compared)
 
 
 def draw(page: Page, settings: ReadSettings, turned: int = 0) -> Image.Image:

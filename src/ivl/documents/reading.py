@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Unpack, cast
 
 from ivl.documents.inputs import Document, Given, find_documents
-from ivl.documents.looking import ReadSettings
+from ivl.documents.looking import ReadSettings, TextLayerUse
 from ivl.documents.progress import ReadProgress, Tally
 from ivl.documents.prompts import question_of
 from ivl.documents.results import PageResult
@@ -46,6 +46,7 @@ def read(
     retry: bool = True,
     skip_blank: bool = True,
     rotate: bool = True,
+    text_layer: TextLayerUse = "auto",
     found: Callable[[ReadProgress], None] | None = None,
     progress: Callable[[ReadProgress], None] | None = None,
     watcher: Watcher | None = None,
@@ -63,7 +64,8 @@ def read(
     question of your own; keep_headers: with the headers and footers of pages. retry: a page on
     which the model goes round in circles, or whose text does not fit into the context, is read
     again in other ways. skip_blank: blank pages are found out before the model, which would invent
-    text for them. rotate: a page that lies on its side or stands on its head is turned. found: is
+    text for them. rotate: a page that lies on its side or stands on its head is turned.
+    text_layer: what is done with the text that a PDF carries, see `TextLayerUse`. found: is
     told once how much there is to do; progress: after every page. watcher: sees the text as it
     comes. The rest as of `Model.ask`.
     """
@@ -79,6 +81,7 @@ def read(
         retry=retry,
         skip_blank=skip_blank,
         rotate=rotate,
+        text_layer=text_layer,
     )
     given = find_documents(cast("Sequence[Given]", as_list(cast("Images", paths))))
     wanted = Wanted(pages=pages, passwords=tuple(passwords))

@@ -47,7 +47,9 @@ class PageResult:
     text: the best that there is; empty of a blank page and of one that failed, whose `error` says
     why. view, answer: how the page was cut, and the engine's answer, where a model read it. turned:
     by how many degrees, counterclockwise, the page was turned to be read. attempts: all that were
-    made, where one did not end well. notes: what else is to be known, in sentences.
+    made, where one did not end well. layer_difference: of the characters of reading and text layer
+    the share that differ, where that was asked for and the page has both. notes: what else is to be
+    known, in sentences.
     """
 
     path: str
@@ -61,6 +63,7 @@ class PageResult:
     answer: Answer | None = None
     turned: int = 0
     attempts: tuple[Attempt, ...] = ()
+    layer_difference: float | None = None
     notes: tuple[str, ...] = ()
 
     @property
@@ -92,6 +95,8 @@ class PageResult:
             record |= answer_record(self.answer, tokenizer)
         if self.attempts:
             record["attempts"] = [cast(JsonValue, asdict(one)) for one in self.attempts]
+        if self.layer_difference is not None:
+            record["layer_difference"] = round(self.layer_difference, 4)
         if self.notes:
             record["notes"] = list(self.notes)
         return record
@@ -111,6 +116,7 @@ class PageResult:
             error=None if error is None else IvlError(str(error), str(record.get("hint", ""))),
             turned=cast(int, record.get("turned", 0)),
             attempts=tuple(Attempt(**one) for one in attempts),  # type: ignore[arg-type]
+            layer_difference=cast("float | None", record.get("layer_difference")),
             notes=tuple(cast("Sequence[str]", record.get("notes") or ())),
         )
 
