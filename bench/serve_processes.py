@@ -45,17 +45,25 @@ def ivl_server(
 
 @contextmanager
 def llama_server(
-    program: Path, model: str, mmproj: str | None, *, parallel: int, context: int, threads: int
+    program: Path,
+    model: str,
+    mmproj: str | None,
+    *,
+    parallel: int,
+    context: int,
+    threads: int,
+    more: tuple[str, ...] = (),
 ) -> Iterator[tuple[str, int]]:
     """llama.cpp's server, which is ready; its address and its process id.
 
-    Each of its `parallel` seats has `context` tokens; all else is as it chooses itself.
+    Each of its `parallel` seats has `context` tokens; all else is as it chooses itself, or as
+    further options say.
     """
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     command = [str(program), "--model", model, "--host", "127.0.0.1", "--port", str(port)]
     command += ["--parallel", str(parallel), "--ctx-size", str(parallel * context)]
-    command += ["--threads", str(threads)]
+    command += ["--threads", str(threads), *more]
     command += ["--mmproj", mmproj] if mmproj else []
     silent = subprocess.DEVNULL
     process = subprocess.Popen(command, stdin=silent, stdout=silent, stderr=silent)

@@ -2,9 +2,9 @@
 
 300 pages in 40 PDFs: pages that the bundled model reads, clean, scanned and born digital, and those
 that are hard for whoever reads documents: blank ones (also with the back showing through), turned
-ones, faded ones, two columns, 25 lines, text layers that are wrong. `OUT/truth.jsonl` has a line for
-each page, in order: what stands on it, and what a checker needs. The same seed gives the same files,
-on machines with the same fonts and libraries.
+ones, faded ones, two columns, 25 lines, text layers that are wrong. `OUT/truth.jsonl` has a line
+for each page, in order: what stands on it, and what a checker needs. The same seed gives the same
+files, on machines with the same fonts and libraries.
 
 Words and layouts are those of the evaluation's side of the split, which training never saw; fonts
 are the common ones and, on what is born digital, the standard fonts of PDFs.
@@ -67,8 +67,8 @@ class TruthPage:
     path: of its PDF, below the corpus. page: from 1, of `pages`. sort: why it is in the corpus.
     kind: as of `training.pages`. text: what stands on it; a table's as Markdown. turned: by how
     many degrees, clockwise, the picture is turned that one sees when `/Rotate` is obeyed; a reader
-    turns it back. rotate: the page's `/Rotate`. layer: whether there is a text layer, and whether it
-    says what the page shows. layer_text: its lines. fault: what is wrong with a layer that is.
+    turns it back. rotate: the page's `/Rotate`. layer: whether there is a text layer, and whether
+    it says what the page shows. layer_text: its lines. fault: what is wrong with one that is.
     """
 
     path: str
@@ -199,7 +199,7 @@ def _sorts(rng: np.random.Generator, num_pages: int) -> list[Sort]:
     by_rest = sorted(shares, key=lambda sort: counts[sort] - shares[sort])
     for sort in by_rest[: num_pages - sum(counts.values())]:
         counts[sort] += 1
-    dealt = [sort for sort, count in counts.items() for _ in range(count)]
+    dealt: list[Sort] = [sort for sort, count in counts.items() for _ in range(count)]
     return [dealt[int(i)] for i in rng.permutation(num_pages)]
 
 
@@ -299,8 +299,10 @@ def _lines_of(texts: Sequence[PlacedText]) -> str:
 
 
 def _columns(rng: np.random.Generator) -> _Made:
-    sheets = [_sheet(rng, "note", 12) for _ in range(2)]
-    return _of_sheet(beside(*sheets), "note")
+    """The longest two of a few notes."""
+    notes = [_sheet(rng, "note", 12) for _ in range(LONG_TRIES)]
+    left, right = sorted(notes, key=lambda note: -note.text.count("\n"))[:2]
+    return _of_sheet(beside(left, right), "note")
 
 
 def _hidden_layer(page: Page, lines: Sequence[str]) -> tuple[PlacedText, ...]:
@@ -320,9 +322,13 @@ def _hidden_layer(page: Page, lines: Sequence[str]) -> tuple[PlacedText, ...]:
         size = max(1.0, bottom - top)
         placed.append(
             PlacedText(
-                text=line, x=left, y=bottom - 0.25 * size, size_pt=size,
-                width_pt=max(1.0, right - left), is_hidden=True,
-            )  # fmt: skip
+                text=line,
+                x=left,
+                y=bottom - 0.25 * size,
+                size_pt=size,
+                width_pt=max(1.0, right - left),
+                is_hidden=True,
+            )
         )
     return tuple(placed)
 

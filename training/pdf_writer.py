@@ -25,7 +25,12 @@ FONTS = ("Helvetica", "Helvetica-Bold", "Times-Roman", "Times-Bold", "Courier", 
 ASCENT_EM, DESCENT_EM = 0.75, 0.25
 """How far ink reaches above and below the baseline, or a little less, in all of them."""
 
-_MATRICES = {0: "1 0 0 1 0 0", 90: "0 1 -1 0 {h} 0", 180: "-1 0 0 -1 {w} {h}", 270: "0 -1 1 0 0 {w}"}
+_MATRICES = {
+    0: "1 0 0 1 0 0",
+    90: "0 1 -1 0 {h} 0",
+    180: "-1 0 0 -1 {w} {h}",
+    270: "0 -1 1 0 0 {w}",
+}
 _INVISIBLE = 3
 """The rendering mode of a layer behind a scan (ISO 32000-1, table 106)."""
 
@@ -175,8 +180,9 @@ def _shown(text: PlacedText, height: float) -> str:
     natural = text_width_pt(text.text, text.font, text.size_pt)
     stretch = 100.0 if text.width_pt is None else 100 * text.width_pt / max(natural, 1e-3)
     escaped = text.text.replace("\\", r"\\").replace("(", r"\(").replace(")", r"\)")
+    mode = _INVISIBLE if text.is_hidden else 0
     return (
-        f"{_INVISIBLE if text.is_hidden else 0} Tr /F{FONTS.index(text.font)} {text.size_pt:.3f} Tf "
+        f"{mode} Tr /F{FONTS.index(text.font)} {text.size_pt:.3f} Tf "
         f"{stretch:.2f} Tz 1 0 0 1 {text.x:.3f} {height - text.y:.3f} Tm ({escaped}) Tj"
     )
 
