@@ -29,7 +29,7 @@ from torch import Tensor
 import ivl
 from ivl.checkpoint.hub import DEMO
 from ivl.cli.main import run
-from ivl.documents.reading import READ_QUESTION
+from ivl.documents.prompts import READ_QUESTION
 from ivl.engine.engine import Engine
 from ivl.measure.data import Sample, TokenizedSample, tokenize_samples
 from ivl.measure.fidelity import compare, judge, keep, longest_answer, summarise

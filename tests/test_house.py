@@ -85,7 +85,11 @@ PRIVATE_OF_LIBRARIES = {
 }
 
 
-IMPORTED_AS = {"pillow": "PIL", "prometheus-client": "prometheus_client"}
+IMPORTED_AS = {
+    "markdown-it-py": "markdown_it",
+    "pillow": "PIL",
+    "prometheus-client": "prometheus_client",
+}
 """Dependencies whose module has another name."""
 
 ORACLES = {

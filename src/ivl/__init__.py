@@ -18,7 +18,10 @@ from ivl.errors import IvlError
 if TYPE_CHECKING:
     from ivl.api import Model, load
     from ivl.conversion import Conversion, WrittenFile, convert, quantize
-    from ivl.documents.reading import PageResult, PageView, read
+    from ivl.documents.job import read_documents
+    from ivl.documents.reading import read
+    from ivl.documents.results import DocumentResult, PageResult
+    from ivl.documents.views import PageView
     from ivl.engine.answer import Answer, Timings
     from ivl.engine.conversation import Conversation, Generation
     from ivl.engine.engine import EngineLimits
@@ -46,6 +49,7 @@ __all__ = [
     "Check",
     "Conversation",
     "Conversion",
+    "DocumentResult",
     "EngineLimits",
     "FidelityCheck",
     "Generation",
@@ -91,6 +95,7 @@ __all__ = [
     "quantize",
     "quantize_awq",
     "read",
+    "read_documents",
     "record_reference",
     "serve",
     "tile_grid",
@@ -99,7 +104,10 @@ __all__ = [
 _NAMES = {
     "ivl.api": ("Model", "load"),
     "ivl.conversion": ("Conversion", "WrittenFile", "convert", "quantize"),
-    "ivl.documents.reading": ("PageResult", "PageView", "read"),
+    "ivl.documents.job": ("read_documents",),
+    "ivl.documents.reading": ("read",),
+    "ivl.documents.results": ("DocumentResult", "PageResult"),
+    "ivl.documents.views": ("PageView",),
     "ivl.engine.answer": ("Answer", "Timings"),
     "ivl.engine.conversation": ("Conversation", "Generation"),
     "ivl.engine.engine": ("EngineLimits",),

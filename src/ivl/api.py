@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ivl.config import ModelConfig
+from ivl.documents.job import model_facts
 from ivl.documents.reading import read
 from ivl.engine.answer import Answer, joined
 from ivl.engine.conversation import Conversation, Generation
@@ -30,6 +31,7 @@ from ivl.engine.prompt_builder import (
 )
 from ivl.errors import RequestError
 from ivl.footprint.workload import DEFAULT_VISION_BATCH
+from ivl.json_values import JsonObject
 from ivl.loading import LoadOptions, load_engine
 from ivl.model.build import Progress
 from ivl.pages.pdf import is_pdf as is_pdf
@@ -78,15 +80,35 @@ def load(
         draft=draft,
         draft_tokens=draft_tokens,
     )
-    return Model(load_engine(options, progress))
+    return Model(load_engine(options, progress), options)
 
 
 class Model:
     """A model that answers. Whoever wants an answer computes it, with those of all others that are
     being written; to answer many over a network, use the server."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, options: LoadOptions | None = None) -> None:
+        """`options`: those that it was loaded with."""
         self.engine = engine
+        self._options = options
+
+    @property
+    def facts(self) -> JsonObject | None:
+        """What tells its answers from those of another model, for journals; None where it is not
+        known what it was loaded from."""
+        if self._options is None:
+            return None
+        options = self._options
+        return model_facts(
+            options.model,
+            mmproj=options.mmproj,
+            revision=options.revision,
+            offline=True,
+            dtype=options.dtype_name,
+            kv=options.kv,
+            vision=options.vision,
+            context=options.context,
+        )
 
     @property
     def config(self) -> ModelConfig:
@@ -176,7 +198,7 @@ class Model:
         self,
         image: Images,
         *,
-        max_tiles: MaxTiles = None,
+        max_tiles: int | None = None,
         max_pixels: int = DEFAULT_MAX_PIXELS,
         system: str | None = None,
         schema: Schema = None,
@@ -202,11 +224,12 @@ class Model:
             system=system,
             schema=schema,
             logprobs=logprobs,
+            retry=False,
             **options,
         ):
-            if page.answer is None:
-                assert page.error is not None
+            if page.error is not None:
                 raise page.error
+            assert page.answer is not None
             answers.append(page.answer)
         if not answers:
             raise RequestError("There is no image to read.", "Give one, or a list of them.")

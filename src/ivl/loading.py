@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 
@@ -12,7 +13,7 @@ import torch
 from ivl.checkpoint.files import tensors_of
 from ivl.checkpoint.hub import locate_pair
 from ivl.config import ModelConfig
-from ivl.engine.engine import Engine, check_at_least_one
+from ivl.engine.engine import Engine, EngineLimits, check_at_least_one
 from ivl.engine.options import DEFAULT_DRAFT_TOKENS, LOOKUP
 from ivl.engine.speculation import Speculation, check_draft
 from ivl.errors import CapacityError, ConfigError
@@ -20,7 +21,7 @@ from ivl.footprint.placement import GIB, Device, Devices, Fit, Slot, fit, requir
 from ivl.footprint.workload import DEFAULT_VISION_BATCH, loaded_workload, resolve_context
 from ivl.host import available_memory_bytes, has_float16_products, total_memory_bytes
 from ivl.kernels.cpu import use_threads
-from ivl.kv import KV_TYPES, KVType
+from ivl.kv import KV_TYPES, KVType, kv_bytes_per_layer_token
 from ivl.model.arithmetic import CHOICES, VisionChoice
 from ivl.model.build import Progress
 from ivl.model.device_map import DeviceMap, map_of
@@ -144,6 +145,38 @@ def load_network(
 ) -> InternVL:
     """The network alone, which needs no tokenizer; errors as of `load_engine`."""
     return assemble(source, place(source, options, choices(source, options)), progress)
+
+
+KV_SHARE = 0.5
+"""Of the memory that is free once the weights are there, what a cache for many may take; the rest
+is for activations, images that are being decoded, and others."""
+
+
+def tokens_that_fit(engine: Engine, limits: EngineLimits) -> int | None:
+    """Tokens whose keys and values find room in the free memory of every device that has layers,
+    beside the vision cache; None where nobody says how much is free."""
+    layer_bytes = _cache_layer_bytes(engine)
+    rooms = [
+        (free * KV_SHARE - limits.vision_cache_bytes) / (layer_bytes * count)
+        for device, count in Counter(engine.model.decoder.layer_devices).items()
+        if (free := free_bytes(device)) is not None
+    ]
+    return int(min(rooms)) if rooms else None
+
+
+def cache_token_bytes(engine: Engine) -> float:
+    """What one more token takes in the cache, on all devices together."""
+    return _cache_layer_bytes(engine) * len(engine.model.decoder.layer_devices)
+
+
+def _cache_layer_bytes(engine: Engine) -> float:
+    """Of a token in a layer; what a draft model keeps is shared out among the layers."""
+    layer_bytes: float = kv_bytes_per_layer_token(engine.config.decoder, engine.model.kv)
+    if engine.speculation is not None and (draft := engine.speculation.draft) is not None:
+        kept = kv_bytes_per_layer_token(draft.config.decoder, draft.model.kv)
+        num_layers = len(engine.model.decoder.layer_devices)
+        layer_bytes += kept * draft.config.decoder.num_layers / num_layers
+    return layer_bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,12 +7,10 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-
-import torch
 
 from ivl.checkpoint.hub import locate_pair, no_such_model
 from ivl.checkpoint.safetensors import SafetensorsDirectory
@@ -23,8 +21,8 @@ from ivl.errors import CapacityError, ConfigError, IvlError
 from ivl.family import find
 from ivl.footprint.placement import GIB
 from ivl.footprint.tensors import num_parameters
-from ivl.kv import BLOCK_TOKENS, kv_bytes_per_layer_token
-from ivl.loading import LoadOptions, free_bytes, load_engine
+from ivl.kv import BLOCK_TOKENS
+from ivl.loading import LoadOptions, cache_token_bytes, load_engine, tokens_that_fit
 from ivl.model.source import open_source
 from ivl.paths import local_path
 from ivl.prompt.template import user_message
@@ -32,10 +30,6 @@ from ivl.quant.mixes import mix_of_file_type
 from ivl.server.hub import StoredFacts
 from ivl.server.run import LOG_LEVELS, bound_free_memory, log_to_stderr, make_server
 from ivl.server.settings import ServerSettings
-
-KV_SHARE = 0.5
-"""Of the memory that is free once the weights are there; the rest is for activations, images that
-are being decoded, and others."""
 
 SERVER_LIMITS = EngineLimits(vision_cache_bytes=256 * 1024**2)
 Served = str | os.PathLike[str] | LoadOptions
@@ -115,15 +109,10 @@ def start_engine(engine: Engine, limits: EngineLimits) -> Service:
     CapacityError when that memory does not hold one sequence at the full context, or the number of
     tokens that was asked for.
     """
-    devices = engine.model.decoder.layer_devices
-    layer_bytes: float = kv_bytes_per_layer_token(engine.config.decoder, engine.model.kv)
-    if engine.speculation is not None and (draft := engine.speculation.draft) is not None:
-        kept = kv_bytes_per_layer_token(draft.config.decoder, draft.model.kv)
-        layer_bytes += kept * draft.config.decoder.num_layers / len(devices)
-    token_bytes = layer_bytes * len(devices)
+    token_bytes = cache_token_bytes(engine)
     wanted = limits.kv_tokens or limits.max_sequences * engine.context
     least = limits.kv_tokens or engine.context
-    held = _tokens_held(devices, layer_bytes, limits.vision_cache_bytes)
+    held = tokens_that_fit(engine, limits)
     if held is not None:
         if held < least:
             raise CapacityError(
@@ -141,20 +130,6 @@ def start_engine(engine: Engine, limits: EngineLimits) -> Service:
             "Use a larger `kv_tokens`, or leave it out.",
         )
     return Service(engine.with_limits(replace(limits, kv_tokens=tokens, for_many=True)))
-
-
-def _tokens_held(
-    devices: Sequence[torch.device], layer_bytes: float, kept_bytes: int
-) -> int | None:
-    """Tokens whose keys and values find room in the free memory of every device that has layers;
-    None where nobody says how much is free."""
-    counts = Counter(devices)
-    rooms = [
-        (free * KV_SHARE - kept_bytes) / (layer_bytes * count)
-        for device, count in counts.items()
-        if (free := free_bytes(device)) is not None
-    ]
-    return int(min(rooms)) if rooms else None
 
 
 def stored_facts(options: LoadOptions) -> StoredFacts | None:

@@ -56,8 +56,7 @@ def test_one_page_of_several_may_be_asked_about(report: str, demo: Model) -> Non
 def test_pages_are_read_one_by_one(report: str, demo: Model, capsys: Output) -> None:
     assert run(["read", report]) == 0
     assert capsys.readouterr().out == (
-        f"==> {report}, page 1 of 2 <==\n{RECEIPT[1]}\n\n"
-        f"==> {report}, page 2 of 2 <==\n{INVOICE[1]}\n"
+        f"<!-- page 1 -->\n\n{RECEIPT[1]}\n\n<!-- page 2 -->\n\n{INVOICE[1]}\n\n"
     )
     assert demo.read(report).text == f"{RECEIPT[1]}\n\n{INVOICE[1]}"
 
@@ -123,6 +122,7 @@ def test_a_page_that_cannot_be_read_is_named_once(tmp_path: Path, capsys: Output
     path.write_bytes(pdf(RECEIPT, None, INVOICE))
     assert run(["read", str(path), "--max-tokens", "4"]) == 2
     output = capsys.readouterr()
-    assert output.out.count("==> ") == 2
+    assert "<!-- page 2 -->\n<!-- failed: " in output.out
+    assert output.out.count("<!-- truncated -->") == 2
     assert f"error: {path}, page 2 of 3 is damaged and cannot be drawn." in output.err
     assert output.err.count("page 2 of 3") == 1

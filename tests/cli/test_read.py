@@ -48,18 +48,15 @@ def test_a_page_that_was_cut_off_is_named(tiny: Path, scan: str, capsys: Output)
     assert capsys.readouterr().err == ""
 
 
-def test_several_pages_have_titles_like_those_of_head(
-    tiny: Path, picture: str, scan: str, capsys: Output
-) -> None:
+def test_files_and_pages_have_marks(tiny: Path, picture: str, scan: str, capsys: Output) -> None:
     assert run(["read", picture, scan, *SHORT]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0::3] == [
-        f"==> {picture} <==",
-        f"==> {scan}, page 1 of 2 <==",
-        f"==> {scan}, page 2 of 2 <==",
+    lines = [line for line in capsys.readouterr().out.splitlines() if line]
+    assert [line for line in lines if line.startswith("<!--")] == [
+        *(f"<!-- file {picture} -->", "<!-- page 1 -->", "<!-- truncated -->"),
+        *(f"<!-- file {scan} -->", "<!-- page 1 -->", "<!-- truncated -->"),
+        *("<!-- page 2 -->", "<!-- truncated -->"),
     ]
-    assert lines[2::3] == ["", ""]
-    assert all(len(text) == 4 for text in lines[1::3])
+    assert [len(line) for line in lines if not line.startswith("<!--")] == [4, 4, 4]
 
 
 def test_a_file_that_fails_does_not_lose_the_others(
@@ -69,7 +66,7 @@ def test_a_file_that_fails_does_not_lose_the_others(
     empty.touch()
     assert run(["read", "gone.png", picture, str(empty), picture, *SHORT]) == 2
     output = capsys.readouterr()
-    assert output.out.count(f"==> {picture} <==") == 2
+    assert output.out.count("<!-- page 1 -->") == 2
     assert output.err.count("error: ") == 2
     assert "no file gone.png" in output.err
     assert "is empty" in output.err
@@ -80,7 +77,7 @@ def test_json_is_a_list_in_the_order_of_the_files(
 ) -> None:
     assert run(["read", scan, "gone.png", picture, *SHORT, "--json"]) == 2
     records = json.loads(capsys.readouterr().out)
-    assert [(r["file"], r.get("page")) for r in records] == [
+    assert [(r["path"], r.get("page")) for r in records] == [
         (scan, 1),
         (scan, 2),
         ("gone.png", None),
@@ -90,7 +87,7 @@ def test_json_is_a_list_in_the_order_of_the_files(
     assert records[3]["grid"] == {"columns": 4, "rows": 3}
     assert records[3]["tiles"] == 13
     assert "gone.png" in records[2]["error"]
-    assert "text" not in records[2]
+    assert (records[2]["status"], records[2]["text"]) == ("failed", "")
 
 
 def test_without_a_page_no_model_is_loaded(never_loads: None, capsys: Output) -> None:
@@ -106,12 +103,23 @@ def test_a_page_may_come_through_a_pipe(
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(Path(picture).read_bytes())))
     assert run(["read", "-", *SHORT, "--json"]) == 0
     [record] = json.loads(capsys.readouterr().out)
-    assert (record["file"], record["tiles"]) == ("-", 13)
+    assert (record["path"], record["tiles"]) == ("-", 13)
 
 
+@pytest.mark.parametrize("jobs", ["1", "2"])
 def test_ctrl_c_ends_all(
+    tiny: Path, picture: str, interrupt_after: Callable[[int], None], capsys: Output, jobs: str
+) -> None:
+    interrupt_after(2)
+    assert run(["read", picture, picture, *SHORT, "--jobs", jobs]) == 130
+    assert "truncated" not in capsys.readouterr().out
+
+
+def test_ctrl_c_in_a_page_alone_leaves_what_was_written(
     tiny: Path, picture: str, interrupt_after: Callable[[int], None], capsys: Output
 ) -> None:
     interrupt_after(2)
-    assert run(["read", picture, picture, *SHORT]) == 130
-    assert capsys.readouterr().out.count("==>") == 1
+    assert run(["read", picture, "--max-tokens", "8"]) == 130
+    output = capsys.readouterr().out
+    assert len(output) > 1
+    assert output.endswith("\n")

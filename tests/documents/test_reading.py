@@ -51,7 +51,7 @@ def test_pages_are_read_as_images_are(model: Model) -> None:
     for number, (page, colour) in enumerate(zip(pages, COLOURS, strict=True), 1):
         expected = model.read(Image.new("RGB", (300, 400), colour), max_tokens=6)
         assert (page.path, page.number, page.count) == ("scan", number, 3)
-        assert (page.text, page.status) == (expected.text, "cut off")
+        assert (page.text, page.status) == (expected.text, "truncated")
         assert page.view is not None
         assert page.view.size_px == (300, 400)
         assert page.view.grid == ivl.tile_grid(300, 400, tile_px=56)
@@ -63,7 +63,7 @@ def test_a_page_that_fails_leaves_the_others(model: Model) -> None:
     pages = open_pages(data, "scan")
     pages[1] = replace(pages[1], source=data[: len(data) // 2])
     results = list(ivl.read(pages, model=model, max_tokens=1))
-    assert [page.status for page in results] == ["cut off", "failed", "cut off"]
+    assert [page.status for page in results] == ["truncated", "failed", "truncated"]
     assert isinstance(results[1].error, RequestError)
     assert (results[1].number, results[1].text) == (2, "")
 
@@ -71,18 +71,15 @@ def test_a_page_that_fails_leaves_the_others(model: Model) -> None:
 def test_a_file_that_cannot_be_opened_is_a_result_too(
     model: Model, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    data, begun = three_pages("TIFF"), []
     results = ivl.read(
-        ["gone.png", ("scan", data), b"no image"],
+        ["gone.png", ("scan", three_pages("TIFF")), b"no image"],
         model=lambda: model,
         max_tokens=1,
-        began=lambda page, generation: begun.append((page.number, generation.answer)),
     )
     found = [(page.path, page.number, page.status) for page in results]
     assert found[0] == ("gone.png", None, "failed")
-    assert found[1:4] == [("scan", number, "cut off") for number in (1, 2, 3)]
+    assert found[1:4] == [("scan", number, "truncated") for number in (1, 2, 3)]
     assert found[4] == ("The file", None, "failed")
-    assert begun == [(1, None), (2, None), (3, None)]
     assert capsys.readouterr() == ("", "")
 
 

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 import ivl
 from ivl.checkpoint.names import sources
 from ivl.config import parse_config
-from ivl.documents.reading import READ_QUESTION
+from ivl.documents.prompts import READ_QUESTION
 from ivl.engine.prompt_builder import prepare_images, tokenize
 from ivl.measure.awq import quantize_awq
 from ivl.prompt.template import Prompt, prompt_string, render, user_message

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 import ivl
 from ivl.checkpoint import awq as awq_files
 from ivl.config import DecoderConfig, read_config
-from ivl.documents.reading import READ_QUESTION
+from ivl.documents.prompts import READ_QUESTION
 from ivl.engine.prompt_builder import prepare_images, tokenize
 from ivl.errors import IvlError, RequestError, UnsupportedError
 from ivl.measure import awq

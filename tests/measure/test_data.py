@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from ivl.documents.reading import READ_QUESTION
+from ivl.documents.prompts import READ_QUESTION
 from ivl.errors import RequestError
 from ivl.measure.data import CALIBRATION, Sample, bundled_samples, read_data
 from tests.pages.pdf_files import pdf

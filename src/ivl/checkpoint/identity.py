@@ -9,6 +9,7 @@ Sources: model cards (huggingface.co/docs/hub/model-cards, `license`, `license_n
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -189,3 +190,29 @@ def _text(value: Any) -> str | None:
     if isinstance(value, list | tuple):
         value = ", ".join(str(item) for item in value)
     return (value.strip() or None) if isinstance(value, str) else None
+
+
+_WHOLE_BYTES = 1 << 20
+_END_BYTES = 1 << 16
+
+
+def fingerprint(path: Path, mmproj: Path | None = None) -> str:
+    """What tells a checkpoint from others, and stays when it is moved: the names and sizes of its
+    files, the content of the small ones, and the beginnings and ends of the large ones, in which a
+    GGUF file has its metadata and a safetensors file its table. In hexadecimal."""
+    files = [path, *([mmproj] if mmproj else sorted(path.parent.glob("*mmproj*.gguf")))]
+    if path.is_dir():
+        kinds = (".json", ".safetensors", ".gguf", ".model", ".txt")
+        files = sorted(file for file in path.iterdir() if file.suffix in kinds)
+    state = hashlib.sha256()
+    for file in files:
+        size = file.stat().st_size
+        state.update(f"{file.name}\n{size}\n".encode(errors="surrogateescape"))
+        with file.open("rb") as opened:
+            if size <= _WHOLE_BYTES:
+                state.update(opened.read())
+                continue
+            state.update(opened.read(_END_BYTES))
+            opened.seek(-_END_BYTES, 2)
+            state.update(opened.read())
+    return state.hexdigest()[:32]

@@ -21,7 +21,7 @@ from ivl.cli.options import (
     with_options,
 )
 from ivl.cli.terminal import Status, answer_record, note_ending, print_answer, print_json
-from ivl.documents.reading import view_pages
+from ivl.documents.views import view_pages
 from ivl.engine.options import DEFAULT_MAX_PIXELS
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from ivl.cli.dropped import SUFFIXES
 from ivl.cli.options import Drafting, ModelChoice
 from ivl.cli.terminal import Status
-from ivl.documents.reading import open_shown
+from ivl.documents.views import open_shown
 from ivl.errors import CheckpointError, RequestError
 from ivl.family import find
 from ivl.host import choose_threads

@@ -1,13 +1,17 @@
-"""`ivl read`: all the text of files, page after page."""
+"""`ivl read`: all the text of documents, printed or written into files."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+import itertools
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from typer import Argument
+from typer import Argument, Option
 
 from ivl.cli.inputs import STDIN, load_model, read_stdin
 from ivl.cli.options import (
@@ -22,22 +26,98 @@ from ivl.cli.options import (
     Times,
     with_options,
 )
-from ivl.cli.terminal import Status, answer_record, note_ending, print_answer, print_json
+from ivl.cli.progress import PageProgress, print_summary
+from ivl.cli.terminal import Status, clean, note_ending, print_json
 from ivl.cli.words import print_error, spoken
-from ivl.documents.reading import PageResult, PageView, read
+from ivl.documents.inputs import Given
+from ivl.documents.job import model_facts, read_documents, run_status
+from ivl.documents.outputs import FORMATS, find_target, page_mark, render
+from ivl.documents.progress import ReadProgress
+from ivl.documents.prompts import PRESETS
+from ivl.documents.reading import read
+from ivl.documents.results import DocumentResult, PageResult
 from ivl.engine.options import DEFAULT_MAX_PIXELS
+from ivl.errors import ConfigError
+from ivl.json_values import JsonObject, json_text
 
 if TYPE_CHECKING:
     from ivl.api import Model
-    from ivl.engine.conversation import Generation
+    from ivl.documents.views import PageView
 
 EXIT_SOME_FAILED = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """How pages are read."""
+
+    prompt: Annotated[
+        str,
+        Option(
+            metavar="PROMPT",
+            help=f"What the model is asked for: {', '.join(PRESETS)} (Markdown with tables as "
+            "HTML), or a question of your own.",
+        ),
+    ] = "text"
+    keep_headers: Annotated[
+        bool,
+        Option("--keep-headers", help="Keep running headers, footers and page numbers."),
+    ] = False
+    jobs: Annotated[
+        int | None,
+        Option(
+            metavar="N",
+            help="Pages read at once; by default as many as the memory holds, at most 16.",
+        ),
+    ] = None
+    retry: Annotated[
+        bool,
+        Option(
+            "--retry/--no-retry",
+            help="Read a page again in other ways on which the model goes round in circles.",
+        ),
+    ] = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Writing:
+    """Where the text goes."""
+
+    out: Annotated[
+        str | None,
+        Option(
+            "--out",
+            "-o",
+            metavar="OUT",
+            help="A folder, which mirrors the tree of the inputs, or a file. With a journal: the "
+            "same command goes on where it was ended.",
+        ),
+    ] = None
+    form: Annotated[
+        str | None,
+        Option(
+            "--format",
+            metavar="FORMAT",
+            help=f"{', '.join(FORMATS)}; by default what the name of the file says, or md.",
+        ),
+    ] = None
+    force: Annotated[
+        bool, Option("--force", help="Replace files that no run of ivl has written.")
+    ] = False
+    retry_failed: Annotated[
+        bool, Option("--retry-failed", help="Only try the pages again that failed.")
+    ] = False
+    status: Annotated[
+        bool, Option("--status", help="Say what a run that wrote to the given place has done.")
+    ] = False
 
 
 @with_options
 def command(
     files: Annotated[list[str], Argument(metavar="FILE...", hidden=True)],
     *,
+    reading: Reading,
+    writing: Writing,
     max_tiles: MaxTiles = None,
     max_pixels: MaxPixels = DEFAULT_MAX_PIXELS,
     json: Json = False,
@@ -50,62 +130,214 @@ def command(
 ) -> None:
     """Read all the text in images and PDFs.
 
-    The pages of a PDF and the pictures of a TIFF or GIF file are read one by one, and the file - is
-    stdin. A page that cannot be read does not stop the others, and the exit code is 2.
+    FILE is a file, a folder, a pattern in quotation marks ('scans/**/*.pdf'), a list of files
+    (@list.txt), or -, which is stdin. Every page has a status; one that cannot be read does not
+    stop the others, and the exit code is 2. With --out a run can be ended at any moment, and the
+    same command goes on.
     """
     sampling.options()  # what cannot be used is told before anything is opened
-    form.check(json)
+    if writing.status:
+        _tell_status(files, json)
+        return
+    _check(writing, form, json)
     status = Status(quiet=quiet, json=json)
     load = functools.cache(lambda: load_model(choice, status, drafting))
-    num_titles = 0
-
-    def title_of(page: PageView) -> str:
-        return page.title if len(files) > 1 or page.count > 1 else ""
-
-    def print_page(page: PageView, generation: Generation) -> None:
-        nonlocal num_titles
-        title = title_of(page)
-        if title and not json:
-            print("\n" * (num_titles > 0) + f"==> {title} <==", flush=True)
-            num_titles += 1
-        status.show_encoding(page.num_tiles, page.title)
-        if not json:
-            print_answer(generation, status)
-
-    pages = read(
-        [(name, read_stdin()) if name == STDIN else name for name in files],
-        model=load,
-        max_tiles=max_tiles,
-        max_pixels=max_pixels,
-        schema=form.schema,
-        logprobs=form.logprobs,
-        began=print_page,
+    given: list[Given] = [(name, read_stdin()) if name == STDIN else name for name in files]
+    arguments = {
+        "model": load,
+        "jobs": reading.jobs,
+        "prompt": reading.prompt,
+        "keep_headers": reading.keep_headers,
+        "retry": reading.retry,
+        "max_tiles": max_tiles,
+        "max_pixels": max_pixels,
+        "schema": form.schema,
         **sampling.given(),
-    )
-    records, has_failed = [], False
-    for page in pages:
-        if page.error is not None:
-            status.clear()
-            print_error(page.error.message, page.error.hint)
-            has_failed = True
-        if page.answer is not None and page.view is not None:
-            about, most = title_of(page.view), sampling.max_tokens
-            note_ending(page.answer, max_tokens=most, times=times, status=status, title=about)
-        if json:
-            records.append(_record(page, load))
-    if json:
-        print_json(records)
+    }
+    if writing.out is None:
+        printer = _Printer("json" if json else writing.form, status, sampling, times, load)
+        results = read(
+            given,
+            found=printer.found,
+            progress=printer.progress.show,
+            watcher=printer,
+            logprobs=form.logprobs,
+            **arguments,
+        )
+        has_failed = printer.print(results)
+    else:
+        progress = PageProgress(status)
+        documents = read_documents(
+            given,
+            model_facts=lambda: _facts(choice, status),
+            out=writing.out,
+            format=writing.form,
+            force=writing.force,
+            retry_failed=writing.retry_failed,
+            found=progress.begin,
+            progress=progress.show,
+            **arguments,
+        )
+        for _ in documents:
+            pass
+        status.clear()
+        summary = run_status(writing.out)
+        if not quiet:
+            print_summary(summary, file=sys.stderr)
+        has_failed = summary.has_failed
     if has_failed:
         raise typer.Exit(EXIT_SOME_FAILED)
 
 
-def _record(page: PageResult, load: Callable[[], Model]) -> dict[str, object]:
-    """For JSON."""
-    number = {} if page.number is None else {"page": page.number, "pages": page.count}
-    if page.error is not None:
-        told = {"error": spoken(page.error.message), "hint": spoken(page.error.hint)}
-        return {"file": page.path, **number, **told}
-    assert page.view is not None
-    assert page.answer is not None
-    answer = answer_record(page.answer, load())
-    return {**page.view.to_dict(), **number, **answer}
+def _check(writing: Writing, form: AnswerForm, json: bool) -> None:
+    """ConfigError for options that mean nothing together."""
+    form.check(json or (writing.out is None and writing.form in ("json", "jsonl")))
+    find_target(Path(writing.out or "."), writing.form)
+    if writing.out is not None:
+        if json:
+            raise ConfigError("--json prints, and --out writes.", "Use --format json.")
+        return
+    for name, given in (("--retry-failed", writing.retry_failed), ("--force", writing.force)):
+        if given:
+            raise ConfigError(f"{name} is for runs that write files.", "Add --out.")
+    if json and writing.form not in (None, "json"):
+        raise ConfigError(f"--json and --format {writing.form} were given.", "Leave one out.")
+
+
+def _tell_status(places: list[str], json: bool) -> None:
+    if len(places) != 1:
+        raise ConfigError("--status takes one place.", "Name what a run wrote to.")
+    summary = run_status(places[0])
+    if json:
+        print_json(summary.to_dict())
+    else:
+        print_summary(summary, file=sys.stdout)
+
+
+def _facts(choice: ModelChoice, status: Status) -> JsonObject:
+    return model_facts(
+        choice.model,
+        mmproj=choice.mmproj,
+        revision=choice.revision,
+        offline=choice.offline,
+        show_progress=status.is_seen,
+        dtype=choice.dtype,
+        kv=choice.kv,
+        vision=choice.vision,
+        context=choice.context,
+    )
+
+
+class _Printer:
+    """Prints pages in their order: as they are done, or, where there is one alone, as it is being
+    written."""
+
+    def __init__(
+        self,
+        form: str | None,
+        status: Status,
+        sampling: Sampling,
+        times: bool,
+        load: Callable[[], Model],
+    ) -> None:
+        self._form = form or "md"
+        self._status, self._sampling, self._times, self._load = status, sampling, times, load
+        self.progress = PageProgress(status)
+        self._num_pages = self._num_documents = 0
+        self._is_written = False
+        self._last_path = ""
+        self._to_terminal = sys.stdout.isatty()
+
+    def found(self, progress: ReadProgress) -> None:
+        self._num_pages, self._num_documents = progress.num_pages, progress.num_documents
+
+    @property
+    def _is_live(self) -> bool:
+        return self._num_pages == 1 and self._form in ("md", "txt")
+
+    def begins(self, view: PageView) -> None:
+        if self._num_pages == 1:
+            self._status.show_encoding(view.num_tiles, view.title)
+
+    def hears(self, view: PageView, text: str) -> None:
+        if self._is_live:
+            self._status.clear()
+            self._is_written = True
+            self._print(text, end="")
+
+    def begins_again(self, view: PageView, how: str) -> None:
+        if self._is_written:
+            self._print("")
+            self._is_written = False
+        self._status.note(f"{view.title} did not end well, and is read again ({how}).")
+
+    def print(self, results: Iterator[PageResult]) -> bool:
+        """Prints all, and tells whether one has failed."""
+        has_failed, kept = False, list[PageResult]()
+        try:
+            for page in results:
+                has_failed = has_failed or page.has_failed
+                self._status.clear()
+                if self._form in ("json", "html"):
+                    kept.append(page)
+                elif self._form == "jsonl":
+                    self._print(json_text(self._record(page)))
+                else:
+                    self._print_text(page)
+                self._tell(page)
+        except KeyboardInterrupt:
+            if self._is_written:
+                self._print("")
+            raise
+        if self._form == "json":
+            print_json([self._record(page) for page in kept])
+        elif self._form == "html":
+            self._print("".join(render(_documents(kept), "html")), end="")
+        return has_failed
+
+    def _print_text(self, page: PageResult) -> None:
+        if self._num_pages == 1:
+            if not page.has_failed:
+                self._print("" if self._is_written else page.text)
+            return
+        if self._form == "txt":
+            self._print(page.text + "\f")
+            return
+        if page.number is None:  # a file without pages; stderr says why
+            return
+        if page.path != self._last_path and self._num_documents > 1:
+            self._print(f"<!-- file {page.path} -->")
+            self._last_path = page.path
+        self._print(f"{page_mark(page)}\n\n{page.text}\n" if page.text else page_mark(page) + "\n")
+
+    def _print(self, text: str, end: str = "\n") -> None:
+        print(clean(text) if self._to_terminal else text, end=end, flush=True)
+
+    def _tell(self, page: PageResult) -> None:
+        """What is to be known of a page beside its text, on stderr."""
+        title = page.title if self._num_pages > 1 else ""
+        if page.error is not None:
+            print_error(page.error.message, page.error.hint)
+        elif page.status == "repeated":
+            about = f"{title}: " if title else ""
+            self._status.note(
+                f"note: {about}the model went round in circles; this is its best attempt"
+            )
+        if page.answer is not None:
+            most = self._sampling.max_tokens
+            note_ending(
+                page.answer, max_tokens=most, times=self._times, status=self._status, title=title
+            )
+
+    def _record(self, page: PageResult) -> JsonObject:
+        has_tokens = page.answer is not None and page.answer.logprobs
+        record = page.to_dict(self._load().engine.tokenizer if has_tokens else None)
+        for key in ("error", "hint"):
+            if isinstance(told := record.get(key), str):
+                record[key] = spoken(told)
+        return record
+
+
+def _documents(pages: list[PageResult]) -> list[DocumentResult]:
+    by_path = itertools.groupby(pages, key=lambda page: page.path)
+    return [DocumentResult(path=path, pages=tuple(group)) for path, group in by_path]

@@ -5,7 +5,6 @@ Answers go to stdout; progress and notes go to stderr, progress only where that 
 
 from __future__ import annotations
 
-import json
 import shutil
 import sys
 import time
@@ -14,6 +13,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from ivl.engine.answer import logprob_record
+from ivl.json_values import json_text
 from ivl.toolchain import advice
 
 if TYPE_CHECKING:
@@ -27,6 +27,11 @@ REDRAW_S = 0.1
 # A model repeats what it reads, and a picture may hold commands for a terminal. Of the control
 # characters only tab and newline pass.
 _CONTROLS = {code: None for code in (*range(32), *range(127, 160)) if chr(code) not in "\t\n"}
+
+
+def clean(text: str) -> str:
+    """The text without what commands a terminal."""
+    return text.translate(_CONTROLS)
 
 
 class Status:
@@ -116,7 +121,7 @@ def print_answer(generation: Generation, status: Status) -> Answer:
     try:
         for piece in generation:
             status.clear()
-            sys.stdout.write(piece.translate(_CONTROLS) if to_terminal else piece)
+            sys.stdout.write(clean(piece) if to_terminal else piece)
             sys.stdout.flush()
             printed = True
     except KeyboardInterrupt:
@@ -170,10 +175,7 @@ def answer_record(answer: Answer, model: Model) -> dict[str, object]:
 
 
 def print_json(value: Mapping[str, object] | Sequence[Mapping[str, object]]) -> None:
-    text = json.dumps(value, ensure_ascii=False, indent=2)
-    # Names of files need not be text. What is not is escaped, so that a program gets it back.
-    is_text = not any("\ud800" <= letter <= "\udfff" for letter in text)
-    print(text if is_text else json.dumps(value, indent=2))
+    print(json_text(value, indent=2))
 
 
 def disk_size(num_bytes: int) -> str:

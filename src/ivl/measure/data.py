@@ -36,7 +36,7 @@ import torch
 from torch import Tensor
 
 from ivl.config import ModelConfig
-from ivl.documents.reading import READ_QUESTION
+from ivl.documents.prompts import READ_QUESTION
 from ivl.engine.prompt_builder import MaxTiles, TokenizedPrompt, build_prompt, prepare_images
 from ivl.errors import CapacityError, RequestError, UnsupportedError
 from ivl.model.internvl import InternVL

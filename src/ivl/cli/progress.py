@@ -1,0 +1,99 @@
+"""How far a run over many pages is, and what it has come to."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import TextIO
+
+from ivl.cli.terminal import Status
+from ivl.cli.words import spoken
+from ivl.documents.inputs import told_skipped
+from ivl.documents.job import RunSummary
+from ivl.documents.progress import ReadProgress
+from ivl.documents.results import STATUSES, PageResult
+
+LINE_EVERY_S = 30
+"""Where stderr is no terminal, a line so often."""
+MOST_PROBLEMS = 20
+
+
+class PageProgress:
+    """One line on a terminal, that changes; elsewhere plain lines now and then."""
+
+    def __init__(self, status: Status) -> None:
+        self._status = status
+        self._told_at = time.monotonic()
+
+    def begin(self, progress: ReadProgress) -> None:
+        """What there is to do."""
+        if progress.num_before:
+            self._status.note(
+                f"{progress.num_before} of {_pages(progress.num_pages)} are done already."
+            )
+
+    def show(self, progress: ReadProgress) -> None:
+        """A page is done."""
+        if progress.num_pages == 1:
+            return
+        text = progress_text(progress)
+        self._status.show(text)
+        now = time.monotonic()
+        if not sys.stderr.isatty() and now - self._told_at >= LINE_EVERY_S:
+            self._told_at = now
+            self._status.note(text)
+
+
+def progress_text(progress: ReadProgress) -> str:
+    """Pages done, pages a second, time left, and how many have failed."""
+    parts = [f"{progress.num_done} of {_pages(progress.num_pages)}"]
+    if progress.pages_per_s is not None and progress.left_s is not None:
+        parts.append(f"{progress.pages_per_s:.2g} pages/s")
+        if progress.num_done < progress.num_pages:
+            parts.append(f"{duration(progress.left_s)} left")
+    failed = progress.statuses["failed"] + progress.statuses["locked"]
+    if failed:
+        parts.append(f"{failed} failed")
+    return ", ".join(parts)
+
+
+def print_summary(summary: RunSummary, file: TextIO) -> None:
+    """The table at the end of a run: pages by status, and those that did not come out whole."""
+    documents = summary.num_documents
+    print(
+        f"{documents} document{'' if documents == 1 else 's'}, {_pages(summary.num_pages)}",
+        file=file,
+    )
+    for status in STATUSES:
+        if summary.statuses[status]:
+            print(f"  {status:<12}{summary.statuses[status]:>7}", file=file)
+    if summary.num_left:
+        print(f"  {'to be read':<12}{summary.num_left:>7}", file=file)
+    for page in summary.problems[:MOST_PROBLEMS]:
+        print(f"{page.status}: {_problem(page)}", file=file)
+    if told := told_skipped(summary.skipped):
+        print(told, file=file)
+    more = len(summary.problems) - MOST_PROBLEMS
+    if more > 0:
+        print(f"and {_pages(more)} more; --status --json lists all", file=file)
+
+
+def _problem(page: PageResult) -> str:
+    """Which page it is, and why; messages mostly name it themselves."""
+    why = "" if page.error is None else spoken(page.error.message)
+    return why if page.title in why else f"{page.title}: {why}" if why else page.title
+
+
+def duration(seconds: float) -> str:
+    """For people: `40 s`, `12 min`, `3 h 20 min`, `2 d 4 h`."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 100:
+        return f"{minutes} min"
+    hours = minutes // 60
+    return f"{hours} h {minutes % 60} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
+
+
+def _pages(count: int) -> str:
+    return "1 page" if count == 1 else f"{count} pages"
