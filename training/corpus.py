@@ -194,8 +194,10 @@ def _lengths(rng: np.random.Generator, num_pages: int, num_documents: int) -> li
 def _sorts(rng: np.random.Generator, num_pages: int) -> list[Sort]:
     """The sorts of all pages in random order; of each, its share, rounded by largest remainders."""
     whole = sum(PAGES_OF_SORT.values())
-    shares = {sort: count * num_pages / whole for sort, count in PAGES_OF_SORT.items()}
-    counts = {sort: int(share) for sort, share in shares.items()}
+    shares: dict[Sort, float] = {
+        sort: count * num_pages / whole for sort, count in PAGES_OF_SORT.items()
+    }
+    counts: dict[Sort, int] = {sort: int(share) for sort, share in shares.items()}
     by_rest = sorted(shares, key=lambda sort: counts[sort] - shares[sort])
     for sort in by_rest[: num_pages - sum(counts.values())]:
         counts[sort] += 1
