@@ -21,11 +21,12 @@ SOURCES := CMakeLists.txt $(wildcard csrc/*.* csrc/*/*.*)
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
 
-demo: $(PACKAGE_STAMP) ## read a sample receipt with the bundled model, and ask about it
+demo: $(PACKAGE_STAMP) ## read a sample receipt with the bundled model, ask about it, read a PDF
 	$(BIN)/ivl read samples/receipt.png
 	$(BIN)/ivl ask -q samples/receipt.png 'Which shop is it?'
 	$(BIN)/ivl ask -q samples/receipt.png 'How much is the total?'
 	$(BIN)/ivl ask -q samples/receipt.png 'Extract as JSON: shop, total.'
+	$(BIN)/ivl read samples/two-pages.pdf
 
 test: lint docs browser ## lint, build the documentation, then run the tests
 	$(BIN)/python -m pytest

@@ -29,7 +29,10 @@ REFERENCE = {
     "Loading and asking": (
         "load LoadOptions Model Conversation Generation Answer Timings GenerationOptions"
     ),
-    "Reading documents": "read read_documents PageResult DocumentResult PageView",
+    "Reading documents": (
+        "read read_documents read_async read_documents_async PageResult DocumentResult "
+        "ReadProgress PageView"
+    ),
     "Images and pages": "load_image load_pages open_pages Page Grid tile_grid",
     "Messages": "Message IMAGE ImageSlot",
     "Planning": "plan Report",

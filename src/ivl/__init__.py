@@ -18,7 +18,9 @@ from ivl.errors import IvlError
 if TYPE_CHECKING:
     from ivl.api import Model, load
     from ivl.conversion import Conversion, WrittenFile, convert, quantize
+    from ivl.documents.asynchronous import read_async, read_documents_async
     from ivl.documents.job import read_documents
+    from ivl.documents.progress import ReadProgress
     from ivl.documents.reading import read
     from ivl.documents.results import DocumentResult, PageResult
     from ivl.documents.views import PageView
@@ -70,6 +72,7 @@ __all__ = [
     "Page",
     "PageResult",
     "PageView",
+    "ReadProgress",
     "Report",
     "ServerSettings",
     "Timings",
@@ -95,7 +98,9 @@ __all__ = [
     "quantize",
     "quantize_awq",
     "read",
+    "read_async",
     "read_documents",
+    "read_documents_async",
     "record_reference",
     "serve",
     "tile_grid",
@@ -104,7 +109,9 @@ __all__ = [
 _NAMES = {
     "ivl.api": ("Model", "load"),
     "ivl.conversion": ("Conversion", "WrittenFile", "convert", "quantize"),
+    "ivl.documents.asynchronous": ("read_async", "read_documents_async"),
     "ivl.documents.job": ("read_documents",),
+    "ivl.documents.progress": ("ReadProgress",),
     "ivl.documents.reading": ("read",),
     "ivl.documents.results": ("DocumentResult", "PageResult"),
     "ivl.documents.views": ("PageView",),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from typing import TextIO
 
 from ivl.cli.terminal import Status
@@ -12,36 +14,44 @@ from ivl.documents.inputs import told_skipped
 from ivl.documents.job import RunSummary
 from ivl.documents.progress import ReadProgress
 from ivl.documents.results import STATUSES, PageResult
+from ivl.errors import IvlError
+from ivl.planner.run import RunEstimate
 
 LINE_EVERY_S = 30
 """Where stderr is no terminal, a line so often."""
 MOST_PROBLEMS = 20
+MANY_PAGES = 10
 
 
 class PageProgress:
     """One line on a terminal, that changes; elsewhere plain lines now and then."""
 
-    def __init__(self, status: Status) -> None:
-        self._status = status
+    def __init__(self, status: Status, estimate: Callable[[int], RunEstimate]) -> None:
+        self.status, self._estimate = status, estimate
         self._told_at = time.monotonic()
 
     def begin(self, progress: ReadProgress) -> None:
-        """What there is to do."""
+        """What there is to do, and how long that is going to take, if it may be long."""
         if progress.num_before:
-            self._status.note(
+            self.status.note(
                 f"{progress.num_before} of {_pages(progress.num_pages)} are done already."
             )
+        num_left = progress.num_pages - progress.num_before
+        if num_left >= MANY_PAGES and not self.status.quiet:
+            # A model of which nothing can be told beforehand says so when it is loaded.
+            with suppress(IvlError):
+                self.status.note(estimate_text(self._estimate(num_left)))
 
     def show(self, progress: ReadProgress) -> None:
         """A page is done."""
         if progress.num_pages == 1:
             return
         text = progress_text(progress)
-        self._status.show(text)
+        self.status.show(text)
         now = time.monotonic()
         if not sys.stderr.isatty() and now - self._told_at >= LINE_EVERY_S:
             self._told_at = now
-            self._status.note(text)
+            self.status.note(text)
 
 
 def progress_text(progress: ReadProgress) -> str:
@@ -55,6 +65,24 @@ def progress_text(progress: ReadProgress) -> str:
     if failed:
         parts.append(f"{failed} failed")
     return ", ".join(parts)
+
+
+def estimate_text(estimate: RunEstimate) -> str:
+    """What a run is going to take, in a sentence."""
+    tiles = "1 tile" if estimate.num_tiles == 1 else f"{estimate.num_tiles} tiles"
+    about = (
+        f"{_pages(estimate.num_pages)} of up to {tiles} and some {estimate.num_tokens} tokens, "
+        f"{estimate.jobs} at once: {estimate.num_bytes / 2**30:.1f} GiB of memory"
+    )
+    if not estimate.fits:
+        about += ", which do not fit"
+    if estimate.seconds is None:
+        return f"{about}. How long it takes cannot be told: {estimate.source}"
+    low, high = duration(estimate.seconds.low), duration(estimate.seconds.high)
+    text = f"{about}, {low} to {high} (likely {duration(estimate.seconds.likely)})"
+    if (price := estimate.price) is not None:
+        text += f", {price.low:.2f} to {price.high:.2f} (likely {price.likely:.2f}) to pay"
+    return text
 
 
 def print_summary(summary: RunSummary, file: TextIO) -> None:

@@ -26,7 +26,7 @@ from ivl.cli.options import (
     Times,
     with_options,
 )
-from ivl.cli.progress import PageProgress, print_summary
+from ivl.cli.progress import PageProgress, estimate_text, print_summary
 from ivl.cli.terminal import Status, clean, note_ending, print_json
 from ivl.cli.words import print_error, spoken
 from ivl.documents.inputs import Given
@@ -39,6 +39,7 @@ from ivl.documents.results import DocumentResult, PageResult
 from ivl.engine.options import DEFAULT_MAX_PIXELS
 from ivl.errors import ConfigError
 from ivl.json_values import JsonObject, json_text
+from ivl.planner.run import TOKENS_OF_PAGE, RunEstimate, estimate_run
 
 if TYPE_CHECKING:
     from ivl.api import Model
@@ -107,6 +108,14 @@ class Writing:
     retry_failed: Annotated[
         bool, Option("--retry-failed", help="Only try the pages again that failed.")
     ] = False
+    dry_run: Annotated[
+        bool,
+        Option("--dry-run", help="Only say how many pages there are, and what reading them takes."),
+    ] = False
+    price: Annotated[
+        float | None,
+        Option(metavar="X", help="With --dry-run: what an hour of this machine costs."),
+    ] = None
     status: Annotated[
         bool, Option("--status", help="Say what a run that wrote to the given place has done.")
     ] = False
@@ -154,19 +163,30 @@ def command(
         "schema": form.schema,
         **sampling.given(),
     }
-    if writing.out is None:
-        printer = _Printer("json" if json else writing.form, status, sampling, times, load)
+    estimate = functools.partial(
+        estimate_run,
+        choice.model,
+        mmproj=choice.mmproj,
+        jobs=reading.jobs,
+        max_tiles=max_tiles,
+        context=choice.context,
+        kv=choice.kv,
+        price_per_hour=writing.price,
+        num_tokens=min(sampling.max_tokens or TOKENS_OF_PAGE, TOKENS_OF_PAGE),
+    )
+    progress = PageProgress(status, estimate)
+    if writing.out is None and not writing.dry_run:
+        printer = _Printer("json" if json else writing.form, progress, sampling, times, load)
         results = read(
             given,
             found=printer.found,
-            progress=printer.progress.show,
+            progress=progress.show,
             watcher=printer,
             logprobs=form.logprobs,
             **arguments,
         )
         has_failed = printer.print(results)
     else:
-        progress = PageProgress(status)
         documents = read_documents(
             given,
             model_facts=lambda: _facts(choice, status),
@@ -174,27 +194,57 @@ def command(
             format=writing.form,
             force=writing.force,
             retry_failed=writing.retry_failed,
-            found=progress.begin,
+            dry_run=writing.dry_run,
+            found=(lambda found: _tell_plan(found, estimate, json))
+            if writing.dry_run
+            else progress.begin,
             progress=progress.show,
             **arguments,
         )
-        for _ in documents:
-            pass
-        status.clear()
-        summary = run_status(writing.out)
-        if not quiet:
-            print_summary(summary, file=sys.stderr)
-        has_failed = summary.has_failed
+        has_failed = _run(documents, writing, status)
     if has_failed:
         raise typer.Exit(EXIT_SOME_FAILED)
+
+
+def _run(documents: Iterator[DocumentResult], writing: Writing, status: Status) -> bool:
+    """Lets a run write its files, and tells whether a page has failed."""
+    try:
+        for _ in documents:
+            pass
+    except KeyboardInterrupt:
+        status.note("Ended. What was read is kept: the same command goes on.")
+        raise
+    status.clear()
+    if writing.dry_run or writing.out is None:
+        return False
+    summary = run_status(writing.out)
+    if not status.quiet:
+        print_summary(summary, file=sys.stderr)
+    return summary.has_failed
+
+
+def _tell_plan(found: ReadProgress, estimate: Callable[[int], RunEstimate], json: bool) -> None:
+    """For --dry-run."""
+    planned = estimate(found.num_pages - found.num_done)
+    if json:
+        counts = {"documents": found.num_documents, "done": found.num_done}
+        print_json({**counts, **planned.to_dict()})
+        return
+    documents = "1 document" if found.num_documents == 1 else f"{found.num_documents} documents"
+    done = f", {found.num_done} of them done already" if found.num_done else ""
+    print(f"{documents}, {found.num_pages} pages{done}")
+    if found.num_pages > found.num_done:
+        print(estimate_text(planned))
 
 
 def _check(writing: Writing, form: AnswerForm, json: bool) -> None:
     """ConfigError for options that mean nothing together."""
     form.check(json or (writing.out is None and writing.form in ("json", "jsonl")))
     find_target(Path(writing.out or "."), writing.form)
+    if writing.price is not None and not (writing.dry_run and writing.price >= 0):
+        raise ConfigError("--price is what an hour costs.", "Use it with --dry-run.")
     if writing.out is not None:
-        if json:
+        if json and not writing.dry_run:
             raise ConfigError("--json prints, and --out writes.", "Use --format json.")
         return
     for name, given in (("--retry-failed", writing.retry_failed), ("--force", writing.force)):
@@ -235,14 +285,14 @@ class _Printer:
     def __init__(
         self,
         form: str | None,
-        status: Status,
+        progress: PageProgress,
         sampling: Sampling,
         times: bool,
         load: Callable[[], Model],
     ) -> None:
         self._form = form or "md"
-        self._status, self._sampling, self._times, self._load = status, sampling, times, load
-        self.progress = PageProgress(status)
+        self._progress, self._status = progress, progress.status
+        self._sampling, self._times, self._load = sampling, times, load
         self._num_pages = self._num_documents = 0
         self._is_written = False
         self._last_path = ""
@@ -250,6 +300,7 @@ class _Printer:
 
     def found(self, progress: ReadProgress) -> None:
         self._num_pages, self._num_documents = progress.num_pages, progress.num_documents
+        self._progress.begin(progress)
 
     @property
     def _is_live(self) -> bool:

@@ -82,6 +82,7 @@ def read_documents(
     format: str | None = None,
     force: bool = False,
     retry_failed: bool = False,
+    dry_run: bool = False,
     jobs: int | None = None,
     prompt: str = "text",
     keep_headers: bool = False,
@@ -105,6 +106,7 @@ def read_documents(
     file are read anew, and files that were written with other settings are removed first. A file
     that no run has written is not overwritten, unless `force`. retry_failed: pages that failed are
     tried again, and nothing else is read.
+    dry_run: nothing is read or written; `found` is told what there would be to do.
     model_facts: which model it is, where `model` is not one that `ivl.load` returned; see the
     function of that name. found: is told once how much there is to do; progress: after every page.
     RequestError, before anything is read, for outputs that would have the same name.
@@ -122,16 +124,24 @@ def read_documents(
     given = find_documents(cast("Sequence[Given]", as_list(cast("Images", paths))))
     documents = given.documents
     tell = Tally(found, progress)
-    if out is None:
+    if out is None and not dry_run:
         yield from _without_files(documents, model, settings, jobs, tell, watcher)
         return
-    target = find_target(Path(out), format)
-    outputs = plan_outputs(documents, target)
+    target = None if out is None else find_target(Path(out), format)
+    outputs = [] if target is None else plan_outputs(documents, target)
+    if target is None or (dry_run and not target.journal.exists()):
+        num_pages = sum(len(open_document(document, settings)) for document in documents)
+        tell.begin(len(documents), num_pages, Counter())
+        return
     facts = _facts_of(model) if model_facts is None else model_facts
     facts = facts() if callable(facts) else facts
-    with RunJournal(target.journal) as journal:
+    with RunJournal(target.journal, read_only=dry_run) as journal:
         run = _Run(documents, outputs, target, journal, _settings_record(settings, facts))
-        run.prepare(settings, given.skipped, force=force, retry_failed=retry_failed)
+        run.find(settings, force=force, retry_failed=retry_failed)
+        if dry_run:
+            run.count(tell)
+            return
+        run.begin(given.skipped)
         yield from run.go(model, settings, jobs, tell, watcher)
 
 
@@ -223,10 +233,8 @@ class _Run:
         self._todo: dict[str, Page] = {}
         self._waiting: dict[str, list[_Sheet]] = {}
 
-    def prepare(
-        self, settings: ReadSettings, skipped: Counter[str], *, force: bool, retry_failed: bool
-    ) -> None:
-        """Opens and hashes all documents, finds what is to be read, and says so in the journal."""
+    def find(self, settings: ReadSettings, *, force: bool, retry_failed: bool) -> None:
+        """Opens and hashes all documents, and finds what is to be read."""
         if not force:
             self._refuse_foreign_files()
         for document, output in zip(self._documents, self._outputs, strict=True):
@@ -241,8 +249,12 @@ class _Run:
                     self._todo.pop(key, None)
                     if status is None:  # is neither done nor going to be
                         sheet.left.add(key)
-            self._remove_stale(sheet)
         self._todo = {key: page for key, page in self._todo.items() if key in self._waiting}
+
+    def begin(self, skipped: Counter[str]) -> None:
+        """Says in the journal what is going to be done, and makes room for it."""
+        for sheet in self._sheets:
+            self._remove_stale(sheet)
         self._journal.begin(
             {
                 "began": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
@@ -298,6 +310,11 @@ class _Run:
         if not of.startswith(self._of) and sheet.left:
             sheet.output.unlink(missing_ok=True)
 
+    def count(self, tell: Tally) -> None:
+        """Tells how much there is to do."""
+        num_pages = sum(len(sheet.pages) for sheet in self._sheets)
+        tell.begin(len(self._sheets), num_pages, self._counts())
+
     def go(
         self,
         model: Reader | Callable[[], Reader],
@@ -307,8 +324,7 @@ class _Run:
         watcher: Watcher | None,
     ) -> Iterator[DocumentResult]:
         """Reads what is to be read, writes files, and at the end the report."""
-        num_pages = sum(len(sheet.pages) for sheet in self._sheets)
-        tell.begin(len(self._sheets), num_pages, self._counts())
+        self.count(tell)
         began = time.monotonic()
         for sheet in self._sheets:
             if not sheet.left:

@@ -89,19 +89,18 @@ def _exact_loop(text: str, characters: int, times: int, empty_characters: int) -
 def _counting_loop(text: str, characters: int, times: int, empty_characters: int) -> Loop | None:
     """In lines alone, whose numbers are left out of the comparison."""
     lines = text.rstrip().splitlines(keepends=True)
-    plain = "".join(_DIGITS.sub("0", line) for line in lines)
-    if plain == text:
+    plain = [_DIGITS.sub("0", line) for line in lines]
+    if plain == lines:
         return None
-    found = _exact_loop(plain, characters, times, empty_characters)
-    if found is None or "\n" not in found.unit:
+    found = _exact_loop("".join(plain), characters, times, empty_characters)
+    per_unit = 0 if found is None else found.unit.count("\n")
+    if found is None or not per_unit:
         return None
-    # Back to the text itself: by whole lines, for those are as many.
-    first = plain[: found.start].count("\n") + (not plain[: found.start].endswith("\n"))
-    first = 0 if found.start == 0 else first
-    per_unit = found.unit.count("\n")
+    # Back to the text itself, by whole lines.
+    first = "".join(plain)[: found.start].count("\n")
+    while first + per_unit < len(lines) and plain[first] != plain[first + per_unit]:
+        first += 1
     unit = "".join(lines[first : first + per_unit])
-    if not unit:
-        return None
     return Loop(unit, (len(lines) - first) // per_unit, sum(map(len, lines[:first])))
 
 
