@@ -13,6 +13,7 @@ llama.cpp's server to read the same.
 from __future__ import annotations
 
 import argparse
+import signal
 import statistics
 import sys
 import tempfile
@@ -56,6 +57,8 @@ class Run:
 
 def main() -> None:
     options = parse_options()
+    # llama.cpp's server goes too when this program has to go.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("error: stopped"))
     print(f"$ python -m bench.documents {' '.join(sys.argv[1:])}")
     print(f"{machine()}, commit {commit()}", flush=True)
     if options.beside:
