@@ -38,6 +38,10 @@ class RequestError(IvlError):
     """A question, an image or a generation option is not usable."""
 
 
+class LockedError(RequestError):
+    """A PDF needs a password, or another than those that were given."""
+
+
 class BusyError(IvlError):
     """More is asked for at once than the limits allow; the same may be had later."""
 

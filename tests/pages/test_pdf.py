@@ -9,9 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from ivl.errors import RequestError
-from ivl.pages.pdf import PAGE_PIXELS
+from ivl.pages.pdf import PAGE_PIXELS, PdfFile
 from ivl.pages.reader import Page, load_image, load_pages, open_pages, open_together
 from ivl.prompt.tiles import tile_grid
 from tests.pages.pdf_files import (
@@ -31,16 +32,14 @@ THREE = pdf((A4, "1 0 0"), ((842, 595), "0 1 0"), ((200, 200), "0 0 1"))
 @pytest.fixture
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Gets an entry for every page that is drawn."""
-    import pypdfium2
-
     pages: list[int] = []
-    render = pypdfium2.PdfPage.render
+    load = PdfFile.load
 
-    def count(self: pypdfium2.PdfPage, **options: object) -> object:
-        pages.append(1)
-        return render(self, **options)  # type: ignore[arg-type]
+    def count(self: PdfFile, page: int) -> Image.Image:
+        pages.append(page)
+        return load(self, page)
 
-    monkeypatch.setattr(pypdfium2.PdfPage, "render", count)
+    monkeypatch.setattr(PdfFile, "load", count)
     return pages
 
 

@@ -1,40 +1,47 @@
-"""Pages of PDF files, drawn by PDFium."""
+"""PDF files: told from others, opened with their passwords, and their pages.
+
+PDFium, which draws them, is in a process of its own (`pdf_process`).
+"""
 
 from __future__ import annotations
 
 import io
-import logging
+import os
 import re
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, BinaryIO, Final
+import stat
+import unicodedata
+import uuid
+import weakref
+from collections.abc import Sequence
+from typing import BinaryIO, Final, cast
 
 from PIL import Image
 
-from ivl.errors import CapacityError, RequestError
+from ivl.errors import RequestError
+from ivl.json_values import JsonObject, JsonValue
+from ivl.pages.pdf_process import PdfiumDied, pdf_process
+from ivl.pages.pdfium import PAGE_PIXELS as PAGE_PIXELS
 from ivl.pages.sources import PixelLimit, page_label
-
-if TYPE_CHECKING:
-    from pypdfium2 import PdfDocument, PdfPage
-
-PAGE_PIXELS: Final = 24 * 448 * 448
-MOST_DPI: Final = 300
-POINTS_PER_INCH: Final = 72
+from ivl.pages.text_layer import TextLayer, TextLine
 
 # Where readers look for the header: at the beginning of a line, for printers put lines before it.
 _HEADER_BYTES: Final = 1024
 _HEADER: Final = re.compile(rb"(?:\A(?:\xef\xbb\xbf)?|[\r\n\0])[ \t]*%PDF-")
 
-# What the trailer of an encrypted file names (ISO 32000-1, 7.6.1).
-_ENCRYPTED: Final = b"/Encrypt"
-
-# The longest page that the format allows has 60,000 at 300 dots an inch; a JPEG has no more.
-_LONGEST_SIDE_PX: Final = 65_500
-
-# PDFium may be used by one thread at a time.
-_pdfium_lock = threading.Lock()
-_silence = logging.NullHandler()
+# Bytes in which PDFDocEncoding differs from Latin-1 (ISO 32000-1, annex D.3).
+_PDF_DOC: Final = {
+    ord(character): code
+    for code, character in [
+        *enumerate("\u02d8\u02c7\u02c6\u02d9\u02dd\u02db\u02da\u02dc", 0x18),
+        *enumerate(
+            "\u2022\u2020\u2021\u2026\u2014\u2013\u0192\u2044\u2039\u203a\u2212\u2030\u201e\u201c"
+            "\u201d\u2018\u2019\u201a\u2122\ufb01\ufb02\u0141\u0152\u0160\u0178\u017d\u0131\u0142"
+            "\u0153\u0161\u017e",
+            0x80,
+        ),
+        (0xA0, "\u20ac"),
+    ]
+}
 
 
 def is_pdf(file: BinaryIO) -> bool:
@@ -45,115 +52,158 @@ def is_pdf(file: BinaryIO) -> bool:
     return _HEADER.search(start) is not None
 
 
-class PdfFile:
-    """An open PDF with at least one page. Use it in the block of `open_pdf` alone.
+class PdfOrigin:
+    """What the pages of a PDF have in common: while it lives, their document may stay open between
+    them. It knows the password that opened it, and does not show it.
 
-    A page is drawn with as many pixels as 24 tiles of 448 have (A4 with 222 dots an inch), so that
-    every grid of up to 24 tiles is cut from real pixels and a larger one from nearly so; but with
-    at most 300 dots an inch, which is what is printed, and with `max_pixels` where that is less.
+    num_attachments: the files that the PDF carries along, which are not opened. fatal: the message
+    and the hint of pages that PDFium does not survive, so that none is tried twice.
     """
 
-    def __init__(self, document: PdfDocument, label: str, limit: PixelLimit) -> None:
-        self.num_pages = len(document)
-        self._document, self._label, self._limit = document, label, limit
+    __slots__ = ("__weakref__", "fatal", "key", "num_attachments", "password")
+
+    def __init__(self, password: bytes | None = None) -> None:
+        self.key = uuid.uuid4().hex
+        self.password = password
+        self.num_attachments = 0
+        self.fatal: dict[int, tuple[str, str]] = {}
+        weakref.finalize(self, pdf_process.forget, self.key).atexit = False
+
+    def __reduce__(self) -> tuple[type[PdfOrigin], tuple[bytes | None]]:
+        return PdfOrigin, (self.password,)
+
+
+class PdfFile:
+    """A PDF with at least one page, as long as its file is open. How pages are drawn is told in
+    `NamedDocument`."""
+
+    def __init__(
+        self,
+        file: BinaryIO,
+        label: str,
+        limit: PixelLimit,
+        passwords: Sequence[str] | None = (),
+        origin: PdfOrigin | None = None,
+    ) -> None:
+        """RequestError for a file that is damaged or has no pages, LockedError for one that none of
+        the passwords opens (None: none can be given); the empty one is always tried. origin: with
+        what the file was opened before, so that it need not be opened anew."""
+        self._file, self._label, self._limit = file, label, limit
+        self._path, self._version = _place(file)
+        self.origin = origin or PdfOrigin()
+        self._can_unlock = passwords is not None
+        self._passwords = (
+            _candidates(passwords or ()) if self.origin.password is None else [self.origin.password]
+        )
+        opened, _ = self._ask("open", label)
+        self.num_pages = cast(int, opened["num_pages"])
+        self.origin.num_attachments = cast(int, opened["num_attachments"])
+        self.origin.password = bytes.fromhex(cast(str, opened["password"]))
+        self._passwords = [self.origin.password]
 
     def size_px(self, page: int) -> tuple[int, int]:
         """Width and height with which page `page`, from 0, is drawn; RequestError where it has no
         usable size."""
-        label = page_label(self._label, page + 1, self.num_pages)
-        with _refuse_damage(label):
-            width, height = self._document.get_page_size(page)
-        scale = self._scale(width, height, label)
-        return _drawn_size(width, height, scale)
+        answer, _ = self._ask("size", self._title(page), page)
+        width, height = cast("list[int]", answer["size"])
+        return width, height
 
     def num_pixels(self, page: int) -> int:
         width, height = self.size_px(page)
         return width * height
 
+    def labels(self) -> list[str | None]:
+        """What the document itself calls its pages ("iv", "A-3"); None where that is nothing, or
+        the number of the page."""
+        answer, _ = self._ask("labels", self._label)
+        return cast("list[str | None]", answer["labels"])
+
     def load(self, page: int) -> Image.Image:
-        """Page `page`, from 0, as RGB."""
-        label = page_label(self._label, page + 1, self.num_pages)
-        with _refuse_damage(label):
-            opened: PdfPage = self._document[page]
-            try:
-                scale = self._scale(*opened.get_size(), label)
-                bitmap = opened.render(scale=scale)  # pyright: ignore[reportArgumentType]
-                try:
-                    return bitmap.to_pil().convert("RGB")  # a copy: the bitmap's memory is PDFium's
-                finally:
-                    bitmap.close()
-            finally:
-                opened.close()
+        """Page `page`, from 0, as RGB. RequestError where it is damaged, or PDFium cannot draw it
+        in a minute and in 0.9 GB of memory."""
+        answer, pixels = self._ask("draw", self._title(page), page)
+        width, height = cast("list[int]", answer["size"])
+        return Image.frombuffer("RGB", (width, height), bytes(pixels), "raw", "BGR", 0, 1)
 
-    def _scale(self, width: float, height: float, label: str) -> float:
-        """Pixels a point, which is 1/72 inch."""
-        if not (0 < width < 1e5 and 0 < height < 1e5):
-            raise RequestError(
-                f"{label} has no usable size ({width:g} x {height:g} points).",
-                "Print it to a new PDF.",
-            )
-        most = min(PAGE_PIXELS, self._limit.max_pixels)
-        scale = min((most / (width * height)) ** 0.5, MOST_DPI / POINTS_PER_INCH)
-        # A side of less than a pixel cannot be drawn.
-        scale = max(scale, 1 / min(width, height))
-        if max(width, height) * scale > _LONGEST_SIDE_PX:
-            raise RequestError(
-                f"{label} is far too narrow ({width:g} x {height:g} points).",
-                "Print it to a new PDF.",
-            )
-        return scale
+    def text_layer(self, page: int) -> TextLayer | None:
+        """What the file says that page `page`, from 0, says; None where it has no text. Errors as
+        of `load`."""
+        answer, _ = self._ask("text", self._title(page), page)
+        layer = cast("JsonObject | None", answer["layer"])
+        return None if layer is None else _layer(layer)
 
-
-@contextmanager
-def open_pdf(file: BinaryIO, label: str, limit: PixelLimit) -> Iterator[PdfFile]:
-    """Opens a PDF, which is closed at the end of the block; no other is open meanwhile.
-
-    RequestError for a file that needs a password, is damaged or has no pages. PDFium keeps the
-    reason of an earlier failure where a later one has none of its own, so that only an encrypted
-    file is taken to need a password.
-    """
-    with _pdfium_lock:
-        import pypdfium2
-
-        # Of forms that it cannot draw it would tell the terminal.
-        logging.getLogger("pypdfium2").addHandler(_silence)
+    def _ask(self, act: str, title: str, page: int = 0) -> tuple[JsonObject, bytes | memoryview]:
+        if found := self.origin.fatal.get(page):
+            raise RequestError(*found)
+        version: list[JsonValue] = [*self._version]
+        passwords: list[JsonValue] = [password.hex() for password in self._passwords]
+        request: JsonObject = {
+            **{"act": act, "page": page, "title": title, "label": self._label},
+            **{"key": self.origin.key, "path": self._path, "version": version},
+            **{"passwords": passwords, "can_unlock": self._can_unlock},
+            **{"max_pixels": int(self._limit.max_pixels), "option": self._limit.option},
+        }
         try:
-            document = pypdfium2.PdfDocument(_readable(file))
-        except pypdfium2.PdfiumError as error:
-            file.seek(0)
-            if "password" in str(error).lower() and _ENCRYPTED in file.read():
-                raise RequestError(f"{label} needs a password.", "Save it without one.") from None
-            raise RequestError(
-                f"{label} is a PDF that has no pages, is damaged or incomplete.",
-                "Save it again.",
-            ) from None
-        try:
-            with _refuse_damage(label):
-                document.init_forms()  # without it, what a form was filled in with is not drawn
-            yield PdfFile(document, label, limit)
-        finally:
-            document.close()
+            answer, pixels = pdf_process.ask(request)
+            if "wants" in answer:
+                self._file.seek(0)
+                answer, pixels = pdf_process.ask({**request, "path": None}, self._file.read())
+        except PdfiumDied as error:
+            if act in ("draw", "text"):
+                self.origin.fatal[page] = (error.message, error.hint)
+            raise
+        return answer, pixels
+
+    def _title(self, page: int) -> str:
+        return page_label(self._label, page + 1, self.num_pages)
 
 
-def _readable(file: BinaryIO) -> BinaryIO:
-    """PDFium's reader fills memory of its own, which not everything that can be read does."""
-    return file if hasattr(file, "readinto") else io.BytesIO(file.read())
+def _layer(given: JsonObject) -> TextLayer:
+    lines = cast("list[dict[str, object]]", given["lines"])
+    return TextLayer(
+        text=cast(str, given["text"]),
+        lines=tuple(
+            TextLine(
+                text=cast(str, line["text"]),
+                box=cast(
+                    "tuple[float, float, float, float]", tuple(cast("list[float]", line["box"]))
+                ),
+            )
+            for line in lines
+        ),
+        hidden_share=cast(float, given["hidden_share"]),
+        image_share=cast(float, given["image_share"]),
+        num_unmapped=cast(int, given["num_unmapped"]),
+    )
 
 
-def _drawn_size(width: float, height: float, scale: float) -> tuple[int, int]:
-    """As `PdfPage.render` rounds it."""
-    return -int(-width * scale // 1), -int(-height * scale // 1)
-
-
-@contextmanager
-def _refuse_damage(label: str) -> Iterator[None]:
-    import pypdfium2
-
+def _place(file: BinaryIO) -> tuple[str | None, list[int | str]]:
+    """The path by which another process opens the same file, or None; and what changes when the
+    file does."""
     try:
-        yield
-    except pypdfium2.PdfiumError:
-        raise RequestError(
-            f"{label} is damaged and cannot be drawn.", "Save the PDF again."
-        ) from None
-    except MemoryError:
-        raise CapacityError(f"{label} does not fit into memory.", "Free some memory.") from None
+        there = os.fstat(file.fileno())
+        path = os.path.realpath(cast(str, file.name))
+        same = os.path.samestat(os.stat(path), there) and stat.S_ISREG(there.st_mode)
+    except (OSError, ValueError, TypeError, AttributeError, io.UnsupportedOperation):
+        return None, []
+    version: list[int | str] = [there.st_dev, there.st_ino, there.st_size, there.st_mtime_ns]
+    return path if same else None, version
+
+
+def _candidates(passwords: Sequence[str]) -> list[bytes]:
+    """What is tried to open a file, the empty password first.
+
+    Each is tried as UTF-8, as it is and normalised (what ISO 32000-2, 7.6.4.3.3, asks for), and in
+    the encodings that older files have: PDFDocEncoding and Windows-1252. (PDFium itself turns UTF-8
+    into Latin-1 and back.)
+    """
+    tried: dict[bytes, None] = {b"": None}
+    for password in passwords:
+        tried[password.encode("utf-8", "replace")] = None
+        tried[unicodedata.normalize("NFKC", password).encode("utf-8", "replace")] = None
+        for text, encoding in ((password.translate(_PDF_DOC), "latin-1"), (password, "cp1252")):
+            try:
+                tried[text.encode(encoding)] = None
+            except UnicodeEncodeError:
+                pass
+    return [password for password in tried if b"\0" not in password]

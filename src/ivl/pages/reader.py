@@ -9,9 +9,9 @@ A page of a PDF is drawn when it is wanted, with as many pixels as `PdfFile` say
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, BinaryIO, Final, TypeAlias
 
 from numpy.typing import NDArray
@@ -19,7 +19,7 @@ from PIL import Image
 
 from ivl.errors import IvlError, RequestError
 from ivl.pages.images import Background, HeldImage, ImageFile, image_of_array, is_tensor
-from ivl.pages.pdf import PdfFile, is_pdf, open_pdf
+from ivl.pages.pdf import PdfFile, PdfOrigin, is_pdf
 from ivl.pages.sources import (
     DEFAULT_MAX_PIXELS,
     PixelLimit,
@@ -28,6 +28,7 @@ from ivl.pages.sources import (
     page_label,
     rereadable,
 )
+from ivl.pages.text_layer import TextLayer
 
 # A context of 32768 tokens holds 128 tiles; a page has at least one.
 DEFAULT_MOST_PAGES: Final = 128
@@ -37,17 +38,30 @@ DEFAULT_MOST_PAGES: Final = 128
 class Page:
     """Page `number`, from 1, of the `count` pages of a file called `name`.
 
-    It holds no file open, and no picture unless `source` is one. It can be asked about as an image.
+    It holds no picture unless `source` is one, and no file open, but that the PDF whose pages were
+    last read may stay open for the next as long as there are some. It can be asked about as an
+    image.
+
+    label: what a PDF itself calls the page ("iv", "A-3"); None where it does not, or by its number.
+    origin: of a page of a PDF, what it shares with the others.
     """
 
     name: str
     source: ImageSource
     number: int = 1
     count: int = 1
+    label: str | None = None
+    origin: PdfOrigin | None = field(default=None, repr=False, compare=False)
 
     @property
     def title(self) -> str:
         return page_label(self.name, self.number, self.count)
+
+    @property
+    def num_attachments(self) -> int:
+        """How many files a PDF carries along with its pages (as a portfolio does); none is opened.
+        0 for what is no PDF."""
+        return 0 if self.origin is None else self.origin.num_attachments
 
     def load(
         self,
@@ -64,6 +78,12 @@ class Page:
         """Width and height of what `load` gives; a page of a PDF is not drawn for it."""
         with _opened(self, "auto", PixelLimit(max_pixels)) as file:
             return file.size_px(self._index_in(file))
+
+    def text_layer(self) -> TextLayer | None:
+        """What the PDF says that the page says: its characters, and not its pixels. None for what
+        is no PDF, and for a page without text. Errors as of `load`."""
+        with _opened(self, "auto", PixelLimit(DEFAULT_MAX_PIXELS)) as file:
+            return file.text_layer(self._index_in(file)) if isinstance(file, PdfFile) else None
 
     def explain(self, error: IvlError) -> IvlError:
         """The error, with the page named where the file has several and it does not say."""
@@ -160,10 +180,17 @@ def open_pages(
     *,
     max_pixels: int = DEFAULT_MAX_PIXELS,
     limit_option: str | None = None,
+    passwords: Sequence[str] = (),
 ) -> list[Page]:
     """The pages of a source, to be loaded one by one, in what it is called in messages: `name`, or
-    its path. Errors as in `load_image`, as far as headers show them."""
-    return _pages(source, name, PixelLimit(max_pixels, limit_option))
+    its path. Errors as in `load_image`, as far as headers show them.
+
+    passwords: what is tried on a PDF that needs one, in this order; LockedError where none opens
+    it. What may be read without one is read, whatever else its owner has forbidden. A PDF that says
+    that it has more pages than are there ends with one that cannot be loaded, in the place of all
+    those.
+    """
+    return _pages(source, name, PixelLimit(max_pixels, limit_option), passwords=passwords)
 
 
 def open_together(
@@ -181,12 +208,16 @@ def open_together(
 
 
 def _pages(
-    source: ImageSource, name: str | None, limit: PixelLimit, most_together: int | None = None
+    source: ImageSource,
+    name: str | None,
+    limit: PixelLimit,
+    most_together: int | None = None,
+    passwords: Sequence[str] | None = None,
 ) -> list[Page]:
     if isinstance(source, Page):
         return [source]
     kept, called = rereadable(source), label_of(source) if name is None else name
-    with _opened(kept, "auto", limit, called) as file:
+    with _opened(kept, "auto", limit, called, passwords) as file:
         count = file.num_pages
         sources: list[ImageSource] = [kept] * count
         if most_together is not None:
@@ -194,19 +225,26 @@ def _pages(
             if isinstance(file, ImageFile) and count > 1:
                 _check_pixels(file, called, limit)
                 sources = [file.load(page) for page in range(count)]
+        origin = file.origin if isinstance(file, PdfFile) else None
+        labels = file.labels() if isinstance(file, PdfFile) else [None] * count
     return [
-        Page(name=called, source=one, number=number, count=count)
-        for number, one in enumerate(sources, start=1)
+        Page(name=called, source=one, number=number, count=count, label=label, origin=origin)
+        for number, (one, label) in enumerate(zip(sources, labels, strict=True), start=1)
     ]
 
 
 @contextmanager
 def _opened(
-    source: object, background: Background, limit: PixelLimit, label: str | None = None
+    source: object,
+    background: Background,
+    limit: PixelLimit,
+    label: str | None = None,
+    passwords: Sequence[str] | None = None,
 ) -> Iterator[_Opened]:
     """The source, open for its pages; closed at the end of the block."""
+    origin = None
     if isinstance(source, Page):
-        source, label = source.source, source.name
+        source, label, origin = source.source, source.name, source.origin
     if not isinstance(source, Image.Image) and (
         hasattr(source, "__array_interface__") or is_tensor(source)
     ):
@@ -217,8 +255,7 @@ def _opened(
     label = label_of(source) if label is None else label
     with open_file(source, label) as file:
         if is_pdf(file):
-            with open_pdf(file, label, limit) as pdf:
-                yield pdf
+            yield PdfFile(file, label, limit, passwords, origin)
         else:
             yield ImageFile(file, label, background, limit)
 
