@@ -29,6 +29,7 @@ from ivl.documents.reading import PageResult
 from ivl.measure.metrics import edit_distance
 from ivl.pages.reader import open_pages
 from ivl.prompt.tiles import choose_grid, cut_tiles
+from training import fonts
 from training.corpus import PAGES_OF_SORT, READABLE, TruthPage, load_truth, write_corpus
 
 READ_TOKENS = 900
@@ -66,6 +67,8 @@ def main() -> None:
 
         beside(options)
         return
+    if options.font_root is not None:
+        fonts.FONT_ROOT = options.font_root
     with tempfile.TemporaryDirectory(prefix="ivl-documents-") as made:
         folder = options.corpus or Path(made)
         if options.corpus:
@@ -86,6 +89,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--pages", type=int, default=300)
     parser.add_argument("--documents", type=int, default=40)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--font-root", type=Path, help="where the fonts are, if not installed")
     parser.add_argument(
         "--jobs", type=int, nargs="*", default=[16], help="beside the default and 1"
     )

@@ -24,7 +24,7 @@ from typing import Literal, TypeAlias
 import numpy as np
 from PIL import Image
 
-from training import scans
+from training import fonts, scans
 from training.contents import build
 from training.pages import Page, make_page
 from training.pdf_writer import PdfPage, PlacedText, Turn, write_pdf
@@ -107,6 +107,8 @@ class _Made:
 
 def main() -> None:
     options = parse_options()
+    if options.font_root is not None:
+        fonts.FONT_ROOT = options.font_root
     truth = write_corpus(
         options.out, num_pages=options.pages, num_documents=options.documents, seed=options.seed
     )
@@ -126,6 +128,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--pages", type=int, default=300)
     parser.add_argument("--documents", type=int, default=40)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--font-root", type=Path, help="where the fonts are, if not installed")
     return parser.parse_args()
 
 
