@@ -64,10 +64,10 @@ def test_a_locked_file_says_what_it_needs(tmp_path: Path) -> None:
     path.write_bytes(locked_pdf(b"secret"))
     with pytest.raises(LockedError, match="needs a password") as caught:
         open_pages(path)
-    assert "`password_file`" in caught.value.hint
+    assert "`passwords`" in caught.value.hint
     with pytest.raises(LockedError, match="none of those given opens it") as caught:
         open_pages(path, passwords=["swordfish", "tuna"])
-    assert "`password_file`" in caught.value.hint
+    assert "`passwords`" in caught.value.hint
     assert "swordfish" not in str(caught.value)
     # Where none can be given, none is asked for.
     for open_it in (load_image, open_together):

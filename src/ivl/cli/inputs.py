@@ -89,6 +89,21 @@ def read_stdin() -> bytes:
     return sys.stdin.buffer.read()
 
 
+def read_passwords(name: str | None) -> list[str]:
+    """The lines of a file; RequestError when it cannot be read. None: none."""
+    if name is None:
+        return []
+    try:
+        text = local_path(name).read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise RequestError(
+            f"The passwords in {name} cannot be read: {error.strerror}.", "Check the spelling."
+        ) from None
+    except UnicodeDecodeError:
+        raise RequestError(f"{name} is not a text file.", "Write a password a line.") from None
+    return [line for line in text.splitlines() if line]
+
+
 def load_model(choice: ModelChoice, status: Status, drafting: Drafting | None = None) -> Model:
     """The chosen model, with a bar while it is loaded."""
     choose_threads(choice.threads, "--threads")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from typer import Argument, Option
 
-from ivl.cli.inputs import STDIN, load_model, read_stdin
+from ivl.cli.inputs import STDIN, load_model, read_passwords, read_stdin
 from ivl.cli.options import (
     AnswerForm,
     Drafting,
@@ -52,6 +52,21 @@ EXIT_SOME_FAILED = 2
 class Reading:
     """How pages are read."""
 
+    pages: Annotated[
+        str | None,
+        Option(
+            metavar="PAGES",
+            help="Only these of every file: 1-4,7,-1 are the first four, the seventh, the last.",
+        ),
+    ] = None
+    passwords: Annotated[
+        str | None,
+        Option(
+            "--password-file",
+            metavar="FILE",
+            help="A file with passwords of PDFs, one a line; each is tried.",
+        ),
+    ] = None
     prompt: Annotated[
         str,
         Option(
@@ -154,6 +169,8 @@ def command(
     given: list[Given] = [(name, read_stdin()) if name == STDIN else name for name in files]
     arguments = {
         "model": load,
+        "pages": reading.pages,
+        "passwords": read_passwords(reading.passwords),
         "jobs": reading.jobs,
         "prompt": reading.prompt,
         "keep_headers": reading.keep_headers,

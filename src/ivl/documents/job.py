@@ -34,7 +34,7 @@ from ivl.documents.outputs import (
 )
 from ivl.documents.progress import ReadProgress, Tally
 from ivl.documents.prompts import question_of
-from ivl.documents.reading import check_jobs, open_document, read_pages
+from ivl.documents.reading import Wanted, check_jobs, open_document, read_pages
 from ivl.documents.results import (
     STATUSES,
     WITHOUT_TEXT,
@@ -83,6 +83,8 @@ def read_documents(
     force: bool = False,
     retry_failed: bool = False,
     dry_run: bool = False,
+    pages: str | None = None,
+    passwords: Sequence[str] = (),
     jobs: int | None = None,
     prompt: str = "text",
     keep_headers: bool = False,
@@ -98,7 +100,8 @@ def read_documents(
 ) -> Iterator[DocumentResult]:
     """Reads documents, and yields each when all of its pages are done.
 
-    paths, model, jobs, prompt, keep_headers, retry, watcher and the rest: as of `read`.
+    paths, model, pages, passwords, jobs, prompt, keep_headers, retry, watcher and the rest: as of
+    `read`.
     out: a folder, in which the tree of the inputs is mirrored, or the file that all goes into;
     format: `md`, `txt`, `json`, `jsonl` or `html`; by default what the name of the file says, or
     `md`. Beside the texts a folder has `report.json`, and a hidden journal: the same call again
@@ -123,21 +126,22 @@ def read_documents(
     )
     given = find_documents(cast("Sequence[Given]", as_list(cast("Images", paths))))
     documents = given.documents
+    wanted = Wanted(pages=pages, passwords=tuple(passwords))
     tell = Tally(found, progress)
     if out is None and not dry_run:
-        yield from _without_files(documents, model, settings, jobs, tell, watcher)
+        yield from _without_files(documents, model, settings, wanted, jobs, tell, watcher)
         return
     target = None if out is None else find_target(Path(out), format)
     outputs = [] if target is None else plan_outputs(documents, target)
     if target is None or (dry_run and not target.journal.exists()):
-        num_pages = sum(len(open_document(document, settings)) for document in documents)
+        num_pages = sum(len(open_document(one, settings, wanted)) for one in documents)
         tell.begin(len(documents), num_pages, Counter())
         return
     facts = _facts_of(model) if model_facts is None else model_facts
     facts = facts() if callable(facts) else facts
     with RunJournal(target.journal, read_only=dry_run) as journal:
         run = _Run(documents, outputs, target, journal, _settings_record(settings, facts))
-        run.find(settings, force=force, retry_failed=retry_failed)
+        run.find(settings, wanted, force=force, retry_failed=retry_failed)
         if dry_run:
             run.count(tell)
             return
@@ -178,11 +182,12 @@ def _without_files(
     documents: Sequence[Document],
     model: Reader | Callable[[], Reader],
     settings: ReadSettings,
+    wanted: Wanted,
     jobs: int | None,
     tell: Tally,
     watcher: Watcher | None,
 ) -> Iterator[DocumentResult]:
-    opened = [open_document(document, settings) for document in documents]
+    opened = [open_document(document, settings, wanted) for document in documents]
     pages = [page for ones in opened for page in ones]
     homes = [home for home, ones in enumerate(opened) for _ in ones]
     first = [homes.index(home) if ones else 0 for home, ones in enumerate(opened)]
@@ -233,12 +238,14 @@ class _Run:
         self._todo: dict[str, Page] = {}
         self._waiting: dict[str, list[_Sheet]] = {}
 
-    def find(self, settings: ReadSettings, *, force: bool, retry_failed: bool) -> None:
+    def find(
+        self, settings: ReadSettings, wanted: Wanted, *, force: bool, retry_failed: bool
+    ) -> None:
         """Opens and hashes all documents, and finds what is to be read."""
         if not force:
             self._refuse_foreign_files()
         for document, output in zip(self._documents, self._outputs, strict=True):
-            sheet = self._open(document, output, settings)
+            sheet = self._open(document, output, settings, wanted)
             self._sheets.append(sheet)
             for key in dict.fromkeys(page for page in sheet.pages if isinstance(page, str)):
                 status = self._status(key)
@@ -265,8 +272,10 @@ class _Run:
             }
         )
 
-    def _open(self, document: Document, output: Path, settings: ReadSettings) -> _Sheet:
-        opened = open_document(document, settings)
+    def _open(
+        self, document: Document, output: Path, settings: ReadSettings, wanted: Wanted
+    ) -> _Sheet:
+        opened = open_document(document, settings, wanted)
         content_hash = ""
         if any(isinstance(page, Page) for page in opened):
             try:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Unpack, cast
 
 from ivl.documents.inputs import Document, Given, find_documents
@@ -19,7 +20,8 @@ from ivl.documents.prompts import question_of
 from ivl.documents.results import PageResult
 from ivl.engine.options import GenerationKeywords, GenerationOptions, Schema
 from ivl.engine.prompt_builder import LIMIT_OPTION, Images, as_list
-from ivl.errors import ConfigError, IvlError
+from ivl.errors import ConfigError, IvlError, LockedError
+from ivl.pages import selection
 from ivl.pages.reader import Page, open_pages
 from ivl.pages.sources import DEFAULT_MAX_PIXELS
 
@@ -31,6 +33,8 @@ def read(
     paths: Images | Sequence[Given],
     *,
     model: Reader | Callable[[], Reader],
+    pages: str | None = None,
+    passwords: Sequence[str] = (),
     jobs: int | None = None,
     prompt: str = "text",
     keep_headers: bool = False,
@@ -51,12 +55,13 @@ def read(
     paths: files, folders, patterns and lists as of `find_documents`, or what else `Model.ask` takes
     for images; a pair has the name that a source shall have in results. All are opened before the
     first is read. model: a model, or what loads one, which is called when there is a page to read.
-    jobs: pages that are read at once; by default as many as the memory holds, at most 16. prompt:
-    `text`, `markdown`, `html` (Markdown with tables as HTML), or a question of your own;
-    keep_headers: with the headers and footers of pages. retry: a page on which the model goes round
-    in circles, or whose text does not fit into the context, is read again in other ways. found: is
-    told once how much there is to do; progress: after every page. watcher: sees the text as it
-    comes. The rest as of `Model.ask`.
+    pages: which of every file, such as "1-4,7,-1" (see `ivl.pages.selection`). passwords: what is
+    tried on PDFs that need one. jobs: pages that are read at once; by default as many as the memory
+    holds, at most 16. prompt: `text`, `markdown`, `html` (Markdown with tables as HTML), or a
+    question of your own; keep_headers: with the headers and footers of pages. retry: a page on
+    which the model goes round in circles, or whose text does not fit into the context, is read
+    again in other ways. found: is told once how much there is to do; progress: after every page.
+    watcher: sees the text as it comes. The rest as of `Model.ask`.
     """
     check_jobs(jobs)
     settings = ReadSettings(
@@ -70,10 +75,11 @@ def read(
         retry=retry,
     )
     given = find_documents(cast("Sequence[Given]", as_list(cast("Images", paths))))
-    pages = [page for one in given.documents for page in open_document(one, settings)]
+    wanted = Wanted(pages=pages, passwords=tuple(passwords))
+    opened = [page for one in given.documents for page in open_document(one, settings, wanted)]
     tally = Tally(found, progress)
-    tally.begin(len(given.documents), len(pages), Counter())
-    results = read_pages(pages, model, settings, jobs=jobs, watcher=watcher)
+    tally.begin(len(given.documents), len(opened), Counter())
+    results = read_pages(opened, model, settings, jobs=jobs, watcher=watcher)
     yield from in_order(tally.counted(results))
 
 
@@ -83,15 +89,36 @@ def check_jobs(jobs: int | None) -> None:
         raise ConfigError(f"`jobs` is {jobs!r}.", "Give a number of pages, 1 or more.")
 
 
-def open_document(document: Document, settings: ReadSettings) -> Sequence[Page | PageResult]:
-    """The pages of a file, or one result that says why it has none."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """What of documents is read: `pages` of each, all where it is None, and the passwords that are
+    tried. RequestError, when made, for what names no pages."""
+
+    pages: str | None = None
+    passwords: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.pages is not None:
+            selection.check(self.pages)
+
+
+def open_document(
+    document: Document, settings: ReadSettings, wanted: Wanted
+) -> Sequence[Page | PageResult]:
+    """The wanted pages of a file, or one result that says why it has none."""
     try:
-        return open_pages(
+        pages = open_pages(
             document.source,
             document.path,
             max_pixels=settings.max_pixels,
             limit_option=LIMIT_OPTION,
+            passwords=wanted.passwords,
         )
+        if wanted.pages is None:
+            return pages
+        return [pages[number - 1] for number in selection.choose(wanted.pages, len(pages))]
+    except LockedError as error:
+        return [PageResult(path=document.path, status="locked", error=error)]
     except IvlError as error:
         return [PageResult(path=document.path, status="failed", error=error)]
 

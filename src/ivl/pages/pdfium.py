@@ -217,11 +217,11 @@ def _load(
         if reason != pdfium.FPDF_ERR_PASSWORD:
             raise _no_pages(label)
     if not any(passwords):
-        hint = ", or give it in a file that `password_file` names" if can_unlock else ""
+        hint = ", or give it with `passwords`" if can_unlock else ""
         raise LockedError(f"{label} needs a password.", f"Save it without one{hint}.")
     raise LockedError(
         f"{label} needs a password, and none of those given opens it.",
-        "Add it to the file that `password_file` names, a password a line.",
+        "Give the right one with `passwords`.",
     )
 
 
