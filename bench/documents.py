@@ -40,11 +40,12 @@ TARGET = 2.5
 
 @dataclass(slots=True)
 class Run:
-    """One number of jobs; None: as many as `ivl.read` chooses. Seconds of each round, and the last
-    round's results."""
+    """One number of jobs; None: as many as `ivl.read` chooses. Seconds of each round, on the clock
+    and of all cores together, and the last round's results."""
 
     jobs: int | None
     seconds: list[float] = field(default_factory=list)
+    cpu_s: list[float] = field(default_factory=list)
     results: list[PageResult] = field(default_factory=list)
 
     @property
@@ -152,7 +153,7 @@ def read_all(
     """One round of one number of jobs, loading not counted."""
     model = load(options)
     paths = list(dict.fromkeys(page.path for page in truth))
-    began = time.perf_counter()
+    began, cpu_began = time.perf_counter(), time.process_time()
     run.results = list(
         ivl.read(
             [(path, str(folder / path)) for path in paths],
@@ -162,6 +163,7 @@ def read_all(
         )
     )
     run.seconds.append(time.perf_counter() - began)
+    run.cpu_s.append(time.process_time() - cpu_began)
     found = [(result.path, result.number) for result in run.results]
     if found != [(page.path, page.page) for page in truth]:
         raise SystemExit("error: the results are not the pages of the corpus in their order")
@@ -174,17 +176,19 @@ def speed_table(runs: Sequence[Run], model: ivl.Model, processor: Processor) -> 
     alone = runs[0]
     work = work_of(alone.results)
     lines = [
-        "| pages at once | pages/s | limit | of one at a time | at least | same text |",
-        "|---|---|---|---|---|---|",
+        "| pages at once | pages/s | limit | core s a page | of one at a time | at least "
+        "| same text |",
+        "|---|---|---|---|---|---|---|",
     ]
     for run in runs:
         limit = processor.limit(model, work, at_once=run.jobs or 16).total_s
         same = sum(a.text == b.text for a, b in zip(alone.results, run.results, strict=True))
         times = run.pages_per_s / alone.pages_per_s
         target = f"{TARGET}" if run is not alone else ""
+        cpu_s = statistics.median(run.cpu_s) / len(run.results)
         lines.append(
-            f"| {run.name} | {run.pages_per_s:.2f} | {1 / limit:.1f} | {times:.2f} | {target} "
-            f"| {same} of {len(run.results)} |"
+            f"| {run.name} | {run.pages_per_s:.2f} | {1 / limit:.1f} | {cpu_s:.3f} | {times:.2f} "
+            f"| {target} | {same} of {len(run.results)} |"
         )
     return lines
 

@@ -29,7 +29,8 @@ from PIL import Image
 import ivl
 from bench.page_limit import PageWork, Processor
 from bench.random_gguf import write_pair
-from bench.serve_processes import llama_server
+from bench.serve_clients import SYSTEM
+from bench.serve_processes import cpu_seconds, llama_server
 from ivl.config import ModelConfig
 from ivl.documents.prompts import question_of
 from ivl.host import usable_cores
@@ -51,13 +52,16 @@ TEXT_TOKENS = 128
 
 @dataclass(slots=True)
 class Side:
-    """What was seen of a program: seconds of each round, tokens of the prompts."""
+    """What was seen of a program: seconds of each round, on the clock and of all cores together,
+    and tokens of the prompts."""
 
     seconds: list[float] = field(default_factory=list)
+    cpu_s: list[float] = field(default_factory=list)
     prompt_tokens: list[int] = field(default_factory=list)
 
-    def note(self, seconds: float, prompt_tokens: list[int]) -> None:
+    def note(self, seconds: float, cpu_s: float, prompt_tokens: list[int]) -> None:
         self.seconds.append(seconds)
+        self.cpu_s.append(cpu_s)
         self.prompt_tokens += prompt_tokens
 
 
@@ -112,15 +116,15 @@ def beside(options: argparse.Namespace) -> None:
         small = [image.resize((TILE_PX, TILE_PX)) for image in drawn[: options.trial_pages]]
         best = peer.best([Settings.of(one) for one in options.peer or PEER_SETTINGS], small)
         ours, theirs = Side(), Side()
-        with peer.started(best) as url:
-            peer.ask(url, small[:1])  # warms up
+        with peer.started(best) as server:
+            peer.ask(server, small[:1])  # warms up
             for number in range(options.rounds):
                 print(f"round {number + 1} of {options.rounds}", file=sys.stderr, flush=True)
                 if number % 2 == 0:
                     read_here(options, files, document, ours)
-                    theirs.note(*peer.ask(url, drawn))
+                    theirs.note(*peer.ask(server, drawn))
                 else:
-                    theirs.note(*peer.ask(url, drawn))
+                    theirs.note(*peer.ask(server, drawn))
                     read_here(options, files, document, ours)
     print("\n".join(report(options, model, best, ours, theirs)))
 
@@ -132,7 +136,7 @@ def load(options: argparse.Namespace, files: Files) -> ivl.Model:
 def read_here(options: argparse.Namespace, files: Files, document: Path, side: Side) -> None:
     """One round of ours, loading not counted."""
     model = load(options, files)
-    began = time.perf_counter()
+    began, cpu_began = time.perf_counter(), time.process_time()
     results = list(
         ivl.read(
             str(document),
@@ -140,14 +144,15 @@ def read_here(options: argparse.Namespace, files: Files, document: Path, side: S
             jobs=options.jobs[0] if options.jobs else None,
             max_tiles=options.max_tiles,
             max_tokens=options.answer_tokens,
+            system=SYSTEM,
             retry=False,
         )
     )
-    seconds = time.perf_counter() - began
+    seconds, cpu_s = time.perf_counter() - began, time.process_time() - cpu_began
     answers = [result.answer for result in results if result.answer is not None]
     if [len(answer.tokens) for answer in answers] != [options.answer_tokens] * options.pages:
         raise SystemExit("error: ivl wrote answers of another length")
-    side.note(seconds, [answer.timings.num_prompt_tokens for answer in answers])
+    side.note(seconds, cpu_s, [answer.timings.num_prompt_tokens for answer in answers])
 
 
 def report(
@@ -164,19 +169,21 @@ def report(
     )
     limit = processor.limit(model, work, at_once=16)
     rates = [pages / statistics.median(side.seconds) for side in (ours, theirs)]
+    cpu_s = [statistics.median(side.cpu_s) / pages for side in (ours, theirs)]
     ratio = statistics.median(t / m for m, t in zip(ours.seconds, theirs.seconds, strict=True))
     return [
         f"shape {options.shape}, {options.type}, random weights, tower {options.vision}; "
         f"{pages} A4 pages of {tiles} tiles, {options.answer_tokens} tokens each, "
         f"medians of {rounds} rounds by turns; llama-server {best}",
         "",
-        "| program | pages/s | s a page | tokens of a prompt | times llama-server | at least |",
-        "|---|---|---|---|---|---|",
-        f"| ivl | {rates[0]:.3f} | {1 / rates[0]:.2f} | {statistics.mean(ours.prompt_tokens):.0f} "
-        f"| {ratio:.2f} | {TARGET:g} |",
-        f"| llama-server | {rates[1]:.3f} | {1 / rates[1]:.2f} "
+        "| program | pages/s | s a page | core s a page | tokens of a prompt "
+        "| times llama-server | at least |",
+        "|---|---|---|---|---|---|---|",
+        f"| ivl | {rates[0]:.3f} | {1 / rates[0]:.2f} | {cpu_s[0]:.2f} "
+        f"| {statistics.mean(ours.prompt_tokens):.0f} | {ratio:.2f} | {TARGET:g} |",
+        f"| llama-server | {rates[1]:.3f} | {1 / rates[1]:.2f} | {cpu_s[1]:.2f} "
         f"| {statistics.mean(theirs.prompt_tokens):.0f} | | |",
-        f"| limit | {1 / limit.total_s:.3f} | {limit.total_s:.2f} | | | |",
+        f"| limit | {1 / limit.total_s:.3f} | {limit.total_s:.2f} | | | | |",
         "",
         f"of the limit, s a page: tiles {limit.encode_s:.2f}, prompt {limit.read_s:.2f}, "
         f"answer {limit.write_s:.2f}",
@@ -221,8 +228,8 @@ class Peer:
         self._question, self._answer_tokens = question, answer_tokens
 
     @contextmanager
-    def started(self, settings: Settings) -> Iterator[str]:
-        """The address of a server with these settings, which is ready."""
+    def started(self, settings: Settings) -> Iterator[tuple[str, int]]:
+        """A server with these settings, which is ready: its address and its process id."""
         with llama_server(
             self._program,
             str(self._files.text),
@@ -231,8 +238,8 @@ class Peer:
             context=self._context,
             threads=self._threads,
             more=settings.options,
-        ) as (url, _):
-            yield url
+        ) as server:
+            yield server
 
     def best(self, tried: list[Settings], pages: list[Image.Image]) -> Settings:
         """The quickest settings for small pages, each tried once."""
@@ -241,23 +248,26 @@ class Peer:
         print("| llama-server | pages of one tile/s |\n|---|---|")
         found = []
         for settings in tried:
-            with self.started(settings) as url:
-                self.ask(url, pages[:1])  # warms up
-                seconds, _ = self.ask(url, pages)
+            with self.started(settings) as server:
+                self.ask(server, pages[:1])  # warms up
+                seconds, _, _ = self.ask(server, pages)
             found.append((seconds, settings))
             print(f"| {settings} | {len(pages) / seconds:.3f} |", flush=True)
         print()
         return min(found, key=lambda one: one[0])[1]
 
-    def ask(self, url: str, pages: list[Image.Image]) -> tuple[float, list[int]]:
-        """All pages at once: the seconds, and the tokens of their prompts."""
+    def ask(
+        self, server: tuple[str, int], pages: list[Image.Image]
+    ) -> tuple[float, float, list[int]]:
+        """All pages at once: seconds on the clock, and of all cores; tokens of their prompts."""
+        url, process_id = server
         bodies = [self._body(page) for page in pages]
-        began = time.perf_counter()
+        began, cpu_began = time.perf_counter(), cpu_seconds(process_id)
         usages = asyncio.run(_all_of(url, bodies))
-        seconds = time.perf_counter() - began
+        seconds, cpu_s = time.perf_counter() - began, cpu_seconds(process_id) - cpu_began
         if any(usage["completion_tokens"] != self._answer_tokens for usage in usages):
             raise SystemExit("error: llama-server wrote answers of another length")
-        return seconds, [usage["prompt_tokens"] for usage in usages]
+        return seconds, cpu_s, [usage["prompt_tokens"] for usage in usages]
 
     def _body(self, page: Image.Image) -> dict[str, Any]:
         file = io.BytesIO()
@@ -268,7 +278,11 @@ class Peer:
             {"type": "text", "text": self._question},
         ]
         return {
-            "messages": [{"role": "user", "content": content}],
+            # Ours has a system message unless it is given one, and theirs has none.
+            "messages": [
+                {"role": "system", "content": SYSTEM},
+                {"role": "user", "content": content},
+            ],
             "max_tokens": self._answer_tokens,
             "temperature": 0,
             "ignore_eos": True,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import socket
 import subprocess
@@ -86,6 +87,13 @@ def _wait_until_ready(process: subprocess.Popen[bytes], url: str) -> None:
             pass  # it does not listen yet
         time.sleep(0.2)
     raise SystemExit("error: llama-server did not start")
+
+
+def cpu_seconds(process_id: int) -> float:
+    """Time that the cores have spent on a process, on a machine with other work too (Linux)."""
+    # The name of the program, in brackets, may hold spaces.
+    fields = Path(f"/proc/{process_id}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def resident_bytes(process_id: int) -> int:

@@ -51,7 +51,7 @@ def test_all_pages_are_read_in_every_way_and_compared(
     shown = capsys.readouterr().out
     assert "3 pages in 2 documents" in shown
     rows = [line.split("|") for line in shown.splitlines() if line.startswith("| ")]
-    speed = {row[1].strip(): row for row in rows if len(row) == 8 and "of 3" in row[6]}
+    speed = {row[1].strip(): row for row in rows if len(row) == 9 and "of 3" in row[7]}
     assert list(speed) == ["1", "as many as it chooses", "2"]
     assert all(float(row[2]) > 0 for row in speed.values())
     assert any(row[1].strip() == "digital" and row[2].strip() == "2" for row in rows)
