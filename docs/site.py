@@ -33,6 +33,7 @@ REFERENCE = {
         "read read_documents read_async read_documents_async PageResult DocumentResult "
         "ReadProgress PageView"
     ),
+    "Extracting fields": "extract extract_async ExtractResult FieldValue",
     "Images and pages": "load_image load_pages open_pages Page Grid tile_grid",
     "Messages": "Message IMAGE ImageSlot",
     "Planning": "plan Report",

@@ -21,6 +21,7 @@ _OF_THE_TESTS = {
     "IVL_LLAMA_CPP",
     "IVL_LLAMA_CPP_PYTHON",
     "IVL_LLAMA_CPP_SOURCE",
+    "IVL_REAL_PDFS",
     "IVL_TRUE_SHAPES",
 }
 """Where an oracle is: tests that compare with it look here."""

@@ -18,7 +18,10 @@ from ivl.errors import IvlError
 if TYPE_CHECKING:
     from ivl.api import Model, load
     from ivl.conversion import Conversion, WrittenFile, convert, quantize
-    from ivl.documents.asynchronous import read_async, read_documents_async
+    from ivl.documents.asynchronous import extract_async, read_async, read_documents_async
+    from ivl.documents.extraction import ExtractResult
+    from ivl.documents.extraction_job import extract
+    from ivl.documents.field_values import FieldValue
     from ivl.documents.job import read_documents
     from ivl.documents.progress import ReadProgress
     from ivl.documents.reading import read
@@ -53,7 +56,9 @@ __all__ = [
     "Conversion",
     "DocumentResult",
     "EngineLimits",
+    "ExtractResult",
     "FidelityCheck",
+    "FieldValue",
     "Generation",
     "GenerationKeywords",
     "GenerationOptions",
@@ -86,6 +91,8 @@ __all__ = [
     "check_against",
     "convert",
     "errors",
+    "extract",
+    "extract_async",
     "family_info",
     "imatrix",
     "info",
@@ -109,7 +116,10 @@ __all__ = [
 _NAMES = {
     "ivl.api": ("Model", "load"),
     "ivl.conversion": ("Conversion", "WrittenFile", "convert", "quantize"),
-    "ivl.documents.asynchronous": ("read_async", "read_documents_async"),
+    "ivl.documents.asynchronous": ("extract_async", "read_async", "read_documents_async"),
+    "ivl.documents.extraction": ("ExtractResult",),
+    "ivl.documents.extraction_job": ("extract",),
+    "ivl.documents.field_values": ("FieldValue",),
     "ivl.documents.job": ("read_documents",),
     "ivl.documents.progress": ("ReadProgress",),
     "ivl.documents.reading": ("read",),

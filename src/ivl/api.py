@@ -225,6 +225,8 @@ class Model:
             schema=schema,
             logprobs=logprobs,
             retry=False,
+            skip_blank=False,
+            rotate=False,
             **options,
         ):
             if page.error is not None:

@@ -70,3 +70,13 @@ def test_errors_are_raised_where_one_waits(model: Model) -> None:
 
     with pytest.raises(ivl.IvlError, match="gone"):
         asyncio.run(main())
+
+
+def test_fields_are_extracted_while_others_go_on(model: Model, scan: Path) -> None:
+    async def main() -> list[ivl.ExtractResult]:
+        rows = ivl.extract_async(
+            scan, schema="letter", model=model, per="page", check=False, retries=0, max_tokens=4
+        )
+        return [row async for row in rows]
+
+    assert [row.page for row in asyncio.run(main())] == [1, 2, 3, 4]

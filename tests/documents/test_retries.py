@@ -70,7 +70,7 @@ def test_the_first_way_that_ends_well_is_taken(
 ) -> None:
     stop = next(iter(model.engine.stop_ids))
 
-    def ends(options: GenerationOptions, temperature: float) -> GenerationOptions:
+    def ends(options: GenerationOptions) -> GenerationOptions:
         return GenerationOptions(logit_bias={stop: 100.0})  # type: ignore[arg-type]
 
     monkeypatch.setattr(batch, "_warmer", ends)

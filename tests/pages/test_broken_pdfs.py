@@ -73,6 +73,32 @@ def test_a_page_that_takes_too_long_is_not_tried_again(monkeypatch: pytest.Monke
         page.load()
 
 
+def test_the_pages_behind_such_a_page_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pdf_process, "MOST_SECONDS", 1.0)
+    data = KINDS["pattern with steps of nothing"].data.replace(
+        b"/Kids[3 0 R]/Count 1", b"/Kids[3 0 R 6 0 R]/Count 2"
+    )
+    more = b"\n6 0 obj\n<</Type/Page/Parent 2 0 R/MediaBox[0 0 100 100]/Contents 5 0 R>>\nendobj\n"
+    at = data.index(b"xref")
+    first, second = open_pages(data[:at] + more + data[at:])
+    with pytest.raises(RequestError, match="page 1 of 2 takes more than 1 s"):
+        first.load()
+    assert second.load().getpixel((1, 1)) == (255, 255, 255)
+
+
+def test_many_such_pages_are_given_less_time_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pdf_process, "MOST_SECONDS", 1.0)
+    data = KINDS["pattern with steps of nothing"].data
+    pages = open_pages(
+        data.replace(b"/Kids[3 0 R]/Count 1", b"/Kids[3 0 R 3 0 R 3 0 R 3 0 R]/Count 4")
+    )
+    for page, seconds in zip(pages, ("1", "0.5", "0.25", "0.25"), strict=True):
+        with pytest.raises(
+            RequestError, match=f"page {page.number} of 4 takes more than {seconds} s"
+        ):
+            page.load()
+
+
 def process_of_pdfium() -> subprocess.Popen[bytes]:
     load_image(TWO)
     process = pdf_process.pdf_process._process
@@ -111,6 +137,21 @@ def test_where_no_process_can_be_started_pages_are_drawn_all_the_same() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[(255, 0, 0), (0, 0, 255)]\n"
     assert done.stderr == ""
+
+
+def test_what_prints_when_python_starts_does_no_harm(tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text("print('Welcome to this machine')")
+    code = f"from ivl.pages.reader import load_image; print(load_image({TWO!r}).getpixel((5, 5)))"
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    assert done.stdout == "Welcome to this machine\n(255, 0, 0)\n"
 
 
 @posix

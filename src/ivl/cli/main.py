@@ -37,6 +37,7 @@ from ivl.spelling import did_you_mean
 COMMANDS: dict[str, str] = {
     "ask": "Ask a question about images and PDFs.",
     "read": "Read all the text in images and PDFs.",
+    "extract": "Extract the fields of a schema from images and PDFs.",
     "chat": "Talk about images and PDFs, with several questions.",
     "serve": "Serve a model to programs and people.",
     "info": "Say what a model is, and what it needs.",

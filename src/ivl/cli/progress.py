@@ -26,7 +26,9 @@ MANY_PAGES = 10
 class PageProgress:
     """One line on a terminal, that changes; elsewhere plain lines now and then."""
 
-    def __init__(self, status: Status, estimate: Callable[[int], RunEstimate]) -> None:
+    def __init__(
+        self, status: Status, estimate: Callable[[int], RunEstimate] | None = None
+    ) -> None:
         self.status, self._estimate = status, estimate
         self._told_at = time.monotonic()
 
@@ -37,7 +39,7 @@ class PageProgress:
                 f"{progress.num_before} of {_pages(progress.num_pages)} are done already."
             )
         num_left = progress.num_pages - progress.num_before
-        if num_left >= MANY_PAGES and not self.status.quiet:
+        if self._estimate is not None and num_left >= MANY_PAGES and not self.status.quiet:
             # A model of which nothing can be told beforehand says so when it is loaded.
             with suppress(IvlError):
                 self.status.note(estimate_text(self._estimate(num_left)))

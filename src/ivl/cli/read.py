@@ -94,6 +94,17 @@ class Reading:
         ),
     ] = True
 
+    blank: Annotated[
+        bool,
+        Option("--skip-blank/--no-skip-blank", help="Do not show blank pages to the model."),
+    ] = True
+    rotate: Annotated[
+        bool,
+        Option(
+            "--rotate/--no-rotate", help="Turn pages that lie on their side or stand on their head."
+        ),
+    ] = True
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Writing:
@@ -175,6 +186,8 @@ def command(
         "prompt": reading.prompt,
         "keep_headers": reading.keep_headers,
         "retry": reading.retry,
+        "skip_blank": reading.blank,
+        "rotate": reading.rotate,
         "max_tiles": max_tiles,
         "max_pixels": max_pixels,
         "schema": form.schema,
@@ -206,7 +219,7 @@ def command(
     else:
         documents = read_documents(
             given,
-            model_facts=lambda: _facts(choice, status),
+            model_facts=lambda: facts_of_choice(choice, status),
             out=writing.out,
             format=writing.form,
             force=writing.force,
@@ -281,7 +294,8 @@ def _tell_status(places: list[str], json: bool) -> None:
         print_summary(summary, file=sys.stdout)
 
 
-def _facts(choice: ModelChoice, status: Status) -> JsonObject:
+def facts_of_choice(choice: ModelChoice, status: Status) -> JsonObject:
+    """What of a model decides about its answers; see `model_facts`."""
     return model_facts(
         choice.model,
         mmproj=choice.mmproj,

@@ -14,6 +14,7 @@ from collections.abc import AsyncGenerator, Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final, ParamSpec, TypeVar
 
+from ivl.documents.extraction_job import extract
 from ivl.documents.job import read_documents
 from ivl.documents.reading import read
 
@@ -51,3 +52,5 @@ read_async = made_async(read)
 """As `read`, for `async for`."""
 read_documents_async = made_async(read_documents)
 """As `read_documents`, for `async for`."""
+extract_async = made_async(extract)
+"""As `extract`, for `async for`."""

@@ -6,7 +6,10 @@ A page that ends badly is read again in other ways while the others go on:
 
 - a loop is ended as soon as it is sure, and the page read with another number of tiles, then by
   halves, then with a temperature. No penalty is used: tables repeat what they have to;
-- an answer for which the context had no room is read by halves.
+- an answer for which the context had no room is read by halves;
+- a page whose lines seem to run down it, or in whose text the model has little confidence, is
+  probed in all four directions: a square of it is read for a few tokens, and where another
+  direction gives clearly more confidence, the page is turned.
 
 The best attempt is kept: a complete one before one that was cut off, before one with a loop.
 """
@@ -14,6 +17,7 @@ The best attempt is kept: a complete one before one that was cut off, before one
 from __future__ import annotations
 
 import json
+import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -26,7 +30,7 @@ import numpy as np
 from PIL import Image
 
 from ivl.config import ModelConfig
-from ivl.documents.looking import ReadSettings, Seen, draw, failed, look_at
+from ivl.documents.looking import ReadSettings, Seen, draw, failed, look_at, most_inked, turn
 from ivl.documents.loops import LoopWatch, repeated_tail
 from ivl.documents.results import Attempt, PageResult, PageStatus
 from ivl.documents.views import PageView, view_pages
@@ -52,7 +56,16 @@ ANSWER_TOKENS: Final = 1024
 MOST_AHEAD: Final = 8
 """Pages that are drawn ahead: a page of 13 tiles takes 8 MB."""
 RETRY_TEMPERATURE: Final = 0.4
+DOUBTFUL_LOGPROB: Final = -0.2
+"""The mean logarithm of the probability of a page's tokens, below which its direction is probed.
+The bundled model has 0 to -0.07 on 13 pages held upright, -0.3 to -0.55 on their head, -0.6 to -1.1
+on their side."""
+TURN_MARGIN: Final = 0.15
+"""By so much a direction must be better."""
+PROBE_TOKENS: Final = 24
+DIRECTIONS: Final = (0, 90, 180, 270)
 _WHOLE: Final = "whole page"
+_PROBE: Final = "probe"
 _GAP_FROM, _GAP_TO = 0.4, 0.6
 """Between these parts of its height a page is cut into halves."""
 
@@ -124,6 +137,7 @@ class _Reading:
     view: PageView
     parts: list[_Part]
     how: str = _WHOLE
+    is_probed: bool = False
     left: list[str] | None = None
     """Ways that have not been tried; None while the first attempt goes on."""
     outcomes: list[tuple[str, _Outcome]] = field(default_factory=list)
@@ -135,7 +149,7 @@ class _Ready:
 
     seen: Seen
     view: PageView
-    request: EngineRequest
+    requests: list[EngineRequest]
 
 
 class PageBatch:
@@ -203,7 +217,9 @@ class PageBatch:
             self._open[number] = reading
             if self._watcher is not None:
                 self._watcher.begins(prepared.view)
-            self._submit(reading, [prepared.request])
+            if prepared.seen.is_turned:
+                reading.is_probed, reading.how = True, _PROBE
+            self._submit(reading, prepared.requests)
 
     def _start_engine(self) -> None:
         """Loads the model, and takes the place that so many pages need."""
@@ -247,21 +263,40 @@ class PageBatch:
     def _make_ready(self, seen: Seen) -> _Ready | PageResult:
         engine = self._engine
         assert engine is not None
-        made = attempt(lambda: self._request(seen.image))
+        image = seen.image
+        made = attempt(lambda: self._probes(image) if seen.is_turned else [self._request(image)])
         if isinstance(made, Failure):
             return failed(seen.result, seen.page, _told(made.error))
         [view] = view_pages([seen.page], [seen.image.size], engine.config, self._settings.max_tiles)
         # The picture is not kept: its tiles are cut.
         return _Ready(replace(seen, image=_NOTHING), view, made)
 
+    def _view(self, page: Page, image: Image.Image) -> PageView:
+        engine = self._engine
+        assert engine is not None
+        return view_pages([page], [image.size], engine.config, self._settings.max_tiles)[0]
+
+    def _probes(self, image: Image.Image) -> list[EngineRequest]:
+        """A request for each of the four directions."""
+        square = most_inked(image)
+        options = replace(self._settings.generation, max_tokens=PROBE_TOKENS)
+        return [
+            self._request(turn(square, degrees), max_tiles=1, options=options, has_form=False)
+            for degrees in DIRECTIONS
+        ]
+
     def _request(
-        self, image: Image.Image, max_tiles: int | None = None, temperature: float | None = None
+        self,
+        image: Image.Image,
+        max_tiles: int | None = None,
+        options: GenerationOptions | None = None,
+        *,
+        has_form: bool = True,
     ) -> EngineRequest:
         settings, engine = self._settings, self._engine
         assert engine is not None
-        options = settings.generation
-        if temperature is not None:
-            options = _warmer(options, temperature)
+        # Without another number wanted, that of the tokens themselves, which tells confidence.
+        logprobs = 0 if settings.rotate and settings.logprobs is None else settings.logprobs
         return EngineRequest.chat(
             engine,
             [user_message(settings.question, 1)],
@@ -270,9 +305,9 @@ class PageBatch:
             max_tiles=max_tiles or settings.max_tiles,
             max_pixels=settings.max_pixels,
             limit_option=LIMIT_OPTION,
-            options=options,
-            num_logprobs=settings.logprobs,
-            grammar=self._grammar,
+            options=options or settings.generation,
+            num_logprobs=logprobs,
+            grammar=self._grammar if has_form else None,
         )
 
     def _submit(self, reading: _Reading, requests: list[EngineRequest]) -> None:
@@ -308,7 +343,7 @@ class PageBatch:
                     yield reading.number, result
 
     def _watch(self, reading: _Reading, part: _Part, text: str) -> None:
-        if self._watcher is not None and text:
+        if self._watcher is not None and text and reading.how != _PROBE:
             self._watcher.hears(reading.view, text)
         if part.watch.push(text) and not part.is_loop and self._settings.retry:
             part.is_loop = True
@@ -323,9 +358,51 @@ class PageBatch:
             self._end(part)
 
     def _next(self, reading: _Reading) -> PageResult | None:
-        """All parts of an attempt have ended: the page's result, or None when it is tried again."""
+        """All parts of an attempt have ended: the page's result, or None when it is read again."""
+        if reading.how == _PROBE:
+            return self._turn(reading)
         outcome = self._judge(reading.parts)
         reading.outcomes.append((reading.how, outcome))
+        if self._is_doubtful(reading):
+            reading.is_probed = True
+            probes = attempt(lambda: self._probes(draw(reading.page, self._settings)))
+            if not isinstance(probes, Failure):
+                reading.how = _PROBE
+                self._submit(reading, probes)
+                return None
+        return self._try_again(reading)
+
+    def _is_doubtful(self, reading: _Reading) -> bool:
+        """Whether the page may be held the wrong way: the model is not sure of what it reads."""
+        if not self._settings.rotate or reading.is_probed:
+            return False
+        tokens = [token for part in reading.parts for token in part.tokens]
+        return bool(tokens) and _confidence(tokens) < DOUBTFUL_LOGPROB
+
+    def _turn(self, reading: _Reading) -> PageResult | None:
+        """The directions have been probed: the page is read in the best, if it was not yet."""
+        sure = [_confidence(part.tokens) if part.tokens else -math.inf for part in reading.parts]
+        best = max(range(len(sure)), key=lambda index: sure[index])
+        if sure[best] < sure[0] + TURN_MARGIN:
+            best = 0
+        if best == 0 and reading.outcomes:
+            return self._try_again(reading)
+        reading.outcomes.clear()
+        reading.result = replace(reading.result, turned=DIRECTIONS[best])
+        image = attempt(lambda: draw(reading.page, self._settings, reading.result.turned))
+        requests = image if isinstance(image, Failure) else attempt(lambda: [self._request(image)])
+        if isinstance(image, Failure) or isinstance(requests, Failure):
+            error = image.error if isinstance(image, Failure) else requests.error  # type: ignore[union-attr]
+            return failed(reading.result, reading.page, _told(error))
+        reading.how, reading.view = _WHOLE, self._view(reading.page, image)
+        if self._watcher is not None and best:
+            self._watcher.begins_again(reading.view, f"turned by {DIRECTIONS[best]} degrees")
+        self._submit(reading, requests)
+        return None
+
+    def _try_again(self, reading: _Reading) -> PageResult | None:
+        """In the next of the ways that are left, if it did not end well; otherwise the result."""
+        outcome = reading.outcomes[-1][1]
         if reading.left is None:
             reading.left = self._ways(outcome, reading)
         while outcome.status != "ok" and reading.left:
@@ -379,7 +456,7 @@ class PageBatch:
         if reading.how == _HALVES:
             return [self._request(half) for half in _halves(image)]
         if reading.how == _WARMER:
-            return [self._request(image, temperature=RETRY_TEMPERATURE)]
+            return [self._request(image, options=_warmer(self._settings.generation))]
         num_tiles = reading.view.grid.num_tiles
         return [self._request(image, max_tiles=num_tiles // 2 if num_tiles > 1 else 2)]
 
@@ -452,10 +529,15 @@ def _halves(image: Image.Image) -> list[Image.Image]:
     return [image.crop((0, 0, width, row)), image.crop((0, row, width, height))]
 
 
-def _warmer(options: GenerationOptions, temperature: float) -> GenerationOptions:
+def _warmer(options: GenerationOptions) -> GenerationOptions:
     """With chance in it, which can be repeated."""
-    warmer = max(temperature, options.temperature)
+    warmer = max(RETRY_TEMPERATURE, options.temperature)
     return replace(options, temperature=warmer, seed=0 if options.seed is None else options.seed)
+
+
+def _confidence(tokens: list[TokenLogprob]) -> float:
+    """The mean of the logarithms of their probabilities."""
+    return sum(token.logprob or 0.0 for token in tokens) / len(tokens)
 
 
 def _told(error: BaseException | None) -> IvlError:

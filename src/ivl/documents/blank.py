@@ -34,6 +34,9 @@ _LEAST_OF_NOISE: Final = 4.2
 _TYPICAL_TILES: Final = 0.25
 """The quantile of the tiles' energies that is taken for the noise: a full page has margins and
 gaps between its lines."""
+_WEAK: Final = 2.0
+_MOST_WEAK: Final = 3
+"""One tile or two that are hardly above the noise are noise, unless there are several."""
 _MOST_NOISE: Final = 4.0
 """Grain of standard deviation 10 at 120 dots an inch; with more, what is found may be read."""
 
@@ -84,19 +87,22 @@ def is_blank(image: Image.Image) -> bool:
     lines = (energy > threshold / 3) & ~border
     across, on_across = _crease_tiles(levels, lines, border, threshold)
     down, on_down = _crease_tiles(levels.T, lines.T, border.T, threshold)
-    active &= ~(across | down.T | (on_across & on_down.T))
+    active &= ~(across | down.T | (on_across & on_down.T) | _edge_tiles(levels, threshold))
     if active.sum() > _MOST_PATCHES:
         return _is_soft(levels, np.argwhere(active))
-    num_specks = 0
+    num_specks = num_weak = 0
     for tiles in _patches(active):
         specks = _num_specks(levels, tiles)
         num_specks += specks
         if specks or _is_soft(levels, tiles):
             continue
+        if len(tiles) <= 2 and energy[tuple(tiles.T)].max() < _WEAK * threshold:
+            num_weak += 1
+            continue
         if _is_punch_hole(levels, tiles) or _is_staple(levels, tiles):
             continue
         return False
-    return num_specks <= _MOST_SPECKS
+    return num_specks <= _MOST_SPECKS and num_weak <= _MOST_WEAK
 
 
 def _reduced(image: Image.Image) -> Image.Image:
@@ -176,7 +182,7 @@ def _border_tiles(levels: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
         # Views: each side in its turn is the left one.
         _cover_left(np.rot90(dark, turns), np.rot90(covered, turns))
     rows, columns = shape
-    return covered.reshape(rows, _TILE_PX, columns, _TILE_PX).any((1, 3))
+    return covered.reshape(rows, _TILE_PX, columns, _TILE_PX).max((1, 3))
 
 
 def _cover_left(dark: np.ndarray, covered: np.ndarray) -> None:
@@ -229,6 +235,21 @@ def _crease_tiles(
         explained[top : top + 3] |= along <= _CREASE_CHANGE * beside.sum(0) + threshold
         passed[top : top + 3] = True
     return explained, passed
+
+
+def _edge_tiles(levels: np.ndarray, threshold: float) -> np.ndarray:
+    """The tiles at the page's edges that change towards the edge alone: a border of a pixel."""
+    rows, columns = (side // _TILE_PX for side in levels.shape)
+    found = np.zeros((rows, columns), bool)
+    for turns in range(4):
+        strip = np.rot90(levels, turns)[:_TILE_PX]
+        along = _slope_energy(strip[:, 2:] - strip[:, :-2], 1)
+        beside = _slope_energy(strip[2:] - strip[:-2], 0)
+        even = (along <= _CREASE_CHANGE * beside + threshold)[0]
+        # A wedge has a step where it grows by a pixel.
+        even[1:-1] |= even[:-2] & even[2:] & (beside[0, :-2] > threshold)
+        np.rot90(found, turns)[0] |= even
+    return found
 
 
 def _slope_energy(differences: np.ndarray, axis: int) -> np.ndarray:

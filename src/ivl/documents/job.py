@@ -93,6 +93,8 @@ def read_documents(
     system: str | None = None,
     schema: Schema = None,
     retry: bool = True,
+    skip_blank: bool = True,
+    rotate: bool = True,
     found: Callable[[ReadProgress], None] | None = None,
     progress: Callable[[ReadProgress], None] | None = None,
     watcher: Watcher | None = None,
@@ -100,8 +102,8 @@ def read_documents(
 ) -> Iterator[DocumentResult]:
     """Reads documents, and yields each when all of its pages are done.
 
-    paths, model, pages, passwords, jobs, prompt, keep_headers, retry, watcher and the rest: as of
-    `read`.
+    paths, model, pages, passwords, jobs, prompt, keep_headers, retry, skip_blank, rotate,
+    watcher and the rest: as of `read`.
     out: a folder, in which the tree of the inputs is mirrored, or the file that all goes into;
     format: `md`, `txt`, `json`, `jsonl` or `html`; by default what the name of the file says, or
     `md`. Beside the texts a folder has `report.json`, and a hidden journal: the same call again
@@ -123,6 +125,8 @@ def read_documents(
         schema=schema,
         generation=GenerationOptions.of(options),
         retry=retry,
+        skip_blank=skip_blank,
+        rotate=rotate,
     )
     given = find_documents(cast("Sequence[Given]", as_list(cast("Images", paths))))
     documents = given.documents
@@ -173,6 +177,8 @@ def _settings_record(settings: ReadSettings, model: JsonObject) -> JsonObject:
             "system": settings.system,
             "schema": schema,
             "retry": settings.retry,
+            "skip_blank": settings.skip_blank,
+            "rotate": settings.rotate,
             **{key: value for key, value in generation.items() if value not in (None, ())},
         },
     )

@@ -1,8 +1,10 @@
 """Which way the lines of text of a page run, from its pixels: a cheap sign before a model is asked.
 
 A page is reduced to 85 dots an inch and cut into blocks of 19 mm. Ink that is smeared along its
-than they are high. The blocks that have as much ink as text vote by either sign, and both must
-agree. Rules of tables are taken away before.
+lines keeps the stripes of lines and gaps; smeared across them it becomes an even grey. That tells
+paragraphs, but the edges of a narrow column are stripes too. So letters are also joined to words,
+which are longer than they are high. The blocks that have as much ink as text vote by either sign,
+and both must agree. Rules of tables are taken away before.
 """
 
 from __future__ import annotations

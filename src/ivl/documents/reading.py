@@ -44,6 +44,8 @@ def read(
     schema: Schema = None,
     logprobs: int | None = None,
     retry: bool = True,
+    skip_blank: bool = True,
+    rotate: bool = True,
     found: Callable[[ReadProgress], None] | None = None,
     progress: Callable[[ReadProgress], None] | None = None,
     watcher: Watcher | None = None,
@@ -60,8 +62,10 @@ def read(
     holds, at most 16. prompt: `text`, `markdown`, `html` (Markdown with tables as HTML), or a
     question of your own; keep_headers: with the headers and footers of pages. retry: a page on
     which the model goes round in circles, or whose text does not fit into the context, is read
-    again in other ways. found: is told once how much there is to do; progress: after every page.
-    watcher: sees the text as it comes. The rest as of `Model.ask`.
+    again in other ways. skip_blank: blank pages are found out before the model, which would invent
+    text for them. rotate: a page that lies on its side or stands on its head is turned. found: is
+    told once how much there is to do; progress: after every page. watcher: sees the text as it
+    comes. The rest as of `Model.ask`.
     """
     check_jobs(jobs)
     settings = ReadSettings(
@@ -73,6 +77,8 @@ def read(
         logprobs=logprobs,
         generation=GenerationOptions.of(options),
         retry=retry,
+        skip_blank=skip_blank,
+        rotate=rotate,
     )
     given = find_documents(cast("Sequence[Given]", as_list(cast("Images", paths))))
     wanted = Wanted(pages=pages, passwords=tuple(passwords))

@@ -74,8 +74,12 @@ class PdfOrigin:
 
 
 class PdfFile:
-    """A PDF with at least one page, as long as its file is open. How pages are drawn is told in
-    `NamedDocument`."""
+    """A PDF with at least one page, as long as its file is open.
+
+    A page is drawn with as many pixels as 24 tiles of 448 have (A4 with 222 dots an inch), so that
+    every grid of up to 24 tiles is cut from real pixels and a larger one from nearly so; but with
+    at most 300 dots an inch, which is what is printed, and with `max_pixels` where that is less.
+    """
 
     def __init__(
         self,
@@ -133,8 +137,9 @@ class PdfFile:
         return None if layer is None else _layer(layer)
 
     def _ask(self, act: str, title: str, page: int = 0) -> tuple[JsonObject, bytes | memoryview]:
-        if found := self.origin.fatal.get(page):
-            raise RequestError(*found)
+        is_of_page = act in ("draw", "text")
+        if is_of_page and page in self.origin.fatal:
+            raise RequestError(*self.origin.fatal[page])
         version: list[JsonValue] = [*self._version]
         passwords: list[JsonValue] = [password.hex() for password in self._passwords]
         request: JsonObject = {
@@ -142,6 +147,7 @@ class PdfFile:
             **{"key": self.origin.key, "path": self._path, "version": version},
             **{"passwords": passwords, "can_unlock": self._can_unlock},
             **{"max_pixels": int(self._limit.max_pixels), "option": self._limit.option},
+            "num_fatal": len(self.origin.fatal),
         }
         try:
             answer, pixels = pdf_process.ask(request)
@@ -149,7 +155,7 @@ class PdfFile:
                 self._file.seek(0)
                 answer, pixels = pdf_process.ask({**request, "path": None}, self._file.read())
         except PdfiumDied as error:
-            if act in ("draw", "text"):
+            if is_of_page:
                 self.origin.fatal[page] = (error.message, error.hint)
             raise
         return answer, pixels

@@ -22,6 +22,10 @@ MOST_SECONDS: Final = 60.0
 """A page may take so long. The slowest of the 350 pages in the tests of pypdf and pikepdf takes
 0.2 s, and one of a million rectangles 2 s, on a core of 2 GHz."""
 
+# With each page that PDFium has not survived, the file's other pages get half the time, down to a
+# quarter: a hundred such pages are no accident.
+_MOST_HALVINGS: Final = 2
+
 MOST_BYTES: Final = 900 << 20
 """The process may take so much memory for a page, and the file's bytes beside. A picture of 30,000
 by 30,000 pixels, which PDFium decodes line by line, takes 0.2 GB."""
@@ -90,9 +94,10 @@ class PdfProcess:
     def _tell(
         self, request: JsonObject, data: bytes, title: str
     ) -> tuple[JsonObject, bytes | memoryview]:
+        seconds = MOST_SECONDS / 2 ** min(cast(int, request.get("num_fatal", 0)), _MOST_HALVINGS)
         request = {
             **request,
-            "seconds": MOST_SECONDS,
+            "seconds": seconds,
             "most_bytes": MOST_BYTES + len(data),
         }
         process = self._running()
@@ -112,10 +117,10 @@ class PdfProcess:
             self._has_answered = True
             return received
         status = self._end()
-        if not self._has_answered and status not in (TOO_LONG, TOO_MUCH) and status > 0:
-            # It did not come so far as to answer anything: no fault of the file's.
+        if not self._has_answered and status not in (TOO_LONG, TOO_MUCH) and status >= 0:
+            # It did not come so far as to answer anything sensible: no fault of the file's.
             return self._ask_here(request, data)
-        raise _died(status, title)
+        raise _died(status, title, seconds)
 
     def _ask_here(self, request: JsonObject, data: bytes) -> tuple[JsonObject, bytes | memoryview]:
         self._here = self._here or PdfDrawer()
@@ -165,10 +170,10 @@ def _start() -> subprocess.Popen[bytes] | None:
         return None
 
 
-def _died(status: int, title: str) -> PdfiumDied:
+def _died(status: int, title: str, seconds: float) -> PdfiumDied:
     hint = "Print it to a new PDF, or leave it out."
     if status == TOO_LONG:
-        return PdfiumDied(f"{title} takes more than {MOST_SECONDS:g} s to draw.", hint)
+        return PdfiumDied(f"{title} takes more than {seconds:g} s to draw.", hint)
     if status == TOO_MUCH:
         megabytes = MOST_BYTES >> 20
         return PdfiumDied(f"{title} takes more than {megabytes} MiB of memory to draw.", hint)

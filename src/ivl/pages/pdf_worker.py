@@ -36,6 +36,9 @@ TOO_MUCH: Final = 83
 LENGTHS: Final = struct.Struct(">IQ")
 """Of the JSON and of the bytes behind it."""
 
+# A length begins with a zero byte or nearly so, which no text does.
+_MOST_JSON_BYTES: Final = 100_000_000
+
 _WATCH_EVERY_S: Final = 0.02
 
 # PDFium frees most with each page. What stays are the objects that it has parsed: of 2,000 pages of
@@ -64,11 +67,14 @@ def send(file: BinaryIO, message: JsonObject, data: bytes | memoryview = b"") ->
 
 
 def receive(file: BinaryIO) -> tuple[JsonObject, bytes] | None:
-    """The next message, or None where no other comes."""
+    """The next message, or None where no other comes. OSError for what is none: anything that runs
+    when Python starts may print."""
     lengths = file.read(LENGTHS.size)
     if len(lengths) < LENGTHS.size:
         return None
     num_text, num_data = LENGTHS.unpack(lengths)
+    if num_text > _MOST_JSON_BYTES:
+        raise OSError("This is not the length of a message.")
     text, data = file.read(num_text), file.read(num_data)
     if len(text) < num_text or len(data) < num_data:
         return None

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, BinaryIO, Final
 
 from ivl.errors import CapacityError, LockedError, RequestError
+from ivl.pages.pdf_repair import with_new_page_tree
 from ivl.pages.sources import PixelLimit, page_label
 from ivl.pages.text_layer import TextLayer, text_layer_of
 
@@ -27,15 +28,19 @@ POINTS_PER_INCH: Final = 72
 # The longest page that the format allows has 60,000 at 300 dots an inch; a JPEG has no more.
 _LONGEST_SIDE_PX: Final = 65_500
 
+# What is repaired is in memory twice.
+_MOST_REPAIRED_BYTES: Final = 256 << 20
+
 _silence = logging.NullHandler()
 
 
 class OpenDocument:
     """A document of PDFium's, open, with at least one page that can be found.
 
-    password: the bytes that opened it. num_pages: those that are there, and one more where the file
-    says that it has others behind them. num_claimed: how many it says that it has. num_attachments:
-    of files that it carries, which are not opened.
+    password: the bytes that opened it. num_pages: those that are there, and one more, which cannot
+    be drawn, where the file says that it has others behind them, or where it is_repaired: there its
+    own page tree leads nowhere, and the pages are those that lie in it. num_claimed: how many it
+    says that it has. num_attachments: of files that it carries, which are not opened.
     """
 
     def __init__(
@@ -44,25 +49,41 @@ class OpenDocument:
         """The file has to stay open as long as the document. RequestError for a file that is
         damaged or has no pages, LockedError where no password opens it: they are tried in their
         order. can_unlock: whether others can be given."""
-        import pypdfium2
-
         # Of forms that it cannot draw it would tell the terminal.
         logging.getLogger("pypdfium2").addHandler(_silence)
-        self._document, self.password, self._held = _load(
-            file, label, passwords, can_unlock=can_unlock
-        )
+        self.is_repaired = False
+        if not self._open(file, label, passwords, can_unlock=can_unlock):
+            repaired = _repaired(file)
+            if repaired is None or not self._open(repaired, label, passwords, can_unlock=False):
+                raise RequestError(
+                    f"{label} is a PDF that has no pages, is damaged or incomplete.",
+                    "Save it again.",
+                )
+            self.is_repaired = True
+            self.num_pages += self.num_pages == self.num_claimed
+
+    def _open(
+        self, file: BinaryIO, label: str, passwords: Sequence[bytes], *, can_unlock: bool
+    ) -> bool:
+        """Whether there is a page."""
+        import pypdfium2
+
+        loaded = _load(file, label, passwords, can_unlock=can_unlock)
+        if loaded is None:
+            return False
+        self._document, self.password, self._held = loaded
         try:
-            try:
-                # Without it, what a form was filled in with is not drawn.
-                self._document.init_forms()
-            except pypdfium2.PdfiumError:
-                pass  # a form that PDFium cannot make out; its pages are drawn without
-            self.num_claimed = len(self._document)
-            self.num_pages = self._num_found(label)
-            self.num_attachments = max(self._document.count_attachments(), 0)
-        except BaseException:
+            # Without it, what a form was filled in with is not drawn.
+            self._document.init_forms()
+        except pypdfium2.PdfiumError:
+            pass  # a form that PDFium cannot make out; its pages are drawn without
+        self.num_claimed = len(self._document)
+        found = self._num_found()
+        self.num_pages = min(found + 1, self.num_claimed)
+        self.num_attachments = max(self._document.count_attachments(), 0)
+        if not found:
             self._document.close()
-            raise
+        return found > 0
 
     def close(self) -> None:
         self._document.close()
@@ -79,15 +100,13 @@ class OpenDocument:
         called = self._document.get_page_label(index).strip()
         return called if called and called != str(index + 1) else None
 
-    def _num_found(self, label: str) -> int:
-        """PDFium believes the number that the file says, be it a million for a page. Of pages at
-        the end that are not there, the first stands for all."""
+    def _num_found(self) -> int:
+        """PDFium believes the number that the file says, be it a million for a page: what is not
+        there at the end does not count."""
         found = self.num_claimed
-        while found and not self._is_there(found - 1):
+        while found > 0 and not self._is_there(found - 1):
             found -= 1
-        if not found:
-            raise _no_pages(label)
-        return min(found + 1, self.num_claimed)
+        return found
 
     def _is_there(self, index: int) -> bool:
         import pypdfium2
@@ -100,12 +119,7 @@ class OpenDocument:
 
 
 class NamedDocument:
-    """An open document under the name `label`.
-
-    A page is drawn with as many pixels as 24 tiles of 448 have (A4 with 222 dots an inch), so that
-    every grid of up to 24 tiles is cut from real pixels and a larger one from nearly so; but with
-    at most 300 dots an inch, which is what is printed, and with `max_pixels` where that is less.
-    """
+    """An open document under the name `label`, drawn as `PdfFile` says."""
 
     def __init__(self, document: OpenDocument, label: str, limit: PixelLimit) -> None:
         self.num_pages = document.num_pages
@@ -179,6 +193,12 @@ class NamedDocument:
             yield
         except pypdfium2.PdfiumError:
             label, claimed = self._title(page), self._document.num_claimed
+            if page + 1 == self.num_pages and self._document.is_repaired:
+                raise RequestError(
+                    f"{label} is missing: the file is damaged or incomplete, and no more pages "
+                    "were found in it.",
+                    "Save the PDF again.",
+                ) from None
             if page + 1 == self.num_pages < claimed:
                 raise RequestError(
                     f"{label} is missing: the file says that it has {claimed} pages, and has none "
@@ -196,8 +216,9 @@ class NamedDocument:
 
 def _load(
     file: BinaryIO, label: str, passwords: Sequence[bytes], *, can_unlock: bool
-) -> tuple[PdfDocument, bytes, object]:
-    """The document, the password that opened it, and what has to live as long."""
+) -> tuple[PdfDocument, bytes, object] | None:
+    """The document, the password that opened it, and what has to live as long; None where PDFium
+    can make nothing of the file."""
     import pypdfium2
     import pypdfium2.raw as pdfium
 
@@ -215,7 +236,7 @@ def _load(
                 "Save it without encryption.",
             )
         if reason != pdfium.FPDF_ERR_PASSWORD:
-            raise _no_pages(label)
+            return None
     if not any(passwords):
         hint = ", or give it with `passwords`" if can_unlock else ""
         raise LockedError(f"{label} needs a password.", f"Save it without one{hint}.")
@@ -242,10 +263,13 @@ def _reader(file: BinaryIO) -> Callable[[object, int, object, int], int]:
     return read
 
 
-def _no_pages(label: str) -> RequestError:
-    return RequestError(
-        f"{label} is a PDF that has no pages, is damaged or incomplete.", "Save it again."
-    )
+def _repaired(file: BinaryIO) -> BinaryIO | None:
+    """The file with a page tree of the pages that lie in it; None where none are seen."""
+    if file.seek(0, io.SEEK_END) > _MOST_REPAIRED_BYTES:
+        return None
+    file.seek(0)
+    data = with_new_page_tree(file.read())
+    return None if data is None else io.BytesIO(data)
 
 
 def _drawn_size(width: float, height: float, scale: float) -> tuple[int, int]:

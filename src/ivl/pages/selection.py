@@ -58,8 +58,8 @@ def _ranges(text: str) -> list[tuple[int, int | None]]:
     for part in map(str.strip, text.split(",")):
         found = _PART.fullmatch(part)
         if found is None:
-            what = f"{part!r} names no pages" if part else "No page is named"
-            raise RequestError(f"{what} (in {text!r}).", _HINT)
+            where = "" if part == text else f", in {text!r}"
+            raise RequestError(f"{part!r} names no pages{where}.", _HINT)
         first, last = int(found[1]), int(found[3]) if found[3] else None
         if first == 0 or last == 0:
             raise RequestError(f"There is no page 0 (in {text!r}): the first is 1.", _HINT)

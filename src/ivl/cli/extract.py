@@ -1,0 +1,185 @@
+"""`ivl extract`: the fields of a schema from documents, as JSON lines or a table."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import typer
+from typer import Argument, Option
+
+from ivl.cli.inputs import STDIN, load_model, read_passwords, read_stdin
+from ivl.cli.options import (
+    Drafting,
+    MaxPixels,
+    MaxTiles,
+    ModelChoice,
+    Quiet,
+    Sampling,
+    with_options,
+)
+from ivl.cli.progress import PageProgress, print_summary
+from ivl.cli.read import EXIT_SOME_FAILED, facts_of_choice
+from ivl.cli.terminal import Status
+from ivl.cli.words import print_error, spoken
+from ivl.documents.extraction import ExtractResult
+from ivl.documents.extraction_job import extract, extract_status
+from ivl.documents.field_values import DEFAULT_MIN_CONFIDENCE
+from ivl.documents.inputs import Given
+from ivl.documents.schemas import READY_SCHEMAS, load_schema
+from ivl.engine.options import DEFAULT_MAX_PIXELS
+from ivl.errors import ConfigError
+from ivl.json_values import json_text
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Extracting:
+    """What is extracted, and how carefully."""
+
+    schema: Annotated[
+        str,
+        Option(
+            "--schema",
+            metavar="SCHEMA",
+            help=f"A file with a JSON schema, or a ready one: {', '.join(READY_SCHEMAS)}.",
+        ),
+    ]
+    pages: Annotated[
+        str | None,
+        Option(
+            metavar="PAGES",
+            help="Only these of every file: 1-4,7,-1 are the first four, the seventh, the last.",
+        ),
+    ] = None
+    passwords: Annotated[
+        str | None,
+        Option(
+            "--password-file",
+            metavar="FILE",
+            help="A file with passwords of PDFs, one a line; each is tried.",
+        ),
+    ] = None
+    per: Annotated[
+        Literal["document", "page"],
+        Option(metavar="WHAT", help="A result for each document, or for each page."),
+    ] = "document"
+    check: Annotated[
+        bool,
+        Option(
+            "--check/--no-check",
+            help="Look for every value in the text of its page, which is read for that.",
+        ),
+    ] = True
+    min_confidence: Annotated[
+        float,
+        Option(metavar="P", help="Fields below are doubtful, and are asked for by themselves."),
+    ] = DEFAULT_MIN_CONFIDENCE
+    retries: Annotated[
+        int, Option(metavar="N", help="How often a doubtful field is asked for again, 0 to 2.")
+    ] = 2
+    jobs: Annotated[
+        int | None,
+        Option(
+            metavar="N",
+            help="Pages at once; by default as many as the memory holds, at most 16.",
+        ),
+    ] = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Table:
+    """Where the results go."""
+
+    out: Annotated[
+        str | None,
+        Option(
+            "--out",
+            "-o",
+            metavar="FILE",
+            help="A .csv file for a spreadsheet, or .jsonl; by default JSON lines are printed. "
+            "With a journal: the same command goes on where it was ended.",
+        ),
+    ] = None
+    rows: Annotated[
+        str | None,
+        Option(metavar="LIST", help="A row of the .csv file for each element of this list."),
+    ] = None
+    force: Annotated[
+        bool, Option("--force", help="Replace a file that no run of ivl has written.")
+    ] = False
+
+
+@with_options
+def command(
+    files: Annotated[list[str], Argument(metavar="FILE...", hidden=True)],
+    *,
+    extracting: Extracting,
+    table: Table,
+    max_tiles: MaxTiles = None,
+    max_pixels: MaxPixels = DEFAULT_MAX_PIXELS,
+    quiet: Quiet = False,
+    choice: ModelChoice,
+    drafting: Drafting,
+    sampling: Sampling,
+) -> None:
+    """Extract the fields of a schema from images and PDFs.
+
+    FILE is a file, a folder, a pattern in quotation marks ('scans/**/*.pdf'), a list of files
+    (@list.txt), or -, which is stdin. Every value comes with how sure it is, and with what stands
+    on the page. A page that cannot be read does not stop the others, and the exit code is 2.
+    """
+    sampling.options()  # what cannot be used is told before anything is opened
+    load_schema(extracting.schema)
+    if table.out is None and table.force:
+        raise ConfigError("--force is for runs that write files.", "Add --out.")
+    status = Status(quiet=quiet, json=table.out is None)
+    progress = PageProgress(status)
+    given: list[Given] = [(name, read_stdin()) if name == STDIN else name for name in files]
+    results = extract(
+        given,
+        schema=extracting.schema,
+        model=functools.cache(lambda: load_model(choice, status, drafting)),
+        pages=extracting.pages,
+        passwords=read_passwords(extracting.passwords),
+        per=extracting.per,
+        check=extracting.check,
+        min_confidence=extracting.min_confidence,
+        retries=extracting.retries,
+        out=table.out,
+        rows=table.rows,
+        force=table.force,
+        model_facts=lambda: facts_of_choice(choice, status),
+        jobs=extracting.jobs,
+        max_tiles=max_tiles,
+        max_pixels=max_pixels,
+        found=progress.begin,
+        progress=progress.show,
+        **sampling.given(),
+    )
+    has_failed, num_doubtful = False, 0
+    for result in results:
+        has_failed = has_failed or result.has_failed
+        num_doubtful += bool(result.doubtful)
+        status.clear()
+        if table.out is None:
+            _print(result)
+            if result.error is not None:
+                print_error(result.error.message, result.error.hint)
+    status.clear()
+    if table.out is not None and not quiet:
+        print_summary(extract_status(table.out), file=sys.stderr)
+        if num_doubtful:
+            some = "1 result has" if num_doubtful == 1 else f"{num_doubtful} results have"
+            status.note(f"{some} doubtful fields.")
+    if has_failed:
+        raise typer.Exit(EXIT_SOME_FAILED)
+
+
+def _print(result: ExtractResult) -> None:
+    record = result.to_dict()
+    for key in ("error", "hint"):
+        if isinstance(told := record.get(key), str):
+            record[key] = spoken(told)
+    print(json_text(record), flush=True)
