@@ -5,8 +5,8 @@
 
 The documents are those of `training.corpus`. In every round each number of jobs reads all of them,
 in turn, with a model that is loaded anew, so that nothing is known from before. Medians over the
-rounds; the texts of all are compared page by page. Text layers are ignored and nothing is turned:
-every page is read by the model, once. `--beside` reads A4 pages with random weights, and asks
+rounds; the texts of all are compared page by page. Pages are looked at first, as `ivl read` does;
+with `--bare` the model reads every page as it is. `--beside` reads A4 pages with random weights, and asks
 llama.cpp's server to read the same.
 """
 
@@ -94,6 +94,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument(
         "--jobs", type=int, nargs="*", default=[16], help="beside the default and 1"
     )
+    parser.add_argument("--bare", action="store_true", help="nothing is blank, nothing is turned")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, help="by default one for each core")
     parser.add_argument(
@@ -160,6 +161,8 @@ def read_all(
             model=model,
             jobs=run.jobs,
             max_tokens=READ_TOKENS,
+            skip_blank=not options.bare,
+            rotate=not options.bare,
         )
     )
     run.seconds.append(time.perf_counter() - began)

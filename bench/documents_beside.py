@@ -146,6 +146,8 @@ def read_here(options: argparse.Namespace, files: Files, document: Path, side: S
             max_tokens=options.answer_tokens,
             system=SYSTEM,
             retry=False,
+            skip_blank=False,
+            rotate=False,
         )
     )
     seconds, cpu_s = time.perf_counter() - began, time.process_time() - cpu_began
