@@ -6,8 +6,8 @@
 The documents are those of `training.corpus`. In every round each number of jobs reads all of them,
 in turn, with a model that is loaded anew, so that nothing is known from before. Medians over the
 rounds; the texts of all are compared page by page. Pages are looked at first, as `ivl read` does;
-with `--bare` the model reads every page as it is. `--beside` reads A4 pages with random weights, and asks
-llama.cpp's server to read the same.
+with `--bare` the model reads every page as it is. `--beside` reads A4 pages with random weights,
+and asks llama.cpp's server to read the same.
 """
 
 from __future__ import annotations
