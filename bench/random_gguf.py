@@ -10,6 +10,7 @@ llama.cpp loads the pairs of the Qwen2 sizes as well.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import math
 import tempfile
 from pathlib import Path
@@ -55,14 +56,23 @@ def main() -> None:
         print(path)
 
 
-def write_pair(shape: str, mix: str, vision: str, folder: Path) -> tuple[Path, Path]:
-    """The text file and the projector's; one that is there already is left as it is."""
+def write_pair(
+    shape: str, mix: str, vision: str, folder: Path, *, max_tiles: int | None = None
+) -> tuple[Path, Path]:
+    """The text file and the projector's; one that is there already is left as it is.
+
+    max_tiles: of an image, as the projector's file shall say; None: the official number.
+    """
     size = find(shape)
     if size is None:
         raise SystemExit(f"error: there is no size {shape!r}: 1b, 2b, 4b, 8b, 26b, 38b, 78b")
     folder.mkdir(parents=True, exist_ok=True)
     text = folder / f"{size.name}-{mix}.gguf"
-    mmproj = folder / f"{size.name}-mmproj-{vision}.gguf"
+    tiles = "" if max_tiles is None else f"-{max_tiles}-tiles"
+    mmproj = folder / f"{size.name}-mmproj-{vision}{tiles}.gguf"
+    config = size.config
+    if max_tiles is not None:
+        config = dataclasses.replace(config, max_tiles=max_tiles)
     filler = Filler()
     if not text.exists():
         decoder, context = size.decoder, MixContext.of(size.decoder)
@@ -82,9 +92,9 @@ def write_pair(shape: str, mix: str, vision: str, folder: Path) -> tuple[Path, P
         )
         filler.write(text, metadata, tensors)
     if not mmproj.exists():
-        tensors = projector_tensors(size.config, vision)
+        tensors = projector_tensors(config, vision)
         metadata = mmproj_metadata(
-            size.config,
+            config,
             name="random weights",
             num_weights=num_weights(tensors),
             file_type=vision_file_type(vision),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import socket
 import subprocess
@@ -45,17 +46,25 @@ def ivl_server(
 
 @contextmanager
 def llama_server(
-    program: Path, model: str, mmproj: str | None, *, parallel: int, context: int, threads: int
+    program: Path,
+    model: str,
+    mmproj: str | None,
+    *,
+    parallel: int,
+    context: int,
+    threads: int,
+    more: tuple[str, ...] = (),
 ) -> Iterator[tuple[str, int]]:
     """llama.cpp's server, which is ready; its address and its process id.
 
-    Each of its `parallel` seats has `context` tokens; all else is as it chooses itself.
+    Each of its `parallel` seats has `context` tokens; all else is as it chooses itself, or as
+    further options say.
     """
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     command = [str(program), "--model", model, "--host", "127.0.0.1", "--port", str(port)]
     command += ["--parallel", str(parallel), "--ctx-size", str(parallel * context)]
-    command += ["--threads", str(threads)]
+    command += ["--threads", str(threads), *more]
     command += ["--mmproj", mmproj] if mmproj else []
     silent = subprocess.DEVNULL
     process = subprocess.Popen(command, stdin=silent, stdout=silent, stderr=silent)
@@ -78,6 +87,13 @@ def _wait_until_ready(process: subprocess.Popen[bytes], url: str) -> None:
             pass  # it does not listen yet
         time.sleep(0.2)
     raise SystemExit("error: llama-server did not start")
+
+
+def cpu_seconds(process_id: int) -> float:
+    """Time that the cores have spent on a process, on a machine with other work too (Linux)."""
+    # The name of the program, in brackets, may hold spaces.
+    fields = Path(f"/proc/{process_id}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def resident_bytes(process_id: int) -> int:

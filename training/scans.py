@@ -51,6 +51,34 @@ def soil(rng: np.random.Generator, image: Image.Image, *, strength: float) -> Im
     return image
 
 
+def show_through(
+    rng: np.random.Generator, image: Image.Image, back: Image.Image, *, strength: float
+) -> Image.Image:
+    """An RGB page through whose paper the print of its back is seen: mirrored, blurred and faint.
+
+    back: the page behind, upright; it is stretched to the size of `image`. strength (0 to 1): at 1,
+    black print on the back darkens the paper by half; thin paper on a scanner's bright lid has
+    about 0.2.
+    """
+    seen = back.convert("L").transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    seen = seen.resize(image.size, Image.Resampling.BILINEAR)
+    # Paper scatters light over about its thickness: a tenth of a millimetre, some 1/2000 of a page.
+    radius = max(image.size) / 1000 * float(rng.uniform(1.0, 2.0))
+    seen = seen.filter(ImageFilter.GaussianBlur(radius))
+    paper = max(1, int(np.percentile(np.asarray(seen), 90)))
+    least = 1 - 0.5 * strength
+    levels = [int(255 * (least + (1 - least) * min(1.0, level / paper))) for level in range(256)]
+    light = seen.point(levels)
+    return ImageChops.multiply(image.convert("RGB"), Image.merge("RGB", (light, light, light)))
+
+
+def pale(image: Image.Image, left: float) -> Image.Image:
+    """An RGB page whose ink has faded: `left` (0 to 1) of its contrast with the paper is left."""
+    levels = np.asarray(image.convert("RGB"))
+    paper = tuple(int(level) for level in np.median(levels.reshape(-1, 3), axis=0))
+    return Image.blend(Image.new("RGB", image.size, paper), image.convert("RGB"), left)
+
+
 def turn(
     coverage: Image.Image, boxes: np.ndarray, degrees: float
 ) -> tuple[Image.Image, np.ndarray]:

@@ -181,16 +181,18 @@ class PageBatch:
         coming, ahead = enumerate(pages), deque[tuple[int, Future[Seen | _Ready | PageResult]]]()
         with ThreadPoolExecutor(1, thread_name_prefix="ivl-pages") as thread:
             try:
+                are_all = False
                 while True:
                     while len(ahead) < min(self._jobs or MOST_JOBS, MOST_AHEAD):
                         number, page = next(coming, (0, None))
                         if page is None:
+                            are_all = True
                             break
                         ahead.append((number, thread.submit(self._prepare, page)))
                     yield from self._take(ahead)
                     if self._open:
                         yield from self._step()
-                    elif not ahead:
+                    elif are_all and not ahead:
                         return
             finally:
                 for _, future in ahead:
