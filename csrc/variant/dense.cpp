@@ -2,8 +2,10 @@
 #include <cmath>
 #include <cstring>
 
+#include "bfloat16_tile.hpp"
 #include "float16_tile.hpp"
 #include "kernels.hpp"
+#include "simd.hpp"
 #include "vector_math.hpp"
 #if defined(__AVX2__) || defined(__AVX512VNNI__)
 #include <immintrin.h>
@@ -65,6 +67,12 @@ void prepare(Dense type, const float* x, int64_t width, int64_t first, int64_t n
       int8_t* out = static_cast<int8_t*>(rows.values) + r * rows.stride;
       to_int8(row, width, out, rows.scales + r, rows.sums + r);
       std::memset(out + width, 0, static_cast<size_t>(rows.stride - width));
+      continue;
+    }
+    if (type == Dense::bfloat16) {
+      uint16_t* out = static_cast<uint16_t*>(rows.values) + r * rows.stride;
+      for (int64_t k = 0; k < rows.stride; k += 16) to_bfloat16(out + k, load_floats(row + k));
+      rows.scales[r] = 1.0f;
       continue;
     }
 #if defined(IVL_HAS_FLOAT16_TILES)
@@ -195,6 +203,12 @@ void multiply(const DenseProduct& p, int64_t row, int64_t num_rows, int64_t pane
             y[i * kPanel + c] = static_cast<float>(sums[i * kPanel + c] - offset);
           }
         }
+      } else if (p.type == Dense::bfloat16) {
+#if defined(IVL_HAS_BFLOAT16_TILES)
+        const uint16_t* weights = static_cast<const uint16_t*>(p.panels) + n * kPanel * columns;
+        bfloat16_tile(rows, static_cast<const uint16_t*>(p.rows.values) + r * columns, columns,
+                      weights, columns / 2, y);
+#endif
       } else {
 #if defined(IVL_HAS_FLOAT16_TILES)
         const uint16_t* weights = static_cast<const uint16_t*>(p.panels) + n * kPanel * columns;

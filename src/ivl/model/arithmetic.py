@@ -1,4 +1,5 @@
-"""The vision tower in another arithmetic: int8 or float16 on a CPU, int8 or 8-bit floats on a GPU.
+"""The vision tower in another arithmetic: int8, float16 or bfloat16 on a CPU, int8 or 8-bit floats
+on a GPU.
 
 `use_arithmetic` takes the place of a loaded model's tower. On a CPU its layers run over
 kernels/dense.py: the residual is float32; what is rounded is the input of each product, row by row,
@@ -23,8 +24,8 @@ from ivl.kernels.matrix import CpuFloatMatrix, StackedMatrix
 from ivl.model.internvl import InternVL
 from ivl.model.vision import VisionAttention, VisionLayer, VisionMLP, VisionTower
 
-VisionChoice = Literal["auto", "torch", "float16", "int8", "fp8"]
-CHOICES: tuple[VisionChoice, ...] = ("auto", "torch", "float16", "int8", "fp8")
+VisionChoice = Literal["auto", "torch", "float16", "bfloat16", "int8", "fp8"]
+CHOICES: tuple[VisionChoice, ...] = ("auto", "torch", "float16", "bfloat16", "int8", "fp8")
 FP8_SINCE = (8, 9)
 """Compute capability."""
 ROWS_AT_ONCE = 512
@@ -35,17 +36,17 @@ def use_arithmetic(model: InternVL, choice: VisionChoice) -> None:
     """Replaces the tower of a model on the CPU, or its products on a GPU (int8, fp8); `torch`
     leaves it as it is.
 
-    `auto` takes float16 where a short measurement finds it faster than torch's own products, and
-    never int8, which costs accuracy. Weights are replaced layer by layer, so that they are never in
+    `auto` takes float16, and for a model of bfloat16 that type's own products, where a short
+    measurement finds them faster than torch's, and never int8, which costs accuracy. Weights are replaced layer by layer, so that they are never in
     memory twice. Raises UnsupportedError for an arithmetic that this machine does not have.
     """
     if choice == "auto":
         if model.vision_device.type != "cpu" or not _is_dense(model.vision):
             return
-        choice = "float16" if float16_is_faster(model.dtype) else "torch"
+        choice = fastest(model.dtype)
     if choice == "torch" or model.vision is None:
         return
-    if model.vision_device.type == "cuda" and choice != "float16":
+    if model.vision_device.type == "cuda" and choice not in ("float16", "bfloat16"):
         if choice == "fp8" and torch.cuda.get_device_capability(model.vision_device) < FP8_SINCE:
             raise UnsupportedError(
                 "This GPU has no products of 8-bit floats.",
@@ -66,22 +67,36 @@ def use_arithmetic(model: InternVL, choice: VisionChoice) -> None:
     if choice not in arithmetics():
         raise UnsupportedError(
             f"The vision tower cannot run in {choice} here.",
-            "float16 needs a processor with AVX-512 FP16, int8 any, both the C++ extension: "
+            "float16 needs a processor with AVX-512 FP16, bfloat16 one with AVX-512 BF16, int8 any, "
+            "and all the C++ extension: "
             "`ivl info --machine` says what there is.",
         )
     model.vision = CpuVisionTower(model.vision, choice)
 
 
 @functools.cache
-def float16_is_faster(dtype: torch.dtype) -> bool:
-    """Whether our float16 products beat torch's in `dtype` here: some milliseconds, once."""
-    if "float16" not in arithmetics():
-        return False
+def fastest(dtype: torch.dtype) -> VisionChoice:
+    """The fastest of torch's products in `dtype` and those of ours that are no less exact: some
+    milliseconds of measuring, once."""
+    exact: list[Arithmetic] = ["float16"]
+    if dtype == torch.bfloat16:
+        exact.append("bfloat16")
     x, weight = torch.randn(512, 1024), torch.randn(1024, 1024)
-    matrix, rows = DenseMatrix(weight, None, "float16"), Rows("float16")
     out, narrow_x, narrow_weight = torch.empty(512, 1024), x.to(dtype), weight.to(dtype)
-    ours_s = cpu.fastest_s(lambda: matrix.multiply(rows.fill(x), out), 4)
-    return ours_s < cpu.fastest_s(lambda: F.linear(narrow_x, narrow_weight), 4)
+    best: VisionChoice = "torch"
+    best_s = cpu.fastest_s(lambda: F.linear(narrow_x, narrow_weight), 4) if exact else 0.0
+    for arithmetic in exact:
+        if arithmetic not in arithmetics():
+            continue
+        matrix, rows = DenseMatrix(weight, None, arithmetic), Rows(arithmetic)
+
+        def product(matrix: DenseMatrix = matrix, rows: Rows = rows) -> None:
+            matrix.multiply(rows.fill(x), out)
+
+        ours_s = cpu.fastest_s(product, 4)
+        if ours_s < best_s:
+            best, best_s = arithmetic, ours_s
+    return best
 
 
 class CpuVisionTower(nn.Module):
@@ -134,7 +149,9 @@ class CpuVisionLayer:
         if self.q_norm is not None and self.k_norm is not None:
             qkv[:, :width] = self.q_norm(qkv[:, :width])
             qkv[:, width : 2 * width] = self.k_norm(qkv[:, width : 2 * width])
-        out = tile_attention(qkv.view(*x.shape[:2], -1), self.num_heads, torch.empty_like(x))
+        out = tile_attention(
+            qkv.view(*x.shape[:2], -1), self.num_heads, torch.empty_like(x), self.rows.arithmetic
+        )
         self.proj.add_scaled(self.rows.fill(out.flatten(0, 1)), flat, self.scale1)
         for part in flat.split(ROWS_AT_ONCE):
             hidden = torch.empty((len(part), self.fc1.outputs))
