@@ -179,7 +179,7 @@ struct DenseKernels {
 // By products of 16-bit numbers; both null in a set that is compiled without any.
 struct TileAttentionKernels {
   // Fills the panels of one head: keys (positions up to 32, head_dim), values (head_dim, positions
-  // up to 64); what is beyond the positions is zero.
+  // up to 32); what is beyond the positions is zero.
   void (*pack_head)(const TileAttention& args, int64_t tile, int64_t head, uint16_t* keys,
                     uint16_t* values);
   // Queries [first, first + count) of one head, count <= 12.

@@ -28,8 +28,9 @@ void pack_panel(const Bfloat16Task& task, int64_t row, int64_t from, int64_t cou
 #pragma GCC unroll 16
       for (int64_t i = 0; i < 16; ++i) {
         const int64_t at = row + half + i;
-        square[i] = at < task.rows ? load_pairs(weights + at * task.columns, from + k, task.columns)
-                                   : zeros();
+        const uint16_t* place = weights + at * task.columns;
+        prefetch(place + 16 * task.columns + from + k);  // of the next square of rows
+        square[i] = at < task.rows ? load_pairs(place, from + k, task.columns) : zeros();
       }
       transpose(square);
 #pragma GCC unroll 16
@@ -80,6 +81,11 @@ void round(const void* x, Dtype dtype, int64_t row_stride_of_x, int64_t columns,
   const int64_t end = first + count == columns ? padded(columns) - first : count;
   for (int64_t row = first_row; row < last_row; ++row) {
     const uint8_t* from = static_cast<const uint8_t*>(x) + row * row_stride_of_x * size;
+    if (dtype == Dtype::float32) {
+      round_to_bfloat16(reinterpret_cast<const float*>(from), rows + row * stride + first, count);
+      memset(rows + row * stride + first + count, 0, static_cast<size_t>(2 * (end - count)));
+      continue;
+    }
     for (int64_t k = 0; k < end; k += 16) {
       to_bfloat16(rows + row * stride + first + k, load_numbers(from + k * size, dtype, count - k));
     }
@@ -106,7 +112,7 @@ void multiply(const Bfloat16Task& task, int64_t first, int64_t last, uint8_t* sc
         const int64_t row = tile * task.num_rows / tiles, end = (tile + 1) * task.num_rows / tiles;
         bfloat16_tile(static_cast<int>(end - row), task.x + row * stride + from, stride,
                       reinterpret_cast<const uint16_t*>(panel), count / 2, sums + row * kPanel,
-                      from > 0);
+                      kPanel, from > 0);
       }
     }
     write_panel(task, output, sums);

@@ -9,6 +9,7 @@
 #include "bfloat16_tile.hpp"
 #include "float16_tile.hpp"
 #include "kernels.hpp"
+#include "numbers.hpp"
 #include "vector_math.hpp"
 
 namespace ivl {
@@ -19,30 +20,30 @@ namespace {
 
 #if defined(IVL_HAS_FLOAT16_TILES)
 struct Float16 {
-  static void store(uint16_t* out, Floats x) { to_float16(out, x); }
+  static void round(const float* x, uint16_t* out, int64_t count) {
+    to_float16(x, 1.0f, out, count);
+  }
   static void multiply_tile(int rows, const uint16_t* a, int64_t stride, const uint16_t* panel,
-                            int64_t units, float* out) {
-    float16_tile(rows, a, stride, panel, units, out);
+                            int64_t units, float* out, int64_t out_stride) {
+    alignas(64) float y[kTileRows * kPanel];
+    float16_tile(rows, a, stride, panel, units, y);
+    for (int r = 0; r < rows; ++r) {
+      for (int c = 0; c < kPanel; ++c) out[r * out_stride + c] = y[r * kPanel + c];
+    }
   }
 };
 #endif
 #if defined(IVL_HAS_BFLOAT16_TILES)
 struct Bfloat16 {
-  static void store(uint16_t* out, Floats x) { to_bfloat16(out, x); }
+  static void round(const float* x, uint16_t* out, int64_t count) {
+    round_to_bfloat16(x, out, count);
+  }
   static void multiply_tile(int rows, const uint16_t* a, int64_t stride, const uint16_t* panel,
-                            int64_t units, float* out) {
-    bfloat16_tile(rows, a, stride, panel, units, out);
+                            int64_t units, float* out, int64_t out_stride) {
+    bfloat16_tile(rows, a, stride, panel, units, out, out_stride);
   }
 };
 #endif
-
-// count float32 values, a multiple of 16, rounded.
-template <class Type>
-void round_numbers(const float* x, float factor, uint16_t* out, int64_t count) {
-  for (int64_t i = 0; i < count; i += 16) {
-    Type::store(out + i, multiply(load_floats(x + i), splat(factor)));
-  }
-}
 
 // 32 keys from `position` on: their pairs of channels, turned to the columns of a panel.
 template <class Type>
@@ -52,7 +53,7 @@ void pack_keys(const float* k, int64_t row, int64_t count, int64_t d, uint16_t* 
       Floats square[16];
       for (int64_t i = 0; i < 16; ++i) {
         alignas(64) uint16_t pairs[32] = {};
-        if (half + i < count) round_numbers<Type>(k + (half + i) * row + c, 1.0f, pairs, 32);
+        if (half + i < count) Type::round(k + (half + i) * row + c, pairs, 32);
         square[i] = load_floats(reinterpret_cast<const float*>(pairs));
       }
       transpose(square);
@@ -69,7 +70,7 @@ void pack_values(const float* v, int64_t row, int64_t count, int64_t d, int64_t 
   for (int64_t c = 0; c < d; c += kPanel) {
     alignas(64) uint16_t both[2][kPanel] = {};
     for (int64_t i = 0; i < 2 && i < count; ++i) {
-      round_numbers<Type>(v + i * row + c, 1.0f, both[i], kPanel);
+      Type::round(v + i * row + c, both[i], kPanel);
     }
     uint16_t* out = values + c * padded;
     for (int64_t i = 0; i < kPanel; ++i) {
@@ -85,7 +86,7 @@ void pack_head_of(const TileAttention& args, int64_t tile, int64_t head, uint16_
   const int64_t d = args.head_dim, width = args.heads * d, row = 3 * width;
   const float* k = args.qkv + tile * args.positions * row + width + head * d;
   const float* v = k + width;
-  const int64_t padded = (args.positions + kRowUnits - 1) / kRowUnits * kRowUnits;
+  const int64_t padded = (args.positions + kPanel - 1) / kPanel * kPanel;
   for (int64_t at = 0; at < padded; at += kPanel) {
     pack_keys<Type>(k + at * row, row, args.positions - at, d, keys + at * d);
   }
@@ -98,10 +99,10 @@ template <class Type>
 void attend_of(const TileAttention& args, int64_t tile, int64_t head, int64_t first, int count,
                const uint16_t* keys, const uint16_t* values) {
   const int64_t d = args.head_dim, width = args.heads * d, row = 3 * width, n = args.positions;
-  const int64_t padded = (n + kRowUnits - 1) / kRowUnits * kRowUnits;
+  const int64_t padded = (n + kPanel - 1) / kPanel * kPanel;
   static thread_local Scratch<float> score_memory;
   static thread_local Scratch<uint16_t> weight_memory, query_memory;
-  float* scores = score_memory.of(kTileRows * padded);
+  float* scores = score_memory.of(kTileRows * (padded > d ? padded : d));
   uint16_t* weights = weight_memory.of(kTileRows * padded);
   uint16_t* queries = query_memory.of(kTileRows * d);
   alignas(64) float y[kTileRows * kPanel];
@@ -109,26 +110,25 @@ void attend_of(const TileAttention& args, int64_t tile, int64_t head, int64_t fi
   const float* q = args.qkv + tile * n * row + head * d;
   const float scale = 1.0f / std::sqrt(static_cast<float>(d));
   for (int i = 0; i < count; ++i) {
-    round_numbers<Type>(q + (first + i) * row, scale, queries + i * d, d);
+    for (int64_t c = 0; c < d; ++c) scores[c] = scale * q[(first + i) * row + c];
+    Type::round(scores, queries + i * d, d);
   }
   for (int64_t start = 0; start < padded; start += kPanel) {
-    Type::multiply_tile(count, queries, d, keys + start * d, d / 2, y);
-    for (int i = 0; i < count; ++i) {
-      for (int c = 0; c < kPanel; ++c) scores[i * padded + start + c] = y[i * kPanel + c];
-    }
+    Type::multiply_tile(count, queries, d, keys + start * d, d / 2, scores + start, padded);
   }
   float inverse[kTileRows];
   for (int i = 0; i < count; ++i) {
     float* s = scores + i * padded;
-    const float most = max_lanes(n, s[0], [&](int64_t j) { return s[j]; });
+    const float most = largest_of(s, n, s[0]);
     for (int64_t j = 0; j < n; ++j) s[j] = fast_exp(s[j] - most);
     for (int64_t j = n; j < padded; ++j) s[j] = 0.0f;
     inverse[i] = 1.0f / sum_lanes(n, [&](int64_t j) { return s[j]; });
-    round_numbers<Type>(s, 1.0f, weights + i * padded, padded);
+    Type::round(s, weights + i * padded, padded);
   }
   float* out = args.out + (tile * n + first) * width + head * d;
   for (int64_t start = 0; start < d; start += kPanel) {
-    Type::multiply_tile(count, weights, padded, values + start * padded, padded / 2, y);
+    Type::multiply_tile(count, weights, padded, values + start * padded, padded / 2, y,
+                        kPanel);
     for (int i = 0; i < count; ++i) {
       for (int c = 0; c < kPanel; ++c) out[i * width + start + c] = y[i * kPanel + c] * inverse[i];
     }

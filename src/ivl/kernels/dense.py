@@ -48,7 +48,7 @@ class Norm:
 
 
 class Rows:
-    """Activations (rows, width), normed and rounded to the type of a product, with a scale for each row.
+    """Activations (rows, width), normed and rounded to a product's type, with a scale for each row.
 
     The memory is kept from `fill` to `fill`.
     """

@@ -255,11 +255,22 @@ class Decoder(nn.Module):
     def rotations(self, segments: Sequence[Segment], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Cosines and sines of all segments' tokens, (tokens, head_dim) each."""
         device = _device_of(self.layers[0])
-        pairs = []
+        # One call for all that turn by the same base: for a step of many rows the calls would
+        # take as long as its layers.
+        alike: list[tuple[int, list[int]]] = []
         for segment in segments:
-            positions = torch.arange(segment.cache.length, segment.end, device=device)
             length = segment.sequence_length or segment.end
-            pairs.append(self.rotary(positions, length, dtype))
+            places = range(segment.cache.length, segment.end)
+            if alike and self.rotary.base(alike[-1][0]) == self.rotary.base(length):
+                alike[-1][1].extend(places)
+            else:
+                alike.append((length, list(places)))
+        pairs = [
+            self.rotary(torch.tensor(places, device=device), length, dtype)
+            for length, places in alike
+        ]
+        if len(pairs) == 1:
+            return pairs[0]
         return torch.cat([cos for cos, _ in pairs]), torch.cat([sin for _, sin in pairs])
 
 
