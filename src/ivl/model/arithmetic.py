@@ -76,8 +76,8 @@ def use_arithmetic(model: InternVL, choice: VisionChoice) -> None:
 
 
 LEEWAY = 1.2
-"""By how much torch's products may be faster: what it does between them comes on top. Its tower took
-1.3 times as long with products of the same speed (demo, on Zen 4)."""
+"""By how much torch's products may be faster: what it does between them comes on top. Its tower
+took 1.3 times as long with products of the same speed (demo, on Zen 4)."""
 
 
 @functools.cache
@@ -85,15 +85,14 @@ def fastest(dtype: torch.dtype) -> VisionChoice:
     """The fastest of torch's products in `dtype` and those of ours that are no less exact: some
     milliseconds of measuring, once."""
     exact: list[Arithmetic] = ["float16", "bfloat16"] if dtype == torch.bfloat16 else ["float16"]
-    usable = [arithmetic for arithmetic in exact if arithmetic in arithmetics()]
+    usable: list[Arithmetic] = [one for one in exact if one in arithmetics()]
     if not usable:
         return "torch"
     x, weight = torch.randn(512, 1024), torch.randn(1024, 1024)
     narrow_x, narrow_weight = x.to(dtype), weight.to(dtype)
     torch_s = cpu.fastest_s(lambda: F.linear(narrow_x, narrow_weight), 4)
-    times = {arithmetic: _product_s(x, weight, arithmetic) for arithmetic in usable}
-    best = min(times, key=times.__getitem__)
-    return best if times[best] < LEEWAY * torch_s else "torch"
+    best_s, best = min((_product_s(x, weight, one), one) for one in usable)
+    return best if best_s < LEEWAY * torch_s else "torch"
 
 
 def _product_s(x: Tensor, weight: Tensor, arithmetic: Arithmetic) -> float:

@@ -138,9 +138,11 @@ class InternVL(nn.Module):
         many of each segment's last tokens logits are wanted. Returns float32 (sum, vocab).
         """
         hidden = self.decoder.extend(x, segments)
-        parts = hidden.split([segment.num_tokens for segment in segments])
-        wanted = [part[len(part) - n :] for part, n in zip(parts, num_logits, strict=True)]
-        return self.decoder.lm_head(torch.cat(wanted)).float()
+        if sum(num_logits) < len(hidden):  # a step of those that are writing wants all
+            parts = hidden.split([segment.num_tokens for segment in segments])
+            wanted = [part[len(part) - n :] for part, n in zip(parts, num_logits, strict=True)]
+            hidden = torch.cat(wanted)
+        return self.decoder.lm_head(hidden).float()
 
     def logits(self, input_ids: Tensor, is_image: Tensor, features: Tensor | None) -> Tensor:
         """(tokens,), (tokens,) bool, (n, tokens_per_tile, hidden) -> (tokens, vocab) float32."""
