@@ -1,4 +1,4 @@
-"""The tower in int8, float16 and bfloat16 gives the features of the official code, as nearly as it may."""
+"""The tower in other arithmetics gives the features of the official code, as nearly as it may."""
 
 from __future__ import annotations
 
