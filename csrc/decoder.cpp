@@ -205,8 +205,8 @@ void Decoder::ffn_part(const DecoderLayer& layer, int64_t first, int64_t last) {
   multiply_outputs(layer.gate, ffn_in_, first, last, gate, count);
   multiply_outputs(layer.up, ffn_in_, first, last, up, count);
   pointwise().swiglu(gate, up, num_rows_, count, count);
-  if (down_in_.as_bytes()) down_in_.fill_bytes(gate, count, first, count);
-  if (down_in_.as_floats()) {
+  down_in_.fill_columns(gate, count, first, count);
+  if (down_in_.needs_rows()) {
     for (int64_t row = 0; row < num_rows_; ++row) {
       std::copy_n(gate + row * count, count, hidden_.as<float>() + row * width + first);
     }
@@ -237,9 +237,8 @@ void Decoder::run_layer(Team& team, const DecoderLayer& layer, uint8_t* cache, K
     const auto [first, last] = ffn.range(task);
     ffn_part(layer, first, last);
   });
-  if (down_in_.as_floats()) {
-    team.for_each(tiles,
-                  [&](int64_t tile) { down_in_.fill_floats(hidden_.as<float>(), tile); });
+  if (down_in_.needs_rows()) {
+    team.for_each(tiles, [&](int64_t tile) { down_in_.fill_rows(hidden_.as<float>(), tile); });
   }
   const Part down = {&layer.down, x, true};
   multiply_parts(team, &down, 1, down_in_);
@@ -254,7 +253,7 @@ void Decoder::extend(float* x, int64_t num_rows, const float* cos, const float* 
   o_in_.resize(num_rows, shape_.q_width());
   down_in_.resize(num_rows, shape_.intermediate);
   floats(normed_, num_rows * shape_.hidden);
-  if (down_in_.as_floats()) floats(hidden_, num_rows * shape_.intermediate);
+  if (down_in_.needs_rows()) floats(hidden_, num_rows * shape_.intermediate);
   const Rows rows = {floats(q_, num_rows * shape_.q_width()),
                      floats(k_, num_rows * shape_.kv_width()),
                      floats(v_, num_rows * shape_.kv_width()), cos, sin,

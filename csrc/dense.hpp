@@ -6,9 +6,11 @@
 //   int8     a row of activations has one scale, a row of weights another; sums are exact in int32
 //   float16  AVX-512 FP16 multiplies 32 pairs at once. Sums of 32 products are kept in float16 and
 //            then added up in float32. A row of activations is scaled so that nothing overflows.
+//   bfloat16 AVX-512 BF16 multiplies 32 pairs at once, and adds them up in float32. Nothing is
+//            scaled: it is the type that models come in.
 //
 // Weights lie in panels of 32 outputs: for each panel, for each unit of 4 bytes (4 int8 or 2
-// float16) along the inputs, the units of its 32 outputs. One load then brings 16 outputs, and a
+// 16-bit numbers) along the inputs, the units of its 32 outputs. One load then brings 16 outputs, and a
 // broadcast of 4 bytes of the activations meets them all. Panels are filled up with zeros. int8
 // weights are stored plus 128, because the instruction multiplies unsigned by signed; what that
 // adds to a sum is 128 times the sum of the activations' row.
@@ -30,7 +32,7 @@ constexpr int kRowUnits = 64;   // rows of activations are filled up to a multip
 // in that type's range.
 constexpr float kFloat16Most = 100.0f;
 
-enum class Dense : int { int8 = 0, float16 = 1 };
+enum class Dense : int { int8 = 0, float16 = 1, bfloat16 = 2 };
 enum class Norm : int { none = 0, layer = 1, rms = 2 };
 enum class Epilogue : int { store = 0, gelu = 1, add_scaled = 2 };
 
@@ -43,9 +45,9 @@ struct NormArgs {
 
 // Rows of activations in the type of the product.
 struct DenseRows {
-  void* values;     // (rows, stride), int8 or float16
+  void* values;     // (rows, stride), in the type of the product
   float* scales;    // (rows,): x = scale * value
-  int32_t* sums;    // (rows,) of the int8 values; null for float16
+  int32_t* sums;    // (rows,) of the int8 values; of no other type
   int64_t stride;   // in values, a multiple of kRowUnits; what is beyond the width is zero
 };
 
@@ -74,6 +76,7 @@ struct DensePack {
 
 // Attention of every position to every other, without a mask: the tower's.
 struct TileAttention {
+  Dense type;        // float16 or bfloat16
   const float* qkv;  // (tiles, positions, 3, heads, head_dim)
   float* out;        // (tiles, positions, heads, head_dim)
   int64_t tiles, positions, heads, head_dim;  // head_dim a multiple of 32

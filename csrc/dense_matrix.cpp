@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <stdexcept>
 
+#include "bfloat16_matmul.hpp"
 #include "isa.hpp"
 #include "processor.hpp"
 #include "threads.hpp"
@@ -18,12 +19,15 @@ void check_type(Dense type) {
   if (type == Dense::float16 && !has_float16_products()) {
     throw std::invalid_argument("there are no float16 products here");
   }
+  if (type == Dense::bfloat16 && !has_bfloat16_products()) {
+    throw std::invalid_argument("there are no bfloat16 products here");
+  }
 }
 
 }  // namespace
 
 bool has_float16_products() {
-  return processor().avx512fp16 && kernels().tile_attention.attend != nullptr;
+  return processor().avx512fp16 && kernels().tile_attention.has_float16;
 }
 
 void DenseActivations::fill(const float* x, int64_t num_rows, int64_t width, const NormArgs& norm) {
@@ -73,7 +77,7 @@ DenseMatrix::DenseMatrix(Dense type, const std::vector<Part>& parts, int64_t inp
     first += part.rows;
   }
   const auto is_one = [](float scale) { return scale == 1.0f; };
-  if (type == Dense::float16 && std::all_of(scales_.begin(), scales_.end(), is_one)) {
+  if (type != Dense::int8 && std::all_of(scales_.begin(), scales_.end(), is_one)) {
     scales_ = {};
   }
 }
@@ -91,22 +95,25 @@ void DenseMatrix::multiply(const DenseActivations& x, Epilogue epilogue,
                                 channel_scales};
   // Panels that stay in the second-level cache while the rows pass by; and rows enough that
   // fetching the panels is a small part, few enough that there is work for every thread.
-  constexpr int64_t kCacheBytes = 768 * 1024, kRows = 15 * kTileRows;
+  constexpr int64_t kCacheBytes = 768 * 1024, kMostRows = 15 * kTileRows, kTasks = 6;
   const int64_t panel_bytes = kPanel * stride_ * value_bytes(type_);
   const int64_t group =
       std::clamp<int64_t>(kCacheBytes / panel_bytes, 1, std::max<int64_t>(1, num_panels));
-  const int64_t groups = divide_up(num_panels, group), chunks = divide_up(num_rows, kRows);
+  const int64_t groups = divide_up(num_panels, group);
+  const int64_t share = divide_up(num_rows * groups, kTasks * num_threads() * kTileRows);
+  const int64_t rows = std::min(share * kTileRows, kMostRows), chunks = divide_up(num_rows, rows);
   const DenseKernels& of_isa = kernels().dense;
   parallel_for(groups * chunks, [&](int64_t task) {
-    const int64_t panel = task / chunks * group, row = task % chunks * kRows;
-    of_isa.multiply(product, row, std::min(kRows, num_rows - row), panel,
+    const int64_t panel = task / chunks * group, row = task % chunks * rows;
+    of_isa.multiply(product, row, std::min(rows, num_rows - row), panel,
                     std::min(group, num_panels - panel));
   });
 }
 
 void tile_attention(const TileAttention& args) {
-  check_type(Dense::float16);
+  check_type(args.type);
   const TileAttentionKernels& of_isa = kernels().tile_attention;
+  if (args.type == Dense::int8) throw std::invalid_argument("attention has no products of int8");
   if (args.heads < 1 || args.head_dim < 1 || args.head_dim % kPanel != 0) {
     throw std::invalid_argument("heads must be of whole panels");
   }

@@ -62,7 +62,7 @@ class DenseMatrix {
   std::vector<float> scales_, bias_;  // empty: 1 and none
 };
 
-// Throws std::invalid_argument without float16 products.
+// Throws std::invalid_argument without the products of its type.
 void tile_attention(const TileAttention& args);
 
 }  // namespace ivl

@@ -1,5 +1,6 @@
 #include "float_matmul.hpp"
 
+#include "bfloat16_matmul.hpp"
 #include "isa.hpp"
 #include "threads.hpp"
 
@@ -19,6 +20,11 @@ void float_matmul(const FloatProduct& product) {
   const FloatKernels& of_isa = kernels().floats;
   const int64_t num_rows = product.num_rows, columns = product.columns;
   if (num_rows == 0 || product.rows == 0) return;
+  // Rows that are bfloat16 already lose nothing.
+  if (product.weights_dtype == Dtype::bfloat16 && product.x_dtype == Dtype::bfloat16 &&
+      columns > 0 && bfloat16_products_pay(num_rows)) {
+    return bfloat16_matmul(product);
+  }
   static thread_local Buffer memory;
   memory.reserve(static_cast<size_t>(4 * of_isa.prepared_size(num_rows, columns) + 64));
   float* x = memory.as<float>();

@@ -12,6 +12,7 @@
 
 #include "allocate.hpp"
 #include "decoder.hpp"
+#include "bfloat16_matmul.hpp"
 #include "dense_matrix.hpp"
 #include "float_matmul.hpp"
 #include "isa.hpp"
@@ -329,6 +330,7 @@ ivl_status ivl_decoder_attend(ivl_decoder* decoder, int64_t layer, float* q, flo
 }
 
 bool ivl_has_float16_products(void) { return ivl::has_float16_products(); }
+bool ivl_has_bfloat16_products(void) { return ivl::has_bfloat16_products(); }
 
 ivl_status ivl_panels_new(ivl_arithmetic arithmetic, int64_t inputs, const ivl_dense_part* parts,
                           size_t num_parts, const float* bias, ivl_panels** out) {
@@ -338,7 +340,7 @@ ivl_status ivl_panels_new(ivl_arithmetic arithmetic, int64_t inputs, const ivl_d
     for (size_t i = 0; i < num_parts; ++i) {
       given.push_back({parts[i].numbers, dtype_of(parts[i].dtype), parts[i].rows});
     }
-    *out = new ivl_panels(checked<ivl::Dense>(arithmetic, 2, "arithmetic"), given, inputs, bias);
+    *out = new ivl_panels(checked<ivl::Dense>(arithmetic, 3, "arithmetic"), given, inputs, bias);
   });
 }
 void ivl_panels_free(ivl_panels* panels) { delete panels; }
@@ -346,7 +348,7 @@ int64_t ivl_panels_outputs(const ivl_panels* panels) { return panels->outputs();
 size_t ivl_panels_num_bytes(const ivl_panels* panels) { return panels->num_bytes(); }
 
 ivl_status ivl_rows_new(ivl_arithmetic arithmetic, ivl_rows** out) {
-  return guarded([&] { *out = new ivl_rows(checked<ivl::Dense>(arithmetic, 2, "arithmetic")); });
+  return guarded([&] { *out = new ivl_rows(checked<ivl::Dense>(arithmetic, 3, "arithmetic")); });
 }
 void ivl_rows_free(ivl_rows* rows) { delete rows; }
 int64_t ivl_rows_count(const ivl_rows* rows) { return rows->num_rows(); }
@@ -372,9 +374,12 @@ ivl_status ivl_panels_add_scaled(const ivl_panels* panels, const ivl_rows* rows,
   });
 }
 
-ivl_status ivl_tile_attention(const float* qkv, int64_t tiles, int64_t positions, int64_t heads,
-                              int64_t head_dim, float* out) {
-  return guarded([&] { ivl::tile_attention({qkv, out, tiles, positions, heads, head_dim}); });
+ivl_status ivl_tile_attention(ivl_arithmetic arithmetic, const float* qkv, int64_t tiles,
+                              int64_t positions, int64_t heads, int64_t head_dim, float* out) {
+  return guarded([&] {
+    const auto type = checked<ivl::Dense>(arithmetic, 3, "arithmetic");
+    ivl::tile_attention({type, qkv, out, tiles, positions, heads, head_dim});
+  });
 }
 
 ivl_status ivl_quantize_rows(const float* x, int64_t num_rows, int64_t columns, int8_t* values,

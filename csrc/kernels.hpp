@@ -88,6 +88,34 @@ struct FloatKernels {
   void (*multiply)(const FloatTask& task, int64_t first, int64_t last, uint8_t* scratch);
 };
 
+// --- products with weights of bfloat16, by rows of bfloat16 (bfloat16_matmul.hpp) ---
+
+struct Bfloat16Task {
+  const void* weights;
+  int64_t rows, columns;
+  const uint16_t* x;  // as `round` left it
+  int64_t num_rows;
+  const float* bias;
+  void* out;
+  Dtype out_dtype;
+  int64_t out_stride;  // numbers from one row of out to the next
+  bool add;            // to what is in `out`, which is float32 then
+};
+
+// All null in a set that is compiled without such products.
+struct Bfloat16Kernels {
+  // Numbers from one rounded row to the next.
+  int64_t (*row_stride)(int64_t columns);
+  // Rounds columns [first, first + count) of rows [first_row, last_row) into their places; first is
+  // a multiple of 32, and so is count, unless it is all that is left. x points to column `first` of
+  // row 0.
+  void (*round)(const void* x, Dtype dtype, int64_t row_stride_of_x, int64_t columns, int64_t first,
+                int64_t count, int64_t first_row, int64_t last_row, uint16_t* rows);
+  int64_t (*scratch_bytes)(int64_t num_rows, int64_t columns);
+  // Weight rows [first, last), a multiple of 32 at first.
+  void (*multiply)(const Bfloat16Task& task, int64_t first, int64_t last, uint8_t* scratch);
+};
+
 // --- the layers of a decoder (decoder.hpp) ---
 
 struct PointwiseKernels {
@@ -148,15 +176,16 @@ struct DenseKernels {
                    int64_t num_panels);
 };
 
-// By float16 products; all null in a set that is compiled without them.
+// By products of 16-bit numbers; both null in a set that is compiled without any.
 struct TileAttentionKernels {
   // Fills the panels of one head: keys (positions up to 32, head_dim), values (head_dim, positions
-  // up to 64); what is beyond the positions is zero.
+  // up to 32); what is beyond the positions is zero.
   void (*pack_head)(const TileAttention& args, int64_t tile, int64_t head, uint16_t* keys,
                     uint16_t* values);
   // Queries [first, first + count) of one head, count <= 12.
   void (*attend)(const TileAttention& args, int64_t tile, int64_t head, int64_t first, int count,
                  const uint16_t* keys, const uint16_t* values);
+  bool has_float16;  // also as for the products of `DenseKernels`
 };
 
 // --- what the processor can do at most (limits.cpp) ---
@@ -172,6 +201,7 @@ struct LimitKernels {
 struct Kernels {
   const MatmulKernels& matmul;
   const FloatKernels& floats;
+  const Bfloat16Kernels& bfloat16;
   const PointwiseKernels& pointwise;
   const AttentionKernels& attention;
   const DenseKernels& dense;
@@ -190,6 +220,7 @@ void pack_levels(int index, const uint8_t* blocks, int64_t row_bytes, int64_t nu
 const Codec* find_codec(int type_id);
 extern const MatmulKernels matmul_kernels;
 extern const FloatKernels float_kernels;
+extern const Bfloat16Kernels bfloat16_kernels;
 extern const PointwiseKernels pointwise_kernels;
 extern const AttentionKernels attention_kernels;
 extern const DenseKernels dense_kernels;

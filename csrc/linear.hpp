@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "bfloat16_matmul.hpp"
 #include "float_matmul.hpp"
 #include "matmul.hpp"
 
@@ -19,34 +20,42 @@ struct Linear {
 };
 
 // Activations (num_rows, columns) in the forms that the layers need which read them.
+//
+// What weights of bfloat16 read depends on the number of rows: a few stay float32, for then reading
+// the weights is all that counts; more are rounded, where the processor has such products.
 class Inputs {
  public:
   static constexpr int kTileRows = 12;
-  static_assert(QuantizedRows::kTileRows == kTileRows && FloatRows::kTileRows == kTileRows);
+  static_assert(QuantizedRows::kTileRows == kTileRows && FloatRows::kTileRows == kTileRows &&
+                Bfloat16Rows::kTileRows == kTileRows);
 
-  // Which of the two forms `layer` reads.
-  void add_reader(const Linear& layer) { (layer.packed ? as_bytes_ : as_floats_) = true; }
-  bool as_floats() const { return as_floats_; }
+  // Notes which of the forms `layer` reads.
+  void add_reader(const Linear& layer);
 
   void resize(int64_t num_rows, int64_t columns);
   int64_t num_tiles() const { return (num_rows_ + kTileRows - 1) / kTileRows; }
   // Takes tile `tile` of x float32 (num_rows, columns), without gaps.
   void fill(const float* x, int64_t tile);
-  // Takes columns [first, first + count) of all rows as bytes; multiples of 32. x points to column
-  // `first` of row 0.
-  void fill_bytes(const float* x, int64_t row_stride, int64_t first, int64_t count);
-  void fill_floats(const float* x, int64_t tile) { floats_.fill(x, tile); }
-  bool as_bytes() const { return as_bytes_; }
+  // Takes columns [first, first + count) of all rows, multiples of 32, in those forms that can be
+  // filled so. x points to column `first` of row 0.
+  void fill_columns(const float* x, int64_t row_stride, int64_t first, int64_t count);
+  // Whether there is a form that cannot; and what fills that one, once all columns are there.
+  bool needs_rows() const { return as_floats_; }
+  void fill_rows(const float* x, int64_t tile) { floats_.fill(x, tile); }
 
   int64_t num_rows() const { return num_rows_; }
+  bool as_bfloat16() const { return as_bfloat16_; }
   const QuantizedRows& bytes() const { return bytes_; }
   const FloatRows& floats() const { return floats_; }
+  const Bfloat16Rows& bfloat16() const { return narrow_; }
 
  private:
-  bool as_bytes_ = false, as_floats_ = false;
-  int64_t num_rows_ = 0;
+  bool reads_bytes_ = false, reads_floats_ = false, reads_bfloat16_ = false;
+  bool as_floats_ = false, as_bfloat16_ = false;  // of `resize`
+  int64_t num_rows_ = 0, columns_ = 0;
   QuantizedRows bytes_;
   FloatRows floats_;
+  Bfloat16Rows narrow_;
 };
 
 // Outputs [first, last), on this thread; first is a multiple of 32. out float32 (num_rows, ...)

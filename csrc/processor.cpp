@@ -37,6 +37,7 @@ Processor look() {
   found.avx512vbmi = c & (1u << 1);
   found.avx512vnni = c & (1u << 11);
   found.avx512fp16 = d & (1u << 23);
+  if (__get_cpuid_count(7, 1, &a, &b, &c, &d)) found.avx512bf16 = a & (1u << 5);
   return found;
 }
 #else

@@ -441,7 +441,7 @@ class Decoder {
 
 // --- the vision tower ---
 
-constexpr const char* kArithmetics[] = {"int8", "float16"};
+constexpr const char* kArithmetics[] = {"int8", "float16", "bfloat16"};
 constexpr const char* kNorms[] = {"none", "layer", "rms"};
 
 ivl_arithmetic arithmetic_of(const std::string& name) {
@@ -510,12 +510,14 @@ struct DensePanels {
   }
 };
 
-void tile_attention(const ConstArray& qkv, int64_t heads, const Array& out) {
+void tile_attention(const std::string& arithmetic, const ConstArray& qkv, int64_t heads,
+                    const Array& out) {
   float* to = numbers<float>(out, "out", {kAny, kAny, kAny});
   const int64_t tiles = size_at(out, 0), positions = size_at(out, 1), width = size_at(out, 2);
   if (heads < 1 || width % heads != 0) refuse("heads: not in equal parts of the width");
   const float* from = numbers<float>(qkv, "qkv", {tiles, positions, 3 * width});
-  run([&] { return ivl_tile_attention(from, tiles, positions, heads, width / heads, to); });
+  const ivl_arithmetic type = arithmetic_of(arithmetic);
+  run([&] { return ivl_tile_attention(type, from, tiles, positions, heads, width / heads, to); });
 }
 
 // --- what is measured, and what tests ask ---
@@ -543,7 +545,7 @@ int64_t tasks_not_run_once(int64_t num_tasks, int64_t failing, int64_t phases) {
 NB_MODULE(_cpu, m) {
   // Changes whenever a function is called in another way: an extension that was built from older
   // sources is recognised by it (ivl.kernels.cpu).
-  m.attr("interface") = 5;
+  m.attr("interface") = 6;
   m.def("isa", &ivl_isa);
   m.def("use_isa", &ivl_use_isa);
   m.def("usable_isas", &usable_isas);
@@ -589,6 +591,7 @@ NB_MODULE(_cpu, m) {
            nb::arg("cos"), nb::arg("sin"), nb::arg("segments"), nb::arg("cache"), nb::arg("out"));
 
   m.def("has_float16_products", &ivl_has_float16_products);
+  m.def("has_bfloat16_products", &ivl_has_bfloat16_products);
   nb::class_<DenseRows>(m, "DenseRows")
       .def(nb::init<const std::string&>(), nb::arg("arithmetic"))
       .def("fill", &DenseRows::fill, nb::arg("x"), nb::arg("norm"), nb::arg("weight").none(),
@@ -602,5 +605,6 @@ NB_MODULE(_cpu, m) {
       .def("multiply", &DensePanels::multiply, nb::arg("rows"), nb::arg("out"), nb::arg("gelu"))
       .def("add_scaled", &DensePanels::add_scaled, nb::arg("rows"), nb::arg("channel_scales"),
            nb::arg("out"));
-  m.def("tile_attention", &tile_attention, nb::arg("qkv"), nb::arg("heads"), nb::arg("out"));
+  m.def("tile_attention", &tile_attention, nb::arg("arithmetic"), nb::arg("qkv"),
+        nb::arg("heads"), nb::arg("out"));
 }

@@ -199,10 +199,15 @@ ivl_status ivl_decoder_attend(ivl_decoder* decoder, int64_t layer, float* q, flo
 
 /* ---- the vision tower: products with dense weights of 8 or 16 bits, for many rows at once ---- */
 
-typedef enum ivl_arithmetic { IVL_INT8_PRODUCTS = 0, IVL_FLOAT16_PRODUCTS = 1 } ivl_arithmetic;
+typedef enum ivl_arithmetic {
+  IVL_INT8_PRODUCTS = 0,
+  IVL_FLOAT16_PRODUCTS = 1,
+  IVL_BFLOAT16_PRODUCTS = 2,
+} ivl_arithmetic;
 
-/* Whether there are float16 products on this processor, in the instruction set in use. */
+/* Whether there are such products on this processor, in the instruction set in use. */
 bool ivl_has_float16_products(void);
+bool ivl_has_bfloat16_products(void);
 
 /* A weight (outputs, inputs) in panels, with its bias. */
 typedef struct ivl_panels ivl_panels;
@@ -248,11 +253,11 @@ ivl_status ivl_panels_multiply(const ivl_panels* panels, const ivl_rows* rows, b
 ivl_status ivl_panels_add_scaled(const ivl_panels* panels, const ivl_rows* rows,
                                  const float* channel_scales, float* out);
 
-/* Attention of every position of a tile to every other, by float16 products: qkv (tiles, positions,
- * 3, heads, head_dim) -> out (tiles, positions, heads, head_dim). head_dim is a multiple of
- * IVL_PANEL_OUTPUTS. */
-ivl_status ivl_tile_attention(const float* qkv, int64_t tiles, int64_t positions, int64_t heads,
-                              int64_t head_dim, float* out);
+/* Attention of every position of a tile to every other, by products of 16 bits: qkv (tiles,
+ * positions, 3, heads, head_dim) -> out (tiles, positions, heads, head_dim). head_dim is a multiple
+ * of IVL_PANEL_OUTPUTS. */
+ivl_status ivl_tile_attention(ivl_arithmetic arithmetic, const float* qkv, int64_t tiles,
+                              int64_t positions, int64_t heads, int64_t head_dim, float* out);
 
 /* ---- for tests ---- */
 

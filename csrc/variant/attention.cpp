@@ -6,6 +6,7 @@
 // that of FlashAttention, arXiv:2205.14135).
 #include "kernels.hpp"
 
+#include "numbers.hpp"
 #include "simd.hpp"
 #include "vector_math.hpp"
 
@@ -75,19 +76,16 @@ void multiply_all(int64_t rows, const float* a, int64_t a_stride, const float* b
 // The keys of a block as float32 (head_dim, 32): where they lie, or copied to `wide`.
 const float* widen_keys(const KVLayout& layout, const uint8_t* head, float* wide) {
   if (layout.type == KVType::float32) return reinterpret_cast<const float*>(head);
+  const int64_t all = layout.head_dim * kBlockTokens;
+  if (layout.type == KVType::float16) {
+    for (int64_t at = 0; at < all; at += 16) store_floats(wide + at, from_float16(head + 2 * at));
+    return wide;
+  }
   const float* scales = reinterpret_cast<const float*>(head + layout.key_scales_at());
-  for (int64_t d = 0; d < layout.head_dim; ++d) {
-    for (int64_t half = 0; half < kBlockTokens; half += 16) {
-      const int64_t at = d * kBlockTokens + half;
-      Floats x;
-      if (layout.type == KVType::float16) {
-        x = from_float16(head + 2 * at);
-      } else {
-        x = multiply(from_int8(head + at),
-                     load_floats(scales + d / kScaleGroup * kBlockTokens + half));
-      }
-      store_floats(wide + at, x);
-    }
+  for (int64_t at = 0; at < all; at += 16) {
+    const int64_t group = at / kBlockTokens / kScaleGroup;
+    const Floats scale = load_floats(scales + group * kBlockTokens + at % kBlockTokens);
+    store_floats(wide + at, multiply(from_int8(head + at), scale));
   }
   return wide;
 }
@@ -95,6 +93,11 @@ const float* widen_keys(const KVLayout& layout, const uint8_t* head, float* wide
 // The values of the first `count` tokens of a block, to float32 (count, head_dim).
 void widen_values(const KVLayout& layout, const uint8_t* head, int64_t count, float* wide) {
   const uint8_t* numbers = head + layout.values_at();
+  if (layout.type == KVType::float16) {
+    const int64_t all = count * layout.head_dim;
+    for (int64_t at = 0; at < all; at += 16) store_floats(wide + at, from_float16(numbers + 2 * at));
+    return;
+  }
   const float* scales = reinterpret_cast<const float*>(head + layout.value_scales_at());
   const int64_t groups = layout.head_dim / kScaleGroup;
   for (int64_t token = 0; token < count; ++token) {
@@ -103,8 +106,6 @@ void widen_values(const KVLayout& layout, const uint8_t* head, int64_t count, fl
       Floats x;
       if (layout.type == KVType::float32) {
         x = load_floats(reinterpret_cast<const float*>(numbers) + at);
-      } else if (layout.type == KVType::float16) {
-        x = from_float16(numbers + 2 * at);
       } else {
         x = multiply(from_int8(numbers + at), splat(scales[token * groups + d / kScaleGroup]));
       }
@@ -117,13 +118,14 @@ void widen_values(const KVLayout& layout, const uint8_t* head, int64_t count, fl
 // so does `out` (head_dim,), which was summed up with an older largest score.
 void soften(float* scores, int64_t limit, int64_t keys, int64_t head_dim, float& most, float& sum,
             float* out) {
-  const float before = most;
-  most = max_lanes(limit, before, [&](int64_t i) { return scores[i]; });
-  for (int64_t i = 0; i < limit; ++i) scores[i] = fast_exp(scores[i] - most);
+  // A copy: `most` might be one of the scores, for all that a compiler knows.
+  const float before = most, top = largest_of(scores, limit, before);
+  for (int64_t i = 0; i < limit; ++i) scores[i] = fast_exp(scores[i] - top);
   for (int64_t i = limit; i < keys; ++i) scores[i] = 0.0f;
   const float added = sum_lanes(limit, [&](int64_t i) { return scores[i]; });
-  if (most != before) {
-    const float shrink = fast_exp(before - most);
+  most = top;
+  if (top != before) {
+    const float shrink = fast_exp(before - top);
     sum *= shrink;
     const Floats all = splat(shrink);
     for (int64_t d = 0; d < head_dim; d += 16) {
@@ -154,6 +156,13 @@ struct Memory {
   }
 };
 
+// Asks for a block of the cache: where it lies no processor can guess.
+void prefetch_block(const AttentionTask& task, int64_t position) {
+  const uint8_t* head =
+      task.layer + task.blocks[position / kBlockTokens] * task.block_bytes + task.head_offset;
+  for (int64_t at = 0; at < task.layout.head_bytes(); at += 64) prefetch(head + at);
+}
+
 // Adds the keys [first, last), at most a chunk, to what is known of all rows.
 void attend_chunk(const AttentionTask& task, const Memory& m, int64_t first, int64_t last) {
   const int64_t rows = task.num_tokens * task.group, head_dim = task.layout.head_dim;
@@ -161,6 +170,7 @@ void attend_chunk(const AttentionTask& task, const Memory& m, int64_t first, int
     const uint8_t* head = task.layer + task.blocks[at / kBlockTokens] * task.block_bytes +
                           task.head_offset;
     const int64_t left = last - at, count = left < kBlockTokens ? left : kBlockTokens;
+    if (at + kBlockTokens < task.last_key) prefetch_block(task, at + kBlockTokens);
     const float* keys = widen_keys(task.layout, head, m.keys);
     multiply_all<false>(rows, m.q, head_dim, keys, kBlockTokens, head_dim, m.scores + at - first,
                         kChunkKeys, kBlockTokens);

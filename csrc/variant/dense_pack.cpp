@@ -24,7 +24,7 @@ void round_row(const DensePack& p, int64_t row, uint8_t* out) {
   const float most = largest(magnitudes);
   float scale = 1.0f;
   if (as_int8(p) && most > 0.0f) scale = most / 127.0f;
-  if (!as_int8(p) && most > kFloat16Most) scale = most / kFloat16Most;
+  if (p.type == Dense::float16 && most > kFloat16Most) scale = most / kFloat16Most;
   p.scales[row] = scale;
   const Floats inverse = splat(1.0f / scale);
   for (int64_t at = 0; at < p.stride; at += 16) {
@@ -32,6 +32,8 @@ void round_row(const DensePack& p, int64_t row, uint8_t* out) {
     if (scale != 1.0f) x = multiply(x, inverse);
     if (as_int8(p)) {
       to_int8(reinterpret_cast<int8_t*>(out) + at, x);
+    } else if (p.type == Dense::bfloat16) {
+      to_bfloat16(out + 2 * at, x);
     } else {
       to_float16(out + 2 * at, x);
     }

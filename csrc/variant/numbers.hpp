@@ -1,4 +1,4 @@
-// Sixteen plain numbers in memory, of any type, to float32 and back.
+// Plain numbers in memory, sixteen at a time: of any type to float32 and back.
 #pragma once
 
 #include "dtype.hpp"
@@ -27,6 +27,16 @@ IVL_INLINE Floats load_numbers(const void* p, Dtype dtype, int64_t count = 16) {
   if (dtype == Dtype::float16) return load_numbers<Dtype::float16>(p, count);
   if (dtype == Dtype::bfloat16) return load_numbers<Dtype::bfloat16>(p, count);
   return load_numbers<Dtype::float32>(p, count);
+}
+
+// The largest of `count` numbers, or `least` if none is larger.
+IVL_INLINE float largest_of(const float* x, int64_t count, float least) {
+  Floats most = splat(least);
+  int64_t i = 0;
+  for (; i + 16 <= count; i += 16) most = maximum(most, load_floats(x + i));
+  float found = largest(most);
+  for (; i < count; ++i) found = x[i] > found ? x[i] : found;
+  return found;
 }
 
 // Rounded to nearest, ties to even.

@@ -68,14 +68,27 @@ def test_float16_products_are_closer_than_bfloat16(
     assert error(ours, expected) < 2e-3
 
 
-@pytest.mark.parametrize("arithmetic", ["int8", "float16"])
+@pytest.mark.parametrize(("num_rows", "inputs", "outputs"), SIZES)
+def test_bfloat16_products_are_those_of_what_was_rounded(
+    isa: str, num_rows: int, inputs: int, outputs: int
+) -> None:
+    if "bfloat16" not in arithmetics():
+        pytest.skip("no AVX-512 BF16")
+    x, weight, bias = sample(num_rows, inputs, outputs)
+    expected = F.linear(x.bfloat16().double(), weight.bfloat16().double(), bias.double())
+    matrix = DenseMatrix(weight, bias, "bfloat16")
+    ours = matrix.multiply(Rows("bfloat16").fill(x), torch.empty(num_rows, outputs))
+    assert error(ours, expected) < 1e-6
+
+
+@pytest.mark.parametrize("arithmetic", ["int8", "float16", "bfloat16"])
 @pytest.mark.parametrize("rows", [(32, 64, 20), (20, 32)])
 def test_weights_in_several_tensors(
     isa: str, rows: tuple[int, ...], arithmetic: Arithmetic
 ) -> None:
     """As queries, keys and values are, whether they end with a panel or within one."""
     if arithmetic not in arithmetics():
-        pytest.skip("no AVX-512 FP16")
+        pytest.skip(f"no {arithmetic} here")
     x, weight, bias = sample(5, 100, sum(rows))
     whole = DenseMatrix(weight, bias, arithmetic)
     first, *more = weight.split(rows)
@@ -132,19 +145,23 @@ def test_norms_and_what_follows_a_product_are_torchs(isa: str) -> None:
         torch.testing.assert_close(added, x + weight * ours, atol=2e-6, rtol=1e-5)
 
 
+@pytest.mark.parametrize("arithmetic", ["float16", "bfloat16"])
 @pytest.mark.parametrize(
     ("positions", "heads", "head_dim"), [(17, 3, 16), (65, 2, 64), (150, 1, 128)]
 )
 def test_attention_between_positions_is_torchs(
-    isa: str, positions: int, heads: int, head_dim: int
+    isa: str, positions: int, heads: int, head_dim: int, arithmetic: Arithmetic
 ) -> None:
+    if arithmetic == "bfloat16" and arithmetic not in arithmetics():
+        pytest.skip("no AVX-512 BF16")
     qkv = torch.randn(
         2, positions, 3 * heads * head_dim, generator=torch.Generator().manual_seed(2)
     )
     q, k, v = qkv.double().view(2, positions, 3, heads, head_dim).permute(2, 0, 3, 1, 4)
     expected = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
-    ours = tile_attention(qkv, heads, torch.empty(2, positions, heads * head_dim))
-    assert error(ours, expected) < 2e-3
+    out = torch.empty(2, positions, heads * head_dim)
+    ours = tile_attention(qkv, heads, out, arithmetic)
+    assert error(ours, expected) < (6e-3 if arithmetic == "bfloat16" else 2e-3)
 
 
 def test_a_wrong_shape_is_refused_before_anything_is_written() -> None:

@@ -1,4 +1,4 @@
-"""The tower in int8 and float16 gives the features of the official code, as nearly as it may."""
+"""The tower in other arithmetics gives the features of the official code, as nearly as it may."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ GOLDEN = Path(__file__).parents[1] / "golden"
 RECEIPT = Path(__file__).parents[2] / "samples" / "receipt.png"
 MODULE = cpu.loaded()
 ISAS = [] if MODULE is None else MODULE.usable_isas()
-LEAST_COSINE = {"float16": 0.99999, "int8": 0.999}
+LEAST_COSINE = {"float16": 0.99999, "bfloat16": 0.9999, "int8": 0.999}
 
 pytestmark = pytest.mark.skipif(MODULE is None, reason="the C++ extension was not built")
 
 
 @pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("arithmetic", ["float16", "int8"])
+@pytest.mark.parametrize("arithmetic", ["float16", "bfloat16", "int8"])
 @pytest.mark.parametrize("name", ["internvit-300m-like_qwen2", "internvit-6b-like_internlm2"])
 def test_features_are_those_of_the_official_code(
     name: str, arithmetic: Arithmetic, isa: str, monkeypatch: pytest.MonkeyPatch
@@ -57,7 +57,7 @@ def test_the_demo_sees_the_same(arithmetic: Arithmetic) -> None:
     expected, ours = plain.encode_tiles(np.array(tiles)), fast.encode_tiles(np.array(tiles))
     cosine = F.cosine_similarity(ours.float(), expected.float(), dim=-1)
     assert float(cosine.median()) > LEAST_COSINE[arithmetic]
-    if arithmetic == "float16":
+    if arithmetic != "int8":
         expected_text = plain.read(RECEIPT, max_tokens=40).text
         assert fast.read(RECEIPT, max_tokens=40).text == expected_text
 

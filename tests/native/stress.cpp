@@ -18,6 +18,7 @@
 
 #include "allocate.hpp"
 #include "decoder.hpp"
+#include "bfloat16_matmul.hpp"
 #include "dense_matrix.hpp"
 #include "float_matmul.hpp"
 #include "isa.hpp"
@@ -140,13 +141,16 @@ Floats dense_product(ivl::Dense type) {
 
 Floats dense_products() {
   Floats all = dense_product(ivl::Dense::int8);
-  if (!ivl::has_float16_products()) return all;
-  const Floats half = dense_product(ivl::Dense::float16);
-  all.insert(all.end(), half.begin(), half.end());
   const Floats qkv = random_floats(2 * 150 * 3 * 128, 9);
-  Floats out(2 * 150 * 128);
-  ivl::tile_attention({qkv.data(), out.data(), 2, 150, 2, 64});
-  all.insert(all.end(), out.begin(), out.end());
+  for (ivl::Dense type : {ivl::Dense::float16, ivl::Dense::bfloat16}) {
+    const bool half = type == ivl::Dense::float16;
+    if (!(half ? ivl::has_float16_products() : ivl::has_bfloat16_products())) continue;
+    const Floats product = dense_product(type);
+    all.insert(all.end(), product.begin(), product.end());
+    Floats out(2 * 150 * 128);
+    ivl::tile_attention({type, qkv.data(), out.data(), 2, 150, 2, 64});
+    all.insert(all.end(), out.begin(), out.end());
+  }
   return all;
 }
 

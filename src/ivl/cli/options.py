@@ -70,8 +70,8 @@ Vision = Annotated[
     str,
     Option(
         metavar="TYPE",
-        help="Arithmetic of the vision tower: auto, torch, float16 (on a CPU), fp8 (on a GPU), or "
-        "int8, which is the fastest and less accurate.",
+        help="Arithmetic of the vision tower: auto, torch, float16 or bfloat16 (on a CPU), fp8 (on "
+        "a GPU), or int8, which is the fastest and less accurate.",
     ),
 ]
 KV = Annotated[

@@ -208,21 +208,27 @@ class Chooser:
         return self._rules is not None and self._rules.is_complete
 
     def choose(
-        self, logits: Tensor, draft: Draft = Draft(), likeliest: Sequence[int] | None = None
+        self,
+        logits: Tensor | None,
+        draft: Draft = Draft(),
+        likeliest: Sequence[int] | None = None,
     ) -> Iterator[int]:
         """The tokens that are written in the place of a draft: at least one, and at most one more
         than were guessed.
 
         logits (guesses + 1, vocab) float32: the model's before each guess and after the last.
-        `likeliest`: of each row the likeliest token, where that is known. A token counts as chosen
-        when it is asked for; who stops asking loses the rest.
+        `likeliest`: of each row the likeliest token, where that is known; where it is always the
+        one that is chosen, nothing else is needed. A token counts as chosen when it is asked for;
+        who stops asking loses the rest.
         """
-        for place, row in enumerate(logits):
+        is_known = likeliest is not None and self.is_plainly_greedy
+        for place in range(len(draft.tokens) + 1):
             guess = draft.tokens[place] if place < len(draft.tokens) else None
-            if likeliest is not None and self.is_plainly_greedy:
+            if likeliest is not None and is_known:
                 token = likeliest[place]
             else:
-                token = self._choose(row, guess, place, draft)
+                assert logits is not None
+                token = self._choose(logits[place], guess, place, draft)
             if self._rules is not None and token not in self._stop_ids:
                 self._rules.accept(token)
             yield token

@@ -8,9 +8,9 @@ through, for after it nothing that the device computes can be trusted.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
+from types import TracebackType
 from typing import TypeVar
 
 import torch
@@ -47,17 +47,34 @@ def log_failure(error: BaseException) -> None:
     log.error("a request has failed", exc_info=error)
 
 
-@contextmanager
-def contained(fail: Fail, doing: str) -> Iterator[None]:
+class Contained:
+    """What `contained` returns. A class, for every token of every answer passes through one."""
+
+    __slots__ = ("_doing", "_fail")
+
+    def __init__(self, fail: Fail, doing: str) -> None:
+        self._fail, self._doing = fail, doing
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> bool:
+        if error is None or not _is_contained(error):
+            return False
+        error.add_note(f"while {self._doing}")
+        self._fail(error)
+        return True
+
+
+def contained(fail: Fail, doing: str) -> Contained:
     """Whatever is raised within it, but for a fault of the device, is handed to `fail`, with a note
     of what was being done."""
-    try:
-        yield
-    except BaseException as error:
-        if not _is_contained(error):
-            raise
-        error.add_note(f"while {doing}")
-        fail(error)
+    return Contained(fail, doing)
 
 
 @dataclass(frozen=True, slots=True)

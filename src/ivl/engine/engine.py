@@ -412,7 +412,10 @@ class Engine:
                 if not all(are_numbers[part]):
                     raise not_finite(self.model.dtype, running.num_tokens)
                 kept, guessed = running.num_kept, running.num_guessed
-                running.choose(rows[part], greedy[part] if greedy else None)
+                if greedy and not running.reads_logits:
+                    running.choose(None, greedy[part])
+                else:
+                    running.choose(rows[part], greedy[part] if greedy else None)
                 self._counts["kept"] += running.num_kept - kept
                 self._counts["guessed"] += running.num_guessed - guessed
 

@@ -181,7 +181,9 @@ class ModelRunner:
 
     def forget(self, sequence: Sequence, before: int | None = None) -> None:
         """Lets go of the features of a sequence: of tiles that end `before` this place, or all."""
-        kept = self._features.get(sequence, {})
+        kept = self._features.get(sequence)
+        if kept is None:
+            return
         for number in list(kept):
             if before is None or sequence.tiles[number].end <= before:
                 del kept[number]

@@ -234,10 +234,15 @@ class RunningRequest:
         if self._admitted is None:
             self._admitted = time.perf_counter()
 
-    def choose(self, logits: Tensor, likeliest: Many[int] | None) -> None:
+    @property
+    def reads_logits(self) -> bool:
+        """Whether more of them is wanted than which token is the likeliest."""
+        return self.request.num_logprobs is not None or not self.chooser.is_plainly_greedy
+
+    def choose(self, logits: Tensor | None, likeliest: Many[int] | None) -> None:
         """float32 logits (1 + guesses, vocab), and of each row the likeliest token, if somebody has
         looked: takes the next tokens, sends what has become certain, and ends the answer if one of
-        them ends it."""
+        them ends it. The likeliest are enough where nothing `reads_logits`."""
         if self._first_token is None:
             self._first_token = time.perf_counter()
         draft = self.draft if self.sequence.guesses else Draft()
@@ -251,7 +256,7 @@ class RunningRequest:
             if place < len(draft.tokens) and token == draft.tokens[place]:
                 self.sequence.num_computed += 1
                 self.num_kept += 1
-            self._send(self._decoder.push(token), self._describe(token, logits[place]))
+            self._send(self._decoder.push(token), self._describe(token, logits, place))
             if self._text.stopped or self.chooser.is_complete:
                 self.end("stop")
             elif self.num_tokens >= self.request.max_tokens:
@@ -298,11 +303,11 @@ class RunningRequest:
         self._unsent = self._unsent[len(taken) :]
         return tuple(taken)
 
-    def _describe(self, token: int, logits: Tensor) -> TokenLogprob:
+    def _describe(self, token: int, logits: Tensor | None, place: int) -> TokenLogprob:
         count = self.request.num_logprobs
-        if count is None:
+        if count is None or logits is None:
             return TokenLogprob(token)
-        logprobs = logits.log_softmax(-1)
+        logprobs = logits[place].log_softmax(-1)
         values, ids = torch.topk(logprobs, count) if count else (logprobs[:0], logprobs[:0])
         top = tuple(zip(ids.long().tolist(), values.tolist(), strict=True))
         return TokenLogprob(token, float(logprobs[token]), top)

@@ -256,6 +256,8 @@ class Scheduler:
 
     def _register(self, sequence: Sequence) -> None:
         """Lets others find the blocks that have become full."""
+        if sequence.num_computed < (sequence.num_registered + 1) * BLOCK_TOKENS:
+            return
         keys = sequence.keys_up_to(sequence.num_computed)
         for index in range(sequence.num_registered, len(keys)):
             self.pool.register(sequence.blocks[index], keys[index])

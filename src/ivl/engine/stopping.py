@@ -28,6 +28,8 @@ class StopText:
         if self.stopped:
             return ""
         held = self._held + text
+        if not self.stop:
+            return self._pass(held, len(held.rstrip()))
         kept = len(held) - self._possible_beginning(held)
         end = self._find(held)
         # One that begins earlier and is not decided yet comes first.

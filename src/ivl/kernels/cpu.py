@@ -31,7 +31,7 @@ try:
 except ImportError:  # no compiler when ivl was installed, or a file of another Python
     _extension = None
 
-INTERFACE = 5
+INTERFACE = 6
 """Of the extension that these sources go with; see `csrc/python.cpp`."""
 ISA_VARIABLE = "IVL_ISA"
 REFERENCE = "reference"

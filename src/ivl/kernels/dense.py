@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ivl.kernels import cpu
 
-Arithmetic = Literal["int8", "float16"]
+Arithmetic = Literal["int8", "float16", "bfloat16"]
 
 
 def arithmetics() -> tuple[Arithmetic, ...]:
@@ -23,7 +23,12 @@ def arithmetics() -> tuple[Arithmetic, ...]:
     module = cpu.extension()
     if module is None:
         return ()
-    return ("int8", "float16") if module.has_float16_products() else ("int8",)
+    found: list[Arithmetic] = ["int8"]
+    if module.has_float16_products():
+        found.append("float16")
+    if module.has_bfloat16_products():
+        found.append("bfloat16")
+    return tuple(found)
 
 
 def _extension() -> ModuleType:
@@ -43,12 +48,13 @@ class Norm:
 
 
 class Rows:
-    """Activations (rows, width), normed and rounded to int8 or float16, with a scale for each row.
+    """Activations (rows, width), normed and rounded to a product's type, with a scale for each row.
 
     The memory is kept from `fill` to `fill`.
     """
 
     def __init__(self, arithmetic: Arithmetic) -> None:
+        self.arithmetic: Arithmetic = arithmetic
         self.held = _extension().DenseRows(arithmetic)
 
     def fill(self, x: Tensor, norm: Norm | None = None) -> Rows:
@@ -70,7 +76,7 @@ class DenseMatrix:
 
         more: further rows of the weight, such as those of keys and values below the queries'.
         int8: the largest magnitude of each output's row becomes 127. float16: rows with magnitudes
-        that sums of that type have no room for are scaled down.
+        that sums of that type have no room for are scaled down. bfloat16: nothing is scaled.
         """
         panels, parts = _extension().DensePanels, (weight, *more)
         if any(len(part) % panels.part_outputs for part in parts[:-1]):
@@ -96,20 +102,24 @@ class DenseMatrix:
         return out
 
 
-def tile_attention(qkv: Tensor, num_heads: int, out: Tensor) -> Tensor:
-    """Attention of every position of a tile to every other, in float32.
+def tile_attention(
+    qkv: Tensor, num_heads: int, out: Tensor, arithmetic: Arithmetic = "float16"
+) -> Tensor:
+    """Attention of every position of a tile to every other, from float32 to float32.
 
-    qkv (tiles, positions, 3 * width) -> out (tiles, positions, width). By float16 tiles where the
-    processor has them and heads are whole panels; otherwise by torch.
+    qkv (tiles, positions, 3 * width) -> out (tiles, positions, width). By products of the
+    arithmetic, or of float16 where that is int8, if the processor has them and heads are whole
+    panels; otherwise by torch.
     """
     tiles, positions, width = out.shape
     module = cpu.extension()
+    wanted = "float16" if arithmetic == "int8" else arithmetic
     if (
         module is not None
-        and module.has_float16_products()
+        and wanted in arithmetics()
         and width // num_heads % module.DensePanels.part_outputs == 0
     ):
-        module.tile_attention(qkv, num_heads, out)
+        module.tile_attention(wanted, qkv, num_heads, out)
         return out
     q, k, v = qkv.view(tiles, positions, 3, num_heads, -1).permute(2, 0, 3, 1, 4)
     heads = F.scaled_dot_product_attention(q, k, v)

@@ -121,19 +121,38 @@ def can_multiply(x: Tensor, weight: Tensor) -> bool:
     )
 
 
-@functools.cache
 def ours_is_faster(dtype: torch.dtype) -> bool:
-    """Whether products with many rows are clearly faster in our kernel: measured, some 20 ms.
+    """Whether products with many rows are clearly faster in our kernel."""
+    return _share_of_torch(dtype) < 0.8
 
-    Never for float32, where both do the same.
+
+SEVERAL_ROWS = 32
+"""Up to so many rows, what torch does between products costs more than a slower product can."""
+
+
+def layers_are_faster(dtype: torch.dtype, num_rows: int) -> bool:
+    """Whether a decoder's layers in one call, over weights of this type, beat torch's, whose
+    operations between the products come on top."""
+    extension = cpu.extension()
+    pairs = dtype == torch.bfloat16 and extension is not None and extension.has_bfloat16_products()
+    if num_rows <= (SEVERAL_ROWS if pairs else FEW_ROWS):
+        return True
+    return _share_of_torch(dtype) < (1.2 if pairs else 0.8)
+
+
+@functools.cache
+def _share_of_torch(dtype: torch.dtype) -> float:
+    """The time of our product with many rows by that of torch: measured, some 20 ms.
+
+    1 for float32, where both do the same.
     """
     if dtype == torch.float32:
-        return False
+        return 1.0
     rows, outputs, inputs = TRIAL_SHAPE
     x, weight = torch.ones(rows, inputs, dtype=dtype), torch.ones(outputs, inputs, dtype=dtype)
 
     ours_s = cpu.fastest_s(lambda: _multiply(x, weight, None), 3)
-    return ours_s < 0.8 * cpu.fastest_s(lambda: torch.nn.functional.linear(x, weight), 3)
+    return ours_s / cpu.fastest_s(lambda: torch.nn.functional.linear(x, weight), 3)
 
 
 def _multiply(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

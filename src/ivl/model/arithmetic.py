@@ -1,4 +1,5 @@
-"""The vision tower in another arithmetic: int8 or float16 on a CPU, int8 or 8-bit floats on a GPU.
+"""The vision tower in another arithmetic: int8, float16 or bfloat16 on a CPU, int8 or 8-bit floats
+on a GPU.
 
 `use_arithmetic` takes the place of a loaded model's tower. On a CPU its layers run over
 kernels/dense.py: the residual is float32; what is rounded is the input of each product, row by row,
@@ -8,6 +9,7 @@ in the same pass as the norm before it. On a GPU only its products change, to th
 from __future__ import annotations
 
 import functools
+import math
 from typing import Literal
 
 import torch
@@ -23,8 +25,8 @@ from ivl.kernels.matrix import CpuFloatMatrix, StackedMatrix
 from ivl.model.internvl import InternVL
 from ivl.model.vision import VisionAttention, VisionLayer, VisionMLP, VisionTower
 
-VisionChoice = Literal["auto", "torch", "float16", "int8", "fp8"]
-CHOICES: tuple[VisionChoice, ...] = ("auto", "torch", "float16", "int8", "fp8")
+VisionChoice = Literal["auto", "torch", "float16", "bfloat16", "int8", "fp8"]
+CHOICES: tuple[VisionChoice, ...] = ("auto", "torch", "float16", "bfloat16", "int8", "fp8")
 FP8_SINCE = (8, 9)
 """Compute capability."""
 ROWS_AT_ONCE = 512
@@ -35,17 +37,18 @@ def use_arithmetic(model: InternVL, choice: VisionChoice) -> None:
     """Replaces the tower of a model on the CPU, or its products on a GPU (int8, fp8); `torch`
     leaves it as it is.
 
-    `auto` takes float16 where a short measurement finds it faster than torch's own products, and
-    never int8, which costs accuracy. Weights are replaced layer by layer, so that they are never in
-    memory twice. Raises UnsupportedError for an arithmetic that this machine does not have.
+    `auto` takes float16, and for a model of bfloat16 that type's own products, where a short
+    measurement finds them about as fast as torch's, and never int8, which costs accuracy. Weights
+    are replaced layer by layer, so that they are never in memory twice. Raises UnsupportedError for
+    an arithmetic that this machine does not have.
     """
     if choice == "auto":
         if model.vision_device.type != "cpu" or not _is_dense(model.vision):
             return
-        choice = "float16" if float16_is_faster(model.dtype) else "torch"
+        choice = fastest(model.dtype)
     if choice == "torch" or model.vision is None:
         return
-    if model.vision_device.type == "cuda" and choice != "float16":
+    if model.vision_device.type == "cuda" and choice in ("int8", "fp8"):
         if choice == "fp8" and torch.cuda.get_device_capability(model.vision_device) < FP8_SINCE:
             raise UnsupportedError(
                 "This GPU has no products of 8-bit floats.",
@@ -66,22 +69,41 @@ def use_arithmetic(model: InternVL, choice: VisionChoice) -> None:
     if choice not in arithmetics():
         raise UnsupportedError(
             f"The vision tower cannot run in {choice} here.",
-            "float16 needs a processor with AVX-512 FP16, int8 any, both the C++ extension: "
-            "`ivl info --machine` says what there is.",
+            "float16 needs a processor with AVX-512 FP16, bfloat16 one with AVX-512 BF16, int8 "
+            "any, and all the C++ extension: `ivl info --machine` says what there is.",
         )
     model.vision = CpuVisionTower(model.vision, choice)
 
 
+LEEWAY = 1.2
+"""By how much torch's products may be faster: what it does between them comes on top. Its tower
+took 1.3 times as long with products of the same speed (demo, on Zen 4)."""
+
+
 @functools.cache
-def float16_is_faster(dtype: torch.dtype) -> bool:
-    """Whether our float16 products beat torch's in `dtype` here: some milliseconds, once."""
-    if "float16" not in arithmetics():
-        return False
+def fastest(dtype: torch.dtype) -> VisionChoice:
+    """The fastest of torch's products in `dtype` and those of ours that are no less exact: some
+    milliseconds of measuring, once."""
+    exact: list[Arithmetic] = ["float16", "bfloat16"] if dtype == torch.bfloat16 else ["float16"]
+    usable: list[Arithmetic] = [one for one in exact if one in arithmetics()]
+    if not usable:
+        return "torch"
     x, weight = torch.randn(512, 1024), torch.randn(1024, 1024)
-    matrix, rows = DenseMatrix(weight, None, "float16"), Rows("float16")
-    out, narrow_x, narrow_weight = torch.empty(512, 1024), x.to(dtype), weight.to(dtype)
-    ours_s = cpu.fastest_s(lambda: matrix.multiply(rows.fill(x), out), 4)
-    return ours_s < cpu.fastest_s(lambda: F.linear(narrow_x, narrow_weight), 4)
+    narrow_x, narrow_weight = x.to(dtype), weight.to(dtype)
+    torch_s = cpu.fastest_s(lambda: F.linear(narrow_x, narrow_weight), 4)
+    best: VisionChoice = "torch"
+    best_s = LEEWAY * torch_s
+    for arithmetic in usable:
+        ours_s = _product_s(x, weight, arithmetic)
+        if ours_s < best_s:
+            best, best_s = arithmetic, ours_s
+    return best
+
+
+def _product_s(x: Tensor, weight: Tensor, arithmetic: Arithmetic) -> float:
+    matrix, rows = DenseMatrix(weight, None, arithmetic), Rows(arithmetic)
+    out = torch.empty(len(x), len(weight))
+    return cpu.fastest_s(lambda: matrix.multiply(rows.fill(x), out), 4)
 
 
 class CpuVisionTower(nn.Module):
@@ -91,26 +113,60 @@ class CpuVisionTower(nn.Module):
         super().__init__()
         assert isinstance(tower, VisionTower)
         self.arithmetic: Arithmetic = arithmetic
+        # Where pixels and weights are of that type already, a product of it loses nothing.
+        patch = tower.embed.patch
+        exact = arithmetic == "bfloat16" and patch.weight.dtype == torch.bfloat16
+        self._patch = (
+            DenseMatrix(patch.weight.flatten(1), patch.bias, arithmetic) if exact else None
+        )
         self.embed = tower.embed.float()
         self.layers: list[CpuVisionLayer] = []
-        rows = Rows(arithmetic)  # one for all layers: it keeps its memory
+        rows, memory = Rows(arithmetic), Memory()  # for all layers: they keep what they take
+        self._rows = rows
         while len(tower.layers):
             layer = tower.layers.pop(0)
             assert isinstance(layer, VisionLayer)
-            self.layers.append(CpuVisionLayer(layer, arithmetic, rows))
+            self.layers.append(CpuVisionLayer(layer, arithmetic, rows, memory))
             del layer
             release_freed()  # at once: the packed layers do not take what the others leave
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Normalised (n, 3, tile_px, tile_px) -> (n, patches, hidden), in the type of pixels."""
-        x = self.embed(pixels.float()).contiguous()
+        x = self._embed(pixels).contiguous()
         for layer in self.layers:
             layer.advance(x)
         return x[:, 1:].to(pixels.dtype)
 
+    def _embed(self, pixels: Tensor) -> Tensor:
+        if self._patch is None:
+            return self.embed(pixels.float())
+        patches = self.embed.cut(pixels).float()
+        x = torch.empty((len(patches) * patches.shape[1], self._patch.outputs))
+        self._patch.multiply(self._rows.fill(patches.flatten(0, 1)), x)
+        return self.embed.complete(x.unflatten(0, patches.shape[:2]))
+
+
+class Memory:
+    """Activations between products. It is kept from call to call: to be given pages anew, and have
+    them cleared, costs a small tower a twentieth of its time."""
+
+    def __init__(self) -> None:
+        self._held: dict[str, Tensor] = {}
+
+    def of(self, name: str, *shape: int) -> Tensor:
+        """float32 numbers of this shape, of any value."""
+        count = math.prod(shape)
+        held = self._held.get(name)
+        if held is None or held.numel() < count:
+            with torch.inference_mode(False):  # whoever comes next may not be in that mode
+                held = self._held[name] = torch.empty(count)
+        return held[:count].view(shape)
+
 
 class CpuVisionLayer:
-    def __init__(self, layer: VisionLayer, arithmetic: Arithmetic, rows: Rows) -> None:
+    def __init__(
+        self, layer: VisionLayer, arithmetic: Arithmetic, rows: Rows, memory: Memory
+    ) -> None:
         attn: VisionAttention = layer.attn
         self.norm1, self.norm2 = _norm(layer.norm1), _norm(layer.norm2)
         self.num_heads = attn.num_heads
@@ -123,21 +179,26 @@ class CpuVisionLayer:
             for linear in (attn.qkv, attn.proj, layer.mlp.fc1, layer.mlp.fc2)
         )
         self.scale1, self.scale2 = layer.scale1.detach().float(), layer.scale2.detach().float()
-        self.rows = rows
+        self.rows, self.memory = rows, memory
 
     def advance(self, x: Tensor) -> None:
         """The residual x (n, positions, hidden), float32 and contiguous, one layer on, in place."""
         flat = x.flatten(0, 1)
         width = flat.shape[1]
-        qkv = torch.empty((len(flat), 3 * width))
+        qkv = self.memory.of("qkv", len(flat), 3 * width)
         self.qkv.multiply(self.rows.fill(flat, self.norm1), qkv)
         if self.q_norm is not None and self.k_norm is not None:
             qkv[:, :width] = self.q_norm(qkv[:, :width])
             qkv[:, width : 2 * width] = self.k_norm(qkv[:, width : 2 * width])
-        out = tile_attention(qkv.view(*x.shape[:2], -1), self.num_heads, torch.empty_like(x))
+        out = tile_attention(
+            qkv.view(*x.shape[:2], -1),
+            self.num_heads,
+            self.memory.of("heads", *x.shape),
+            self.rows.arithmetic,
+        )
         self.proj.add_scaled(self.rows.fill(out.flatten(0, 1)), flat, self.scale1)
         for part in flat.split(ROWS_AT_ONCE):
-            hidden = torch.empty((len(part), self.fc1.outputs))
+            hidden = self.memory.of("hidden", len(part), self.fc1.outputs)
             self.fc1.multiply(self.rows.fill(part, self.norm2), hidden, gelu=True)
             self.fc2.add_scaled(self.rows.fill(hidden), part, self.scale2)
 

@@ -18,7 +18,7 @@ from torch.utils.dlpack import to_dlpack  # pyright: ignore[reportPrivateImportU
 from ivl.config import DecoderConfig
 from ivl.kernels import cpu
 from ivl.kernels.linear import QuantizedLinear
-from ivl.kernels.matrix import DTYPES, FEW_ROWS, CpuFloatMatrix, CpuMatrix, ours_is_faster
+from ivl.kernels.matrix import DTYPES, CpuFloatMatrix, CpuMatrix, layers_are_faster
 from ivl.kv import BLOCK_TOKENS, KVType, kv_bytes_per_token
 from ivl.model.cache import KVStore, Segment
 from ivl.model.decoder import Decoder, DecoderLayer
@@ -108,7 +108,7 @@ class CpuLayers:
         norm if these are all layers. cos, sin float32 (tokens, head_dim). Writes the cache, and
         does not advance it."""
         call = _Call(segments, cos, sin)
-        if len(x) > FEW_ROWS and not all(ours_is_faster(dtype) for dtype in self._plain_types):
+        if not all(layers_are_faster(dtype, len(x)) for dtype in self._plain_types):
             return self._extend_by_torch(x, call)
         hidden = x.float().contiguous() if x.dtype != torch.float32 else x.clone()
         self._fused.extend(to_dlpack(hidden), *call.arguments())

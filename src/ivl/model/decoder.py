@@ -40,6 +40,8 @@ class Rotary(nn.Module):
         self.dim = config.head_dim
         self.factor = config.rope_factor
         self.trained_length = config.max_position_embeddings
+        self._known: tuple[float, torch.device, Tensor] | None = None
+        """The frequencies that were asked for last, with their base and device."""
 
     def base(self, length: int) -> float:
         """The rotary base for a sequence of `length` tokens."""
@@ -54,11 +56,19 @@ class Rotary(nn.Module):
         `length` is that of the sequence which the positions belong to: the whole prompt while it
         is being read, so that reading it in chunks rotates as reading it at once does.
         """
-        exponent = torch.arange(0, self.dim, 2, dtype=torch.float32, device=positions.device)
-        frequency = 1.0 / self.base(length) ** (exponent / self.dim)
-        angle = positions[..., None].float() * frequency
+        angle = positions[..., None].float() * self._frequencies(
+            self.base(length), positions.device
+        )
         angle = torch.cat([angle, angle], dim=-1)
         return angle.cos().to(dtype), angle.sin().to(dtype)
+
+    def _frequencies(self, base: float, device: torch.device) -> Tensor:
+        """float32 (head_dim / 2,): turns of each pair from one position to the next."""
+        if self._known is None or self._known[:2] != (base, device):
+            with torch.inference_mode(False):  # whoever asks next may not be in that mode
+                exponent = torch.arange(0, self.dim, 2, dtype=torch.float32, device=device)
+                self._known = base, device, 1.0 / base ** (exponent / self.dim)
+        return self._known[2]
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -255,11 +265,22 @@ class Decoder(nn.Module):
     def rotations(self, segments: Sequence[Segment], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Cosines and sines of all segments' tokens, (tokens, head_dim) each."""
         device = _device_of(self.layers[0])
-        pairs = []
+        # One call for all that turn by the same base: for a step of many rows the calls would
+        # take as long as its layers.
+        alike: list[tuple[int, list[int]]] = []
         for segment in segments:
-            positions = torch.arange(segment.cache.length, segment.end, device=device)
             length = segment.sequence_length or segment.end
-            pairs.append(self.rotary(positions, length, dtype))
+            places = range(segment.cache.length, segment.end)
+            if alike and self.rotary.base(alike[-1][0]) == self.rotary.base(length):
+                alike[-1][1].extend(places)
+            else:
+                alike.append((length, list(places)))
+        pairs = [
+            self.rotary(torch.tensor(places, device=device), length, dtype)
+            for length, places in alike
+        ]
+        if len(pairs) == 1:
+            return pairs[0]
         return torch.cat([cos for cos, _ in pairs]), torch.cat([sin for _, sin in pairs])
 
 

@@ -38,8 +38,19 @@ class PatchEmbedding(nn.Module):
     def forward(self, pixels: Tensor) -> Tensor:
         """(n, 3, tile_px, tile_px) -> (n, 1 + patches, hidden)."""
         # A convolution whose stride is its kernel is one matrix product over the patches.
-        patches = F.pixel_unshuffle(pixels, self.patch_px).flatten(2).transpose(1, 2)
-        x = F.linear(patches, self.patch.weight.flatten(1), self.patch.bias)
+        weight = self.patch.weight.flatten(1)
+        return self.complete(F.linear(self.cut(pixels), weight, self.patch.bias))
+
+    def cut(self, pixels: Tensor) -> Tensor:
+        """(n, 3, tile_px, tile_px) -> (n, patches, 3 * patch_px^2), each patch channel by channel,
+        as a convolution's weight has it."""
+        px = self.patch_px
+        # (n, 3, tile_px, tile_px) -> (n, 3, rows, patch_px, columns, patch_px)
+        parts = pixels.unflatten(3, (-1, px)).unflatten(2, (-1, px))
+        return parts.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
+
+    def complete(self, x: Tensor) -> Tensor:
+        """The products of patches (n, patches, hidden) -> (n, 1 + patches, hidden)."""
         x = torch.cat([self.class_token.expand(len(x), 1, -1), x], dim=1)
         return x + self.position
 

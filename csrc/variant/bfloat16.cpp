@@ -1,0 +1,130 @@
+// Products of many rows with weights of bfloat16, by AVX-512 BF16; docs/kernels.md tells of them.
+#include "bfloat16_tile.hpp"
+#include "kernels.hpp"
+#include "numbers.hpp"
+
+namespace ivl {
+namespace IVL_VARIANT {
+
+#if defined(IVL_HAS_BFLOAT16_TILES)
+namespace {
+
+constexpr int64_t kSlice = 1024;  // columns whose panel of 64 KB stays in the second cache
+
+// 32 weights of a row from column `at` on, zeros beyond its end.
+IVL_INLINE Floats load_pairs(const uint16_t* row, int64_t at, int64_t columns) {
+  if (at + 32 <= columns) return load_floats(reinterpret_cast<const float*>(row + at));
+  alignas(64) uint16_t whole[32] = {};
+  if (at < columns) memcpy(whole, row + at, static_cast<size_t>(2 * (columns - at)));
+  return load_floats(reinterpret_cast<const float*>(whole));
+}
+
+// 32 rows of weights from `row` on, columns [from, from + count), to (count / 2, 32) pairs.
+void pack_panel(const Bfloat16Task& task, int64_t row, int64_t from, int64_t count, float* panel) {
+  const uint16_t* weights = static_cast<const uint16_t*>(task.weights);
+  for (int64_t half = 0; half < kPanel; half += 16) {
+    for (int64_t k = 0; k < count; k += 32) {
+      Floats square[16];
+#pragma GCC unroll 16
+      for (int64_t i = 0; i < 16; ++i) {
+        const int64_t at = row + half + i;
+        const uint16_t* place = weights + at * task.columns;
+        prefetch(place + 16 * task.columns + from + k);  // of the next square of rows
+        square[i] = at < task.rows ? load_pairs(place, from + k, task.columns) : zeros();
+      }
+      transpose(square);
+#pragma GCC unroll 16
+      for (int64_t i = 0; i < 16; ++i) {
+        store_floats(panel + (k / 2 + i) * kPanel + half, square[i]);
+      }
+    }
+  }
+}
+
+// Sums (num_rows, 32) to outputs [first, first + 32), as many as there are.
+void write_panel(const Bfloat16Task& task, int64_t first, const float* sums) {
+  const int64_t left = task.rows - first, width = left < kPanel ? left : kPanel;
+  for (int64_t at = 0; at < width; at += 16) {
+    const int64_t count = width - at < 16 ? width - at : 16;
+    const Floats bias = task.bias == nullptr
+                            ? zeros()
+                            : load_numbers<Dtype::float32>(task.bias + first + at, count);
+    for (int64_t row = 0; row < task.num_rows; ++row) {
+      const int64_t place = row * task.out_stride + first + at;
+      Floats y = add(load_floats(sums + row * kPanel + at), bias);
+      if (task.add) {
+        const float* before = static_cast<const float*>(task.out) + place;
+        y = add(y, load_numbers<Dtype::float32>(before, count));
+      }
+      const int64_t size = bytes_of(task.out_dtype);
+      uint8_t* to = static_cast<uint8_t*>(task.out) + place * size;
+      if (count == 16) {
+        store_numbers(to, task.out_dtype, y);
+      } else {
+        alignas(64) uint8_t whole[64];
+        store_numbers(whole, task.out_dtype, y);
+        memcpy(to, whole, static_cast<size_t>(count * size));
+      }
+    }
+  }
+}
+
+int64_t padded(int64_t columns) { return (columns + 31) / 32 * 32; }
+
+// Filled up to whole vectors, and one more, so that rows do not all fall into the same sets of the
+// first cache.
+int64_t row_stride(int64_t columns) { return padded(columns) + 32; }
+
+void round(const void* x, Dtype dtype, int64_t row_stride_of_x, int64_t columns, int64_t first,
+           int64_t count, int64_t first_row, int64_t last_row, uint16_t* rows) {
+  const int64_t stride = row_stride(columns), size = bytes_of(dtype);
+  const int64_t end = first + count == columns ? padded(columns) - first : count;
+  for (int64_t row = first_row; row < last_row; ++row) {
+    const uint8_t* from = static_cast<const uint8_t*>(x) + row * row_stride_of_x * size;
+    if (dtype == Dtype::float32) {
+      round_to_bfloat16(reinterpret_cast<const float*>(from), rows + row * stride + first, count);
+      memset(rows + row * stride + first + count, 0, static_cast<size_t>(2 * (end - count)));
+      continue;
+    }
+    for (int64_t k = 0; k < end; k += 16) {
+      to_bfloat16(rows + row * stride + first + k, load_numbers(from + k * size, dtype, count - k));
+    }
+  }
+}
+
+int64_t scratch_bytes(int64_t num_rows, int64_t columns) {
+  const int64_t slice = padded(columns) < kSlice ? padded(columns) : kSlice;
+  return 4 * kPanel * (slice / 2 + num_rows);
+}
+
+void multiply(const Bfloat16Task& task, int64_t first, int64_t last, uint8_t* scratch) {
+  const int64_t columns = padded(task.columns), stride = row_stride(task.columns);
+  const int64_t slice = columns < kSlice ? columns : kSlice;
+  float* panel = reinterpret_cast<float*>(scratch);
+  float* sums = panel + kPanel * slice / 2;
+  // Tiles of one height: a small one at the end would wait for its own sums.
+  const int64_t tiles = (task.num_rows + kTileRows - 1) / kTileRows;
+  for (int64_t output = first; output < last; output += kPanel) {
+    for (int64_t from = 0; from < columns; from += slice) {
+      const int64_t count = columns - from < slice ? columns - from : slice;
+      pack_panel(task, output, from, count, panel);
+      for (int64_t tile = 0; tile < tiles; ++tile) {
+        const int64_t row = tile * task.num_rows / tiles, end = (tile + 1) * task.num_rows / tiles;
+        bfloat16_tile(static_cast<int>(end - row), task.x + row * stride + from, stride,
+                      reinterpret_cast<const uint16_t*>(panel), count / 2, sums + row * kPanel,
+                      kPanel, from > 0);
+      }
+    }
+    write_panel(task, output, sums);
+  }
+}
+
+}  // namespace
+
+const Bfloat16Kernels bfloat16_kernels = {row_stride, round, scratch_bytes, multiply};
+#else
+const Bfloat16Kernels bfloat16_kernels = {nullptr, nullptr, nullptr, nullptr};
+#endif
+
+}  // namespace IVL_VARIANT
+}  // namespace ivl
