@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from PIL import Image, ImageOps
 
-from ivl.documents.text_layer import Judgement, difference, judge, layer_text
+from ivl.documents.text_layer import LayerJudgement, difference, judge, layer_text
 from ivl.pages.text_layer import TextLayer, TextLine
 from tests.documents.drawn_pages import Sheet
 
@@ -18,7 +18,7 @@ LINES = [
     "where the offices of the firm have been since 1910.",
     "Travel is paid for by the company, as it always was.",
 ]
-GOOD = Judgement(is_good=True, reason="")
+GOOD = LayerJudgement(is_good=True, reason="")
 
 
 def page(

@@ -36,7 +36,11 @@ def lines_run(image: Image.Image) -> Direction:
     """Whether the lines of text run across the page as it is held (0 or 180 degrees) or down it (90
     or 270); unclear where there are few words, or pictures alone, or the signs do not agree.
 
-    Tolerates 5 degrees of skew. 20 to 30 ms for five megapixels on one core.
+    Tolerates 5 degrees of skew. 25 to 40 ms for two megapixels on a busy core. Measured on pages in
+    the fonts that were there (DejaVu and Pillow's own), of 7 to 14 points, turned by up to 5
+    degrees: full lines in one to three columns are told rightly (60 of 60, upright and turned); of
+    tables of single words with strong rules one in six is told wrongly and most are unclear; lists
+    of single words, receipts and columns of numbers are mostly unclear.
     """
     ink = _ink(image)
     blocks = _blocks(ink)
@@ -48,7 +52,7 @@ def lines_run(image: Image.Image) -> Direction:
         return "unclear"
     # Letters of 7 points are joined by 2 px, those of 14 points by 3.
     joined = _grown(_grown(ink))
-    votes = {
+    votes: set[Direction] = {
         _majority(*_stripes(blocks[usable])),
         _majority(*_words(_blocks(joined)[usable])),
         _majority(*_words(_blocks(_grown(joined))[usable])),

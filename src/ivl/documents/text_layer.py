@@ -60,7 +60,7 @@ _NUM_EXAMPLES: Final = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Judgement:
+class LayerJudgement:
     """Whether a layer can be taken; `reason` says why not, and is empty where it can."""
 
     is_good: bool
@@ -80,10 +80,10 @@ class Difference:
     examples: tuple[tuple[str, str], ...]
 
 
-def judge(layer: TextLayer, image: Image.Image) -> Judgement:
+def judge(layer: TextLayer, image: Image.Image) -> LayerJudgement:
     """Whether the layer can be taken instead of a reading of the drawn page; in doubt it cannot."""
     reason = _fault_of_text(layer) or _fault_of_place(layer, image)
-    return Judgement(is_good=not reason, reason=reason)
+    return LayerJudgement(is_good=not reason, reason=reason)
 
 
 def layer_text(layer: TextLayer) -> str:
