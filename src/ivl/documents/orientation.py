@@ -3,8 +3,8 @@
 A page is reduced to 85 dots an inch and cut into blocks of 19 mm. Ink that is smeared along its
 lines keeps the stripes of lines and gaps; smeared across them it becomes an even grey. That tells
 paragraphs, but the edges of a narrow column are stripes too. So letters are also joined to words,
-which are longer than they are high. The blocks that have as much ink as text vote by either sign,
-and both must agree. Rules of tables are taken away before.
+which are longer than they are high. The blocks that have as much ink as text vote by each sign, and
+all must agree. Rules of tables are taken away before.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _MOST_INK: Final = 0.45
 _CLEAR_BLOCK: Final = 1.25
 """How many times stronger one direction is in a block that votes."""
 _FEWEST_BLOCKS: Final = 4
-_MAJORITY: Final = 0.75
+_MAJORITY: Final = 0.85
 
 Direction = Literal["across", "down", "unclear"]
 
@@ -36,7 +36,11 @@ def lines_run(image: Image.Image) -> Direction:
     """Whether the lines of text run across the page as it is held (0 or 180 degrees) or down it (90
     or 270); unclear where there are few words, or pictures alone, or the signs do not agree.
 
-    Tolerates 5 degrees of skew. 20 to 30 ms for five megapixels on one core.
+    Tolerates 5 degrees of skew. 25 to 40 ms for two megapixels on a busy core. Measured on pages in
+    the fonts that were there (DejaVu and Pillow's own), of 7 to 14 points, turned by up to 5
+    degrees: full lines in one to three columns are told rightly (60 of 60, upright and turned); of
+    tables of single words with strong rules one in six is told wrongly and most are unclear; lists
+    of single words, receipts and columns of numbers are mostly unclear.
     """
     ink = _ink(image)
     blocks = _blocks(ink)
@@ -46,9 +50,14 @@ def lines_run(image: Image.Image) -> Direction:
     usable = (share > _LEAST_INK) & (share < _MOST_INK)
     if usable.sum() < _FEWEST_BLOCKS:
         return "unclear"
-    by_stripes = _majority(*_stripes(blocks[usable]))
-    by_words = _majority(*_words(_blocks(_grown(_grown(ink)))[usable]))
-    return by_stripes if by_stripes == by_words else "unclear"
+    # Letters of 7 points are joined by 2 px, those of 14 points by 3.
+    joined = _grown(_grown(ink))
+    votes: set[Direction] = {
+        _majority(*_stripes(blocks[usable])),
+        _majority(*_words(_blocks(joined)[usable])),
+        _majority(*_words(_blocks(_grown(joined))[usable])),
+    }
+    return votes.pop() if len(votes) == 1 else "unclear"
 
 
 def _majority(across: np.ndarray, down: np.ndarray) -> Direction:
