@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw
 
 if TYPE_CHECKING:  # torch takes its time, and many tests here do without
     from ivl.api import Model
@@ -48,7 +48,9 @@ def never_loads(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def picture(tmp_path: Path) -> str:
     """A file with a picture of 640 x 480, which has 4 x 3 tiles and a thumbnail."""
     path = tmp_path / "picture.png"
-    Image.linear_gradient("L").resize((640, 480)).save(path)
+    image = Image.linear_gradient("L").resize((640, 480))
+    ImageDraw.Draw(image).text((60, 40), "Total 12.00", fill=255)
+    image.save(path)
     return str(path)
 
 

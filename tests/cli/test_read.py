@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from ivl.api import Model
 from ivl.cli.main import run
@@ -22,8 +22,10 @@ SHORT = ["--max-tokens", "4"]
 def scan(tmp_path: Path) -> str:
     """A file of two pages."""
     path = tmp_path / "scan.tif"
-    second = Image.new("RGB", (100, 100), "navy")
-    Image.new("RGB", (100, 200), "red").save(path, save_all=True, append_images=[second])
+    first, second = Image.new("RGB", (100, 200), "red"), Image.new("RGB", (100, 100), "navy")
+    for image in (first, second):
+        ImageDraw.Draw(image).text((9, 9), "Total 12.00", fill="white")
+    first.save(path, save_all=True, append_images=[second])
     return str(path)
 
 

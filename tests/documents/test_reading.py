@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw
 
 import ivl
 from ivl.api import Model
@@ -22,8 +22,14 @@ def model(tiny_model_dir: Path) -> Model:
     return ivl.load(tiny_model_dir)
 
 
+def page(colour: str) -> Image.Image:
+    image = Image.new("RGB", (300, 400), colour)
+    ImageDraw.Draw(image).text((90, 90), f"It is {colour}.", fill="white")
+    return image
+
+
 def three_pages(file_format: str) -> bytes:
-    first, *rest = [Image.new("RGB", (300, 400), colour) for colour in COLOURS]
+    first, *rest = [page(colour) for colour in COLOURS]
     file = io.BytesIO()
     first.save(file, file_format, save_all=True, append_images=rest)
     return file.getvalue()
@@ -48,14 +54,14 @@ def test_a_photo_with_a_further_map_in_it_is_one_page(tmp_path: Path) -> None:
 
 def test_pages_are_read_as_images_are(model: Model) -> None:
     pages = list(ivl.read([("scan", three_pages("TIFF"))], model=model, max_tokens=6))
-    for number, (page, colour) in enumerate(zip(pages, COLOURS, strict=True), 1):
-        expected = model.read(Image.new("RGB", (300, 400), colour), max_tokens=6)
-        assert (page.path, page.number, page.count) == ("scan", number, 3)
-        assert (page.text, page.status) == (expected.text, "truncated")
-        assert page.view is not None
-        assert page.view.size_px == (300, 400)
-        assert page.view.grid == ivl.tile_grid(300, 400, tile_px=56)
-        assert page.view.num_tiles == page.view.grid.num_tiles + 1
+    for number, (result, colour) in enumerate(zip(pages, COLOURS, strict=True), 1):
+        expected = model.read(page(colour), max_tokens=6)
+        assert (result.path, result.number, result.count) == ("scan", number, 3)
+        assert (result.text, result.status) == (expected.text, "truncated")
+        assert result.view is not None
+        assert result.view.size_px == (300, 400)
+        assert result.view.grid == ivl.tile_grid(300, 400, tile_px=56)
+        assert result.view.num_tiles == result.view.grid.num_tiles + 1
 
 
 def test_a_page_that_fails_leaves_the_others(model: Model) -> None:
