@@ -19,7 +19,7 @@ from ivl.documents.journal import RunJournal, journal_key
 from ivl.documents.outputs import FORMATS
 from ivl.errors import RequestError
 
-SHORT: dict[str, Any] = {"max_tokens": 3}
+SHORT: dict[str, Any] = {"max_tokens": 3, "rotate": False}
 
 
 @pytest.fixture(scope="module")

@@ -360,7 +360,8 @@ class _Printer:
         if self._is_written:
             self._print("")
             self._is_written = False
-        self._status.note(f"{view.title} did not end well, and is read again ({how}).")
+        if self._num_pages == 1:
+            self._status.note(f"{view.title} did not come out well, and is read again ({how}).")
 
     def print(self, results: Iterator[PageResult]) -> bool:
         """Prints all, and tells whether one has failed."""
