@@ -38,7 +38,7 @@ def lines_run(image: Image.Image) -> Direction:
 
     Tolerates 5 degrees of skew. 25 to 40 ms for two megapixels on a busy core. Measured on pages in
     the fonts that were there (DejaVu and Pillow's own), of 7 to 14 points, turned by up to 5
-    degrees: full lines in one to three columns are told rightly (60 of 60, upright and turned); of
+    degrees: full lines in one to three columns are told rightly (22 of 22, upright and turned); of
     tables of single words with strong rules one in six is told wrongly and most are unclear; lists
     of single words, receipts and columns of numbers are mostly unclear.
     """
