@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,13 @@ from ivl.documents.extraction import (
 )
 from ivl.documents.extraction_job import extract, extract_status
 from ivl.documents.field_values import AnsweredToken
-from ivl.documents.page_talks import PageAnswer, PageQuestion
+from ivl.documents.page_talks import PageAnswer, PageQuestion, Talk
+from ivl.documents.prompts import READ_QUESTION
 from ivl.documents.results import PageResult
 from ivl.documents.schemas import load_schema
 from ivl.errors import RequestError
 
+PICTURE = Image.new("RGB", (64, 48), "white")
 PAGES = Path(ivl.__file__).parent / "assets" / "pages"
 RECEIPT = PAGES / "receipt_2.png"
 """WILLOW FLOWERS, 35.62 EUR, without a tax; the bundled model reads it well."""
@@ -56,11 +59,19 @@ def converse(
 ) -> tuple[PageFields, list[PageQuestion]]:
     """What comes of a page when the model answers so, and what it was asked."""
     page = PageResult(path="a.png", number=1, count=1, status="ok")
-    talk = talk_about(page, layer, settings, lambda: "short")
-    asked, left = [next(talk)], iter(answers)
+
+    def read() -> Talk[PageResult]:
+        [read] = yield [PageQuestion(image=PICTURE, question=READ_QUESTION)]
+        return replace(page, text=read.text)
+
+    if layer is not None:
+        page = replace(page, status="text-layer", text=layer)
+    reading = read() if layer is None and settings.check else None
+    talk = talk_about(page, lambda turned: PICTURE, settings, lambda: "short", reading)
+    asked, left = next(talk), iter(answers)
     while True:
         try:
-            asked.append(talk.send(next(left)))
+            asked += talk.send([next(left)])
         except StopIteration as ended:
             assert next(left, None) is None
             return ended.value, asked

@@ -178,18 +178,18 @@ def test_changed_settings_are_never_mixed(
 def test_failed_pages_are_tried_again(
     model: Model, scans: Path, read_pages: list[tuple[str, int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from ivl.documents import batch
+    from ivl.documents import page_reading
 
-    look_at = batch.look_at
+    look_at = page_reading.look_at
 
     def look(page: Any, settings: Any) -> Any:
         seen = look_at(page, settings)
         if page.number == 2:
-            return batch.failed(seen.result, page, RequestError("It is torn."))
+            return page_reading.failed(seen.result, page, RequestError("It is torn."))
         return seen
 
     with monkeypatch.context() as patch:
-        patch.setattr(batch, "look_at", look)
+        patch.setattr(page_reading, "look_at", look)
         run(model)
     assert "<!-- failed: scans/sub/three.tif, page 2 of 3: It is torn. -->" in (
         Path("out/sub/three.md").read_text()

@@ -27,7 +27,7 @@ NUM_PAGES = 60
 # Torch is imported once; every run is a fork of that, in which nothing has been computed yet.
 PROGRAM = """
 import os, sys
-import ivl.api, ivl.documents.batch, ivl.documents.job
+import ivl.api, ivl.documents.page_reading, ivl.documents.job
 print("ready", flush=True)
 for line in sys.stdin:
     process = os.fork()

@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 
 import ivl
 from ivl.api import Model
-from ivl.documents import batch, loops
+from ivl.documents import loops, page_reading
 from ivl.engine.options import GenerationOptions
 
 
@@ -73,7 +73,7 @@ def test_the_first_way_that_ends_well_is_taken(
     def ends(options: GenerationOptions) -> GenerationOptions:
         return GenerationOptions(logit_bias={stop: 100.0})  # type: ignore[arg-type]
 
-    monkeypatch.setattr(batch, "_warmer", ends)
+    monkeypatch.setattr(page_reading, "_warmer", ends)
     [result] = ivl.read(page, model=model, logit_bias=always_a)
     assert (result.status, result.text) == ("ok", "")
     assert ways(result) == [*((how, "repeated") for how in ALL_WAYS[:3]), (ALL_WAYS[3], "ok")]
@@ -98,10 +98,10 @@ def test_halves_are_cut_where_nothing_is(tmp_path: Path) -> None:
         if top != 125:
             draw.rectangle((10, top, 190, top + 16), fill="black")
             draw.rectangle((50, top, 60, top + 16), fill="white")
-    upper, lower = batch._halves(image)
+    upper, lower = page_reading._halves(image)
     assert upper.height + lower.height == 300
     assert 122 <= upper.height <= 145
-    assert batch._halves(Image.new("RGB", (50, 3))) == []
+    assert page_reading._halves(Image.new("RGB", (50, 3))) == []
 
 
 @pytest.mark.usefixtures("short_loops")
@@ -132,7 +132,7 @@ def test_the_text_does_not_depend_on_how_many_are_read_at_once(
 def test_a_fault_in_one_page_is_that_pages(
     model: Model, page: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    look_at: Callable[..., Any] = batch.look_at
+    look_at: Callable[..., Any] = page_reading.look_at
     calls = []
 
     def look(*args: Any) -> Any:
@@ -141,7 +141,7 @@ def test_a_fault_in_one_page_is_that_pages(
             raise ZeroDivisionError("by zero")
         return look_at(*args)
 
-    monkeypatch.setattr(batch, "look_at", look)
+    monkeypatch.setattr(page_reading, "look_at", look)
     results = list(ivl.read([page] * 3, model=model, max_tokens=2))
     assert [one.status for one in results] == ["truncated", "failed", "truncated"]
     assert results[1].error is not None

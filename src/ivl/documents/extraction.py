@@ -24,7 +24,6 @@ from ivl.documents.field_values import (
 )
 from ivl.documents.looking import ReadSettings, Seen, draw, failed, look_at
 from ivl.documents.merging import merge_pages, values_of
-from ivl.documents.prompts import READ_QUESTION
 from ivl.documents.results import WITHOUT_TEXT, PageResult, PageStatus
 from ivl.documents.schemas import ExtractionSchema, SchemaField
 from ivl.engine.options import HasSchema
@@ -33,8 +32,10 @@ from ivl.json_values import JsonObject, JsonValue
 from ivl.pages.reader import Page
 
 if TYPE_CHECKING:  # documents are opened before torch is imported: a wrong name is told at once
-    from ivl.documents.batch import Reader
-    from ivl.documents.page_talks import PageTalk, Talk
+    from PIL import Image
+
+    from ivl.config import ModelConfig
+    from ivl.documents.page_talks import Reader, Talk
 
 Per = Literal["document", "page"]
 MOST_ATTEMPTS: Final = 3
@@ -169,13 +170,18 @@ def extract_pages(
         context = held[0].config.decoder.longest_context
         return "short" if context <= SHORT_CONTEXT else "full"
 
+    def config() -> ModelConfig:
+        return held[0].config
+
     def page_of(index: int) -> Page:
         return cast("Page", pages[todo[index]])
 
     talks = PageTalks[PageFields](
         load, settings.reading, jobs=jobs, most_pages=len(todo), schema=settings.schema.schema
     )
-    makers = (partial(_prepare, page_of(index), settings, wording) for index in range(len(todo)))
+    makers = (
+        partial(_prepare, page_of(index), settings, wording, config) for index in range(len(todo))
+    )
     for index, result in talks.run(makers, lambda index, error: _failed(page_of(index), error)):
         yield todo[index], result
 
@@ -186,21 +192,25 @@ def _failed(page: Page, error: IvlError) -> PageFields:
 
 
 def _prepare(
-    page: Page, settings: ExtractSettings, wording: Callable[[], Wording]
-) -> PageTalk[PageFields] | PageFields:
-    """The page, drawn, with what is going to be asked; or what came of it without a model."""
-    from ivl.documents.page_talks import PageTalk
+    page: Page,
+    settings: ExtractSettings,
+    wording: Callable[[], Wording],
+    config: Callable[[], ModelConfig],
+) -> Talk[PageFields] | PageFields:
+    """What is going to be asked about the page; or what came of it without a model."""
+    from ivl.documents.page_reading import PageReading
 
     seen = look_at(page, settings.reading)
     result = seen.result if isinstance(seen, Seen) else seen
+    draw_it = partial(draw, page, settings.reading)
     if isinstance(seen, Seen):
-        image, layer = seen.image, None
-    elif result.status == "text-layer":
-        image, layer = draw(page, settings.reading, result.turned), result.text
-    else:  # there is nothing to see: all is missing
-        fields = {} if result.has_failed else read_fields(settings.schema.fields, "", ())
-        return PageFields(page=result, fields=_with_page(fields, page.number))
-    return PageTalk(image, talk_about(result, layer, settings, wording))
+        reading = PageReading(seen, settings.reading, config).talk() if settings.check else None
+        return talk_about(result, draw_it, settings, wording, reading)
+    if result.status == "text-layer":
+        return talk_about(result, draw_it, settings, wording)
+    # There is nothing to see: all is missing.
+    fields = {} if result.has_failed else read_fields(settings.schema.fields, "", ())
+    return PageFields(page=result, fields=_with_page(fields, page.number))
 
 
 def _with_page(fields: Fields, number: int) -> Fields:
@@ -208,17 +218,22 @@ def _with_page(fields: Fields, number: int) -> Fields:
 
 
 def talk_about(
-    result: PageResult, layer: str | None, settings: ExtractSettings, wording: Callable[[], Wording]
+    result: PageResult,
+    draw_it: Callable[[int], Image.Image],
+    settings: ExtractSettings,
+    wording: Callable[[], Wording],
+    reading: Talk[PageResult] | None = None,
 ) -> Talk[PageFields]:
-    """Everything that is asked about a page, of which `result` is known so far. `layer`: its text,
-    where a model need not read it. wording: is asked for when there is a model."""
+    """Everything that is asked about a page, of which `result` is known so far. draw_it: the page,
+    turned by so many degrees. wording: is asked for when there is a model. reading: the talk that
+    reads the page's text, where that is not known from its layer and is wanted."""
     from ivl.documents.page_talks import PageQuestion
 
-    schema, text = settings.schema, layer
-    if text is None and settings.check:
-        read = yield PageQuestion(question=READ_QUESTION)
-        text = read.text
-        result = replace(result, text=text)
+    schema = settings.schema
+    if reading is not None:
+        result = yield from reading
+    text = result.text if reading is not None or result.status == "text-layer" else None
+    image = draw_it(result.turned)
     take = partial(
         read_fields,
         page_text=text if settings.check else None,
@@ -228,9 +243,10 @@ def talk_about(
     words = wording()
     # A model that takes few words has not learnt to write lists.
     form = schema.schema if words == "full" else schema.without_lists()
-    answer = yield PageQuestion(question=document_question(schema.fields, words), schema=form)
+    asked = PageQuestion(image=image, question=document_question(schema.fields, words), schema=form)
+    [answer] = yield [asked]
     fields = take(schema.fields, answer.text, answer.tokens)
-    if not answer.is_whole:
+    if not answer.is_whole and result.status in ("ok", "text-layer"):
         result = replace(result, status="repeated" if answer.is_loop else "truncated")
     is_alone = settings.per == "page" or result.count == 1
     if is_alone:
@@ -240,7 +256,8 @@ def talk_about(
             if not _is_asked_again(one, fields[one.name], is_whole=answer.is_whole):
                 continue
             question = field_question(one, attempt, words)
-            again = yield PageQuestion(question=question, schema=schema.only(one))
+            alone = PageQuestion(image=image, question=question, schema=schema.only(one))
+            [again] = yield [alone]
             found = take([one], again.text, again.tokens)
             tried = _without_old(fields, one) | found
             if is_alone:

@@ -50,7 +50,7 @@ from ivl.pages.reader import Page
 from ivl.pages.sources import DEFAULT_MAX_PIXELS
 
 if TYPE_CHECKING:  # documents are opened before torch is imported: a wrong name is told at once
-    from ivl.documents.batch import Reader
+    from ivl.documents.page_talks import Reader
 
 ENDINGS: Final = (".jsonl", ".ndjson", ".csv")
 """Of the names of files that results are written to."""

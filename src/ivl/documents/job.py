@@ -50,7 +50,8 @@ from ivl.pages.reader import Page
 from ivl.pages.sources import DEFAULT_MAX_PIXELS
 
 if TYPE_CHECKING:
-    from ivl.documents.batch import Reader, Watcher
+    from ivl.documents.page_reading import Watcher
+    from ivl.documents.page_talks import Reader
 
 VERSION: Final = 1
 """Of the way in which pages are read: texts of another one are not mixed in."""

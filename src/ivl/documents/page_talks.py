@@ -1,12 +1,16 @@
-"""Several questions about each of many pages, many pages at a time.
+"""Questions about pages, many pages at a time.
 
-Who asks about a page is a generator: it yields what it asks, and is sent what was answered. What it
-asks next may depend on that. The engine works for all of them together; what it has seen of a page
-it does not see again for the next question.
+Who asks about a page is a generator, a talk: it yields the questions that it has, one or several at
+once, and is sent their answers. What it asks next may depend on that; what it returns is the page's
+result. The engine works for all talks together: each page joins and leaves at any step. Pages are
+drawn and cut a little ahead, in a thread of their own.
 
     def total_of(page):
-        said = yield PageQuestion(question="What is the total?")
+        [said] = yield [PageQuestion(image=page, question="What is the total?")]
         return said.text
+
+An error that belongs to a question (there is no room for it, the model has failed) is raised where
+the talk waits for the answer; who does not catch it ends with it.
 """
 
 from __future__ import annotations
@@ -15,84 +19,122 @@ import json
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Final, Generic, TypeAlias, TypeVar
+from typing import Final, Generic, Protocol, TypeAlias, TypeVar
 
 from PIL import Image
 
-from ivl.documents.batch import ANSWER_TOKENS, MOST_AHEAD, MOST_JOBS, Reader
+from ivl.config import ModelConfig
 from ivl.documents.field_values import AnsweredToken
 from ivl.documents.looking import ReadSettings
 from ivl.documents.loops import LoopWatch
-from ivl.engine.answer import Ended, Event, Failed, Piece, TokenLogprob
+from ivl.engine.answer import Answer, Ended, Event, Failed, Piece, TokenLogprob
 from ivl.engine.containment import Failure, attempt, is_device_fault, log_failure
 from ivl.engine.engine import Engine, EngineLimits
 from ivl.engine.grammar import Grammar
+from ivl.engine.options import GenerationOptions
 from ivl.engine.prompt_builder import LIMIT_OPTION
 from ivl.engine.request import EngineRequest, RunningRequest
 from ivl.errors import IvlError
 from ivl.footprint.workload import TEXT_TOKENS
-from ivl.json_values import JsonObject
+from ivl.json_values import JsonObject, JsonValue
 from ivl.loading import tokens_that_fit
 from ivl.prompt.template import user_message
 from ivl.prompt.tiles import Grid, num_tiles_with_thumbnail
 from ivl.prompt.tokenizer import StreamDecoder, Tokenizer
 
+MOST_JOBS: Final = 16
+"""Pages at once, where nobody says how many; beyond, a processor gains little."""
+ANSWER_TOKENS: Final = 1024
+"""Tokens that a full page is taken to have, when room is made for several."""
+MOST_AHEAD: Final = 8
+"""Pages that are drawn ahead: a page of 13 tiles takes 8 MB."""
 MOST_GRAMMARS: Final = 256
 """Forms that are kept; a schema has one for each field, and one for all together."""
 
 Result = TypeVar("Result")
 
 
+class Reader(Protocol):
+    """What pages are read with; `ivl.Model` is one."""
+
+    @property
+    def config(self) -> ModelConfig: ...
+
+    @property
+    def engine(self) -> Engine: ...
+
+    @property
+    def facts(self) -> JsonObject | None: ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PageQuestion:
-    """A question about the page, and the JSON schema that the answer must follow, if any."""
+    """A question about a page, or a part of one.
 
+    image: upright RGB. schema: what the answer must follow, if anything. max_tiles, options: in the
+    place of those of the settings. num_logprobs: as of `EngineRequest`. ends_loops: an answer that
+    goes round in circles is ended. hears: is called with each new piece of the text.
+    """
+
+    image: Image.Image
     question: str
     schema: JsonObject | None = None
+    max_tiles: int | None = None
+    options: GenerationOptions | None = None
+    num_logprobs: int | None = 0
+    ends_loops: bool = True
+    hears: Callable[[str], None] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PageAnswer:
-    """tokens: those of the text, with their probabilities and places. is_whole: the model ended the
-    answer itself. is_loop: it went round in circles, and was ended."""
+    """text: all of it. tokens: those of an answer with a schema, with their probabilities and
+    places in it. is_whole: the model ended the answer itself. is_loop: it went round in circles,
+    and was ended. answer: the engine's own."""
 
     text: str
-    tokens: tuple[AnsweredToken, ...]
+    tokens: tuple[AnsweredToken, ...] = ()
     is_whole: bool
     is_loop: bool = False
+    answer: Answer | None = None
 
 
-Talk: TypeAlias = Generator[PageQuestion, PageAnswer, Result]
+Talk: TypeAlias = Generator[list[PageQuestion], list[PageAnswer], Result]
+_Ready: TypeAlias = tuple[Talk[Result], list[tuple[PageQuestion, EngineRequest]]]
+_Coming: TypeAlias = Future[Talk[Result] | _Ready[Result] | Result | Failure]
 
 
-@dataclass(frozen=True, slots=True)
-class PageTalk(Generic[Result]):
-    """A page that is going to be asked about: `image` is upright RGB."""
+@dataclass(slots=True)
+class _Asked:
+    """A question whose answer is being written."""
 
-    image: Image.Image
-    talk: Talk[Result]
+    question: PageQuestion
+    running: RunningRequest | None = None
+    tokens: list[TokenLogprob] = field(default_factory=list)
+    watch: LoopWatch = field(default_factory=LoopWatch)
+    is_loop: bool = False
+    ended: Ended | None = None
+    error: IvlError | None = None
 
-
-_Coming: TypeAlias = Future[PageTalk[Result] | Result | Failure]
+    @property
+    def is_done(self) -> bool:
+        return self.ended is not None or self.error is not None
 
 
 @dataclass(slots=True)
 class _Open(Generic[Result]):
-    """A page that is being asked about."""
+    """A page that is being talked about."""
 
     number: int
-    page: PageTalk[Result]
-    running: RunningRequest | None = None
-    tokens: list[TokenLogprob] = field(default_factory=list)
-    text: str = ""
-    watch: LoopWatch = field(default_factory=LoopWatch)
-    is_loop: bool = False
+    talk: Talk[Result]
+    asked: list[_Asked] = field(default_factory=list)
 
 
 class PageTalks(Generic[Result]):
-    """Asks about pages with one engine. Use it once."""
+    """Leads talks about pages with one engine. Use it once."""
 
     def __init__(
         self,
@@ -103,47 +145,63 @@ class PageTalks(Generic[Result]):
         most_pages: int | None = None,
         schema: JsonObject | None = None,
     ) -> None:
-        """As of `PageBatch`; of the settings those that say how a page is shown and how tokens are
-        chosen. schema: one that will be asked for; where it cannot be enforced `run` raises
-        RequestError, before any page is asked about."""
+        """load: gives the model, when there is a page for it. settings: those of them that say how
+        a page is shown and how tokens are chosen. jobs: pages at once; None: as many as memory
+        holds, at most `MOST_JOBS`. most_pages: that are going to come, if that is known. schema:
+        one that will be asked for; where it cannot be enforced `run` raises RequestError, before
+        any page is asked about."""
         self._load, self._settings, self._schema = load, settings, schema
         self._jobs, self._most_pages = jobs, most_pages
         self._engine: Engine | None = None
         self._grammars: dict[str, Grammar] = {}
-        self._events: deque[tuple[_Open[Result], Event]] = deque()
+        self._events: deque[tuple[_Open[Result], _Asked, Event]] = deque()
         self._open: dict[int, _Open[Result]] = {}
 
     def run(
         self,
-        pages: Iterable[Callable[[], PageTalk[Result] | Result]],
+        pages: Iterable[Callable[[], Talk[Result] | Result]],
         failed: Callable[[int, IvlError], Result],
     ) -> Iterator[tuple[int, Result]]:
         """What each talk returns, with its page's number, from 0, as soon as it is known.
 
-        pages: each gives the page with its talk, or the result where nothing is to be asked; they
+        pages: each gives the talk about a page, or the result where nothing is to be asked; they
         are called a little ahead, in a thread of their own. failed: the result of a page that an
         error ended.
         """
         coming, ahead = enumerate(pages), deque[tuple[int, _Coming[Result]]]()
+        are_all = False
         with ThreadPoolExecutor(1, thread_name_prefix="ivl-pages") as thread:
             try:
                 while True:
-                    while len(ahead) < min(self._jobs or MOST_JOBS, MOST_AHEAD):
+                    while not are_all and len(ahead) < min(self._jobs or MOST_JOBS, MOST_AHEAD):
                         number, make = next(coming, (0, None))
                         if make is None:
-                            break
-                        ahead.append((number, thread.submit(attempt, make)))
+                            are_all = True
+                        else:
+                            ahead.append((number, thread.submit(self._prepare, make)))
                     yield from self._take(ahead, failed)
                     if self._open:
                         yield from self._step(failed)
-                    elif not ahead:
+                    elif are_all and not ahead:
                         return
             finally:
                 for _, future in ahead:
                     future.cancel()
                 for one in list(self._open.values()):
-                    self._end(one)
-                    one.page.talk.close()
+                    for asked in one.asked:
+                        self._end(asked)
+                    one.talk.close()
+
+    def _prepare(
+        self, make: Callable[[], Talk[Result] | Result]
+    ) -> Talk[Result] | _Ready[Result] | Result | Failure:
+        """In the thread of the pages: the talk, with its first questions when there is an engine
+        that they can be made for."""
+        made = attempt(make)
+        if self._engine is None or not isinstance(made, Generator):
+            return made
+        first = attempt(lambda: self._requests(next(made)))
+        return first if isinstance(first, Failure) else (made, first)
 
     def _take(
         self,
@@ -157,83 +215,54 @@ class PageTalks(Generic[Result]):
             if self._open and not future.done():
                 return
             ahead.popleft()
-            page = future.result()
-            if isinstance(page, Failure):
-                yield number, failed(number, _told(page.error))
+            made = future.result()
+            if isinstance(made, Failure):
+                yield number, failed(number, told(made.error))
                 continue
-            if not isinstance(page, PageTalk):
-                yield number, page
+            if isinstance(made, Generator):
+                if self._engine is None:
+                    self._start_engine()
+                first = attempt(partial(lambda talk: self._requests(next(talk)), made))
+                if isinstance(first, Failure):
+                    yield number, failed(number, told(first.error))
+                    continue
+                made = made, first
+            if not isinstance(made, tuple):
+                yield number, made
                 continue
-            if self._engine is None:
-                self._start_engine()
-            one = _Open(number, page)
-            self._open[number] = one
-            yield from self._go_on(one, None, failed)
+            one = self._open[number] = _Open(number, made[0])
+            self._submit(one, made[1])
 
     def _start_engine(self) -> None:
         """Loads the model, and takes the place that so many pages need."""
-        engine = self._load().engine
         self._jobs, self._engine = _seats(
-            engine, self._settings, self._jobs, self._most_pages or MOST_JOBS
+            self._load().engine, self._settings, self._jobs, self._most_pages or MOST_JOBS
         )
         if self._schema is not None:
             self._grammar(self._engine, self._schema)
 
-    def _step(self, failed: Callable[[int, IvlError], Result]) -> Iterator[tuple[int, Result]]:
-        assert self._engine is not None
-        self._engine.step()
-        while self._events:
-            one, event = self._events.popleft()
-            match event:
-                case Piece(text, tokens):
-                    one.text += text
-                    one.tokens += tokens
-                    if one.watch.push(text) and not one.is_loop:
-                        one.is_loop = True
-                        self._end(one)
-                case Ended(reason=reason):
-                    yield from self._go_on(one, self._answered(one, reason == "stop"), failed)
-                case Failed(error, cause):
-                    yield self._close(one, failed(one.number, _told(error or cause)))
-
-    def _go_on(
-        self,
-        one: _Open[Result],
-        answered: PageAnswer | None,
-        failed: Callable[[int, IvlError], Result],
-    ) -> Iterator[tuple[int, Result]]:
-        """Tells the talk the answer to its last question, and asks the next."""
-        try:
-            asked = next(one.page.talk) if answered is None else one.page.talk.send(answered)
-            self._ask(one, asked)
-        except StopIteration as ended:
-            yield self._close(one, ended.value)
-        except IvlError as error:
-            yield self._close(one, failed(one.number, error))
-
-    def _close(self, one: _Open[Result], result: Result) -> tuple[int, Result]:
-        del self._open[one.number]
-        one.page.talk.close()
-        return one.number, result
-
-    def _ask(self, one: _Open[Result], asked: PageQuestion) -> None:
+    def _requests(self, questions: list[PageQuestion]) -> list[tuple[PageQuestion, EngineRequest]]:
+        """The questions, ready to be asked; the pictures are not kept: their tiles are cut."""
         engine, settings = self._engine, self._settings
         assert engine is not None
-        request = EngineRequest.chat(
-            engine,
-            [user_message(asked.question, 1)],
-            [one.page.image],
-            system=settings.system,
-            max_tiles=settings.max_tiles,
-            max_pixels=settings.max_pixels,
-            limit_option=LIMIT_OPTION,
-            options=settings.generation,
-            num_logprobs=0,
-            grammar=None if asked.schema is None else self._grammar(engine, asked.schema),
-        )
-        one.tokens, one.text, one.watch, one.is_loop = [], "", LoopWatch(), False
-        one.running = engine.prepare(request, partial(self._hear, one))
-        engine.submit(one.running)
+        return [
+            (
+                replace(asked, image=_NOTHING),
+                EngineRequest.chat(
+                    engine,
+                    [user_message(asked.question, 1)],
+                    [asked.image],
+                    system=settings.system,
+                    max_tiles=asked.max_tiles or settings.max_tiles,
+                    max_pixels=settings.max_pixels,
+                    limit_option=LIMIT_OPTION,
+                    options=asked.options or settings.generation,
+                    num_logprobs=asked.num_logprobs,
+                    grammar=None if asked.schema is None else self._grammar(engine, asked.schema),
+                ),
+            )
+            for asked in questions
+        ]
 
     def _grammar(self, engine: Engine, schema: JsonObject) -> Grammar:
         key = json.dumps(schema)
@@ -243,21 +272,96 @@ class PageTalks(Generic[Result]):
             self._grammars[key] = engine.grammars.json_schema(schema)
         return self._grammars[key]
 
-    def _answered(self, one: _Open[Result], is_whole: bool) -> PageAnswer:
+    def _submit(
+        self, one: _Open[Result], requests: list[tuple[PageQuestion, EngineRequest]]
+    ) -> None:
+        engine = self._engine
+        assert engine is not None
+        one.asked = [_Asked(question) for question, _ in requests]
+        for asked, (_, request) in zip(one.asked, requests, strict=True):
+            asked.running = engine.prepare(request, partial(self._hear, one, asked))
+            engine.submit(asked.running)
+
+    def _hear(self, one: _Open[Result], asked: _Asked, event: Event) -> None:
+        self._events.append((one, asked, event))
+
+    def _step(self, failed: Callable[[int, IvlError], Result]) -> Iterator[tuple[int, Result]]:
         assert self._engine is not None
+        self._engine.step()
+        while self._events:
+            one, asked, event = self._events.popleft()
+            match event:
+                case Piece(text, tokens):
+                    asked.tokens += tokens
+                    self._watch(asked, text)
+                case Ended():
+                    asked.ended = event
+                case Failed(error, cause):
+                    asked.error = told(error or cause)
+            if asked.is_done and all(other.is_done for other in one.asked):
+                yield from self._go_on(one, failed)
+
+    def _watch(self, asked: _Asked, text: str) -> None:
+        if asked.question.hears is not None and text:
+            asked.question.hears(text)
+        if asked.watch.push(text) and asked.question.ends_loops and not asked.is_loop:
+            asked.is_loop = True
+            self._end(asked)
+
+    def _end(self, asked: _Asked) -> None:
+        if self._engine is not None and asked.running is not None:
+            self._engine.cancel(asked.running)
+
+    def _go_on(
+        self, one: _Open[Result], failed: Callable[[int, IvlError], Result]
+    ) -> Iterator[tuple[int, Result]]:
+        """Tells the talk the answers to its last questions, and asks the next."""
+        error = next((asked.error for asked in one.asked if asked.error is not None), None)
+        answers = [] if error is not None else [self._answered(asked) for asked in one.asked]
+        while True:
+            try:
+                questions = one.talk.send(answers) if error is None else one.talk.throw(error)
+            except StopIteration as ended:
+                result = ended.value
+                break
+            except Exception as raised:
+                result = failed(one.number, told(raised))
+                break
+            requests = attempt(partial(self._requests, questions))
+            if not isinstance(requests, Failure):
+                self._submit(one, requests)
+                return
+            error = told(requests.error)
+        del self._open[one.number]
+        one.talk.close()
+        yield one.number, result
+
+    def _answered(self, asked: _Asked) -> PageAnswer:
+        assert self._engine is not None
+        assert asked.ended is not None
+        text, has_form = asked.watch.text, asked.question.schema is not None
+        is_whole = asked.ended.reason == "stop"
+        data: JsonValue = None
+        if has_form and is_whole:
+            with suppress(ValueError):  # a stop string may have cut it
+                data = json.loads(text)
         return PageAnswer(
-            text=one.text,
-            tokens=tuple(places(one.tokens, self._engine.tokenizer)),
+            text=text,
+            tokens=tuple(places(asked.tokens, self._engine.tokenizer)) if has_form else (),
             is_whole=is_whole,
-            is_loop=one.is_loop,
+            is_loop=asked.is_loop,
+            answer=Answer(
+                text=text,
+                tokens=tuple(token.id for token in asked.tokens),
+                finish_reason=asked.ended.reason,
+                timings=asked.ended.timings,
+                data=data,
+                logprobs=tuple(asked.tokens) if asked.question.num_logprobs is not None else (),
+            ),
         )
 
-    def _hear(self, one: _Open[Result], event: Event) -> None:
-        self._events.append((one, event))
 
-    def _end(self, one: _Open[Result]) -> None:
-        if self._engine is not None and one.running is not None:
-            self._engine.cancel(one.running)
+_NOTHING: Final = Image.new("RGB", (1, 1))
 
 
 def places(tokens: Iterable[TokenLogprob], tokenizer: Tokenizer) -> Iterator[AnsweredToken]:
@@ -293,8 +397,8 @@ def _seats(
     return most, engine.with_limits(replace(limits, max_sequences=most, kv_tokens=kept))
 
 
-def _told(error: BaseException | None) -> IvlError:
-    """An error for the page's result; a fault of the device is raised."""
+def told(error: BaseException | None) -> IvlError:
+    """An error for a page's result; a fault of the device is raised."""
     if isinstance(error, IvlError):
         return error
     assert error is not None
@@ -302,6 +406,6 @@ def _told(error: BaseException | None) -> IvlError:
         raise error
     log_failure(error)
     return IvlError(
-        f"The page could not be asked about: {type(error).__name__}: {error}.",
+        f"The page could not be read: {type(error).__name__}: {error}.",
         "This is a fault of ivl; please report it.",
     )

@@ -26,7 +26,8 @@ from ivl.pages.reader import Page, open_pages
 from ivl.pages.sources import DEFAULT_MAX_PIXELS
 
 if TYPE_CHECKING:  # pages are opened before torch is imported: a wrong name is told at once
-    from ivl.documents.batch import Reader, Watcher
+    from ivl.documents.page_reading import Watcher
+    from ivl.documents.page_talks import Reader
 
 
 def read(
@@ -145,17 +146,16 @@ def read_pages(
     yield from ((n, page) for n, page in enumerate(pages) if isinstance(page, PageResult))
     if not todo:
         return
-    from ivl.documents.batch import PageBatch  # torch comes with it
+    from ivl.documents.page_reading import read_batch  # torch comes with it
 
-    batch = PageBatch(
+    batch = read_batch(
+        [page for page in pages if isinstance(page, Page)],
         model if callable(model) else lambda: model,
         settings,
         jobs=jobs,
-        most_pages=len(todo),
         watcher=watcher,
     )
-    for index, result in batch.run(pages[number] for number in todo):
-        yield todo[index], result
+    yield from ((todo[index], result) for index, result in batch)
 
 
 def in_order(results: Iterator[tuple[int, PageResult]]) -> Iterator[PageResult]:
