@@ -95,6 +95,9 @@ def parse_options() -> argparse.Namespace:
         "--jobs", type=int, nargs="*", default=[16], help="beside the default and 1"
     )
     parser.add_argument("--bare", action="store_true", help="nothing is blank, nothing is turned")
+    parser.add_argument(
+        "--text-layer", default="ignore", help="as of `ivl read`; ignored, so that pages are read"
+    )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, help="by default one for each core")
     parser.add_argument(
@@ -163,6 +166,7 @@ def read_all(
             max_tokens=READ_TOKENS,
             skip_blank=not options.bare,
             rotate=not options.bare,
+            text_layer=options.text_layer,
         )
     )
     run.seconds.append(time.perf_counter() - began)

@@ -97,7 +97,7 @@ def test_a_name_that_is_no_text_comes_back_in_json(tmp_path: Path) -> None:
     name = os.fsencode(tmp_path) + b"/bad\xff.png"
     done = subprocess.run([*IVL, "read", "--json", name], capture_output=True)
     assert done.returncode == 2
-    assert os.fsencode(json.loads(done.stdout)[0]["file"]) == name
+    assert os.fsencode(json.loads(done.stdout)[0]["path"]) == name
 
 
 def test_a_reader_that_goes_away_is_no_error() -> None:

@@ -65,13 +65,13 @@ class Extracting:
         Literal["document", "page"],
         Option(metavar="WHAT", help="A result for each document, or for each page."),
     ] = "document"
-    check: Annotated[
+    no_check: Annotated[
         bool,
         Option(
-            "--check/--no-check",
-            help="Look for every value in the text of its page, which is read for that.",
+            "--no-check",
+            help="Do not look for values in the text of their page, which is read for that.",
         ),
-    ] = True
+    ] = False
     min_confidence: Annotated[
         float,
         Option(metavar="P", help="Fields below are doubtful, and are asked for by themselves."),
@@ -144,7 +144,7 @@ def command(
         pages=extracting.pages,
         passwords=read_passwords(extracting.passwords),
         per=extracting.per,
-        check=extracting.check,
+        check=not extracting.no_check,
         min_confidence=extracting.min_confidence,
         retries=extracting.retries,
         out=table.out,

@@ -86,13 +86,13 @@ class Reading:
             help="Pages read at once; by default as many as the memory holds, at most 16.",
         ),
     ] = None
-    retry: Annotated[
+    no_retry: Annotated[
         bool,
         Option(
-            "--retry/--no-retry",
-            help="Read a page again in other ways on which the model goes round in circles.",
+            "--no-retry",
+            help="Do not read a page again in other ways on which the model goes round in circles.",
         ),
-    ] = True
+    ] = False
 
     text_layer: Annotated[
         str,
@@ -102,16 +102,16 @@ class Reading:
             "ignore reads all pages, check reads them and says where it differs.",
         ),
     ] = "auto"
-    blank: Annotated[
-        bool,
-        Option("--skip-blank/--no-skip-blank", help="Do not show blank pages to the model."),
-    ] = True
-    rotate: Annotated[
+    no_skip_blank: Annotated[
+        bool, Option("--no-skip-blank", help="Show blank pages to the model too.")
+    ] = False
+    no_rotate: Annotated[
         bool,
         Option(
-            "--rotate/--no-rotate", help="Turn pages that lie on their side or stand on their head."
+            "--no-rotate",
+            help="Leave pages as they are that lie on their side or stand on their head.",
         ),
-    ] = True
+    ] = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -193,9 +193,9 @@ def command(
         "jobs": reading.jobs,
         "prompt": reading.prompt,
         "keep_headers": reading.keep_headers,
-        "retry": reading.retry,
-        "skip_blank": reading.blank,
-        "rotate": reading.rotate,
+        "retry": not reading.no_retry,
+        "skip_blank": not reading.no_skip_blank,
+        "rotate": not reading.no_rotate,
         "text_layer": reading.text_layer,
         "max_tiles": max_tiles,
         "max_pixels": max_pixels,
