@@ -200,8 +200,14 @@ class PageTalks(Generic[Result]):
         made = attempt(make)
         if self._engine is None or not isinstance(made, Generator):
             return made
-        first = attempt(lambda: self._requests(next(made)))
-        return first if isinstance(first, Failure) else (made, first)
+        return self._begun(made)
+
+    def _begun(self, talk: Talk[Result]) -> _Ready[Result] | Result | Failure:
+        """The talk with its first questions, or what it returns without any."""
+        first = attempt(lambda: self._requests(next(talk)))
+        if not isinstance(first, Failure):
+            return talk, first
+        return first.error.value if isinstance(first.error, StopIteration) else first
 
     def _take(
         self,
@@ -216,17 +222,13 @@ class PageTalks(Generic[Result]):
                 return
             ahead.popleft()
             made = future.result()
+            if isinstance(made, Generator):  # drawn before there was a model
+                if self._engine is None:
+                    self._start_engine()
+                made = self._begun(made)
             if isinstance(made, Failure):
                 yield number, failed(number, told(made.error))
                 continue
-            if isinstance(made, Generator):
-                if self._engine is None:
-                    self._start_engine()
-                first = attempt(partial(lambda talk: self._requests(next(talk)), made))
-                if isinstance(first, Failure):
-                    yield number, failed(number, told(first.error))
-                    continue
-                made = made, first
             if not isinstance(made, tuple):
                 yield number, made
                 continue
@@ -319,15 +321,13 @@ class PageTalks(Generic[Result]):
         error = next((asked.error for asked in one.asked if asked.error is not None), None)
         answers = [] if error is not None else [self._answered(asked) for asked in one.asked]
         while True:
-            try:
-                questions = one.talk.send(answers) if error is None else one.talk.throw(error)
-            except StopIteration as ended:
-                result = ended.value
+            asked = attempt(partial(_next_questions, one.talk, answers, error))
+            if isinstance(asked, Failure):
+                raised = asked.error
+                is_end = isinstance(raised, StopIteration)
+                result = raised.value if is_end else failed(one.number, told(raised))
                 break
-            except Exception as raised:
-                result = failed(one.number, told(raised))
-                break
-            requests = attempt(partial(self._requests, questions))
+            requests = attempt(partial(self._requests, asked))
             if not isinstance(requests, Failure):
                 self._submit(one, requests)
                 return
@@ -359,6 +359,13 @@ class PageTalks(Generic[Result]):
                 logprobs=tuple(asked.tokens) if asked.question.num_logprobs is not None else (),
             ),
         )
+
+
+def _next_questions(
+    talk: Talk[Result], answers: list[PageAnswer], error: IvlError | None
+) -> list[PageQuestion]:
+    """What the talk asks next, when it is told the answers, or what has come in their place."""
+    return talk.send(answers) if error is None else talk.throw(error)
 
 
 _NOTHING: Final = Image.new("RGB", (1, 1))
