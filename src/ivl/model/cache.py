@@ -201,8 +201,8 @@ class Segment:
     """Tokens of one sequence that a forward pass reads: they follow those its cache holds.
 
     `sequence_length` is that of the whole prompt when this is one chunk of it (see `Rotary`); None:
-    the sequence ends with these tokens. `is_prompt`: what is read is given; otherwise it was written,
-    and what follows each token is wanted.
+    the sequence ends with these tokens. `is_prompt`: they were given; otherwise they were written,
+    and what follows each of them is wanted.
     """
 
     cache: KVCache
