@@ -10,7 +10,7 @@
 namespace ivl {
 namespace {
 
-constexpr int64_t kFewRows = 8;
+constexpr int64_t kFewRows = 32;
 constexpr int64_t kTaskOutputs = 64;
 
 }  // namespace

@@ -19,8 +19,9 @@ struct FloatProduct;
 // Whether such products run on this machine and in the instruction set in use. Without them, what
 // follows is not to be called.
 bool has_bfloat16_products();
-// Whether they do, and are the right ones for so many rows: for a few, all that counts is to read the
-// weights once, and the rows may as well stay float32 (float_matmul.hpp).
+// Whether they do, and are the right ones for so many rows. A step of several answers is no more than
+// a few: its rows stay float32 (float_matmul.hpp), each sum in one order, so that no bit of an answer
+// depends on how many others are written with it.
 bool bfloat16_products_pay(int64_t num_rows);
 
 // Rows of activations in bfloat16. Can be filled again and again; the memory stays.

@@ -85,7 +85,7 @@ Decoder::Decoder(const DecoderShape& shape, std::vector<DecoderLayer> layers, co
   }
 }
 
-void Decoder::plan(int64_t num_rows, const std::vector<Segment>& segments) {
+void Decoder::plan(int64_t num_rows, const std::vector<Segment>& segments, bool of_prompt) {
   num_rows_ = num_rows;
   segment_of_.resize(num_rows);
   position_of_.resize(num_rows);
@@ -96,7 +96,8 @@ void Decoder::plan(int64_t num_rows, const std::vector<Segment>& segments) {
   for (size_t i = 0; i < segments.size(); ++i) {
     const Segment& segment = segments[i];
     const int64_t end = segment.length + segment.num_tokens;
-    const bool few = segment.num_tokens <= kFewTokens;
+    // Sums over parts come out otherwise than over all keys, and a prompt may be cut anywhere.
+    const bool few = segment.num_tokens <= kFewTokens && !of_prompt;
     const int64_t parts = few ? std::max<int64_t>(1, divide_up(end, kPartKeys)) : 1;
     const int64_t tokens = few ? segment.num_tokens
                                : std::max<int64_t>(1, kTaskRows / shape_.group());
@@ -245,13 +246,14 @@ void Decoder::run_layer(Team& team, const DecoderLayer& layer, uint8_t* cache, K
 }
 
 void Decoder::extend(float* x, int64_t num_rows, const float* cos, const float* sin,
-                     const std::vector<Segment>& segments, const CacheView& cache) {
+                     const std::vector<Segment>& segments, const CacheView& cache,
+                     bool of_prompt) {
   if (num_rows == 0) return;
   std::lock_guard<std::mutex> lock(mutex_);
-  plan(num_rows, segments);
-  for (Inputs* inputs : {&attn_in_, &ffn_in_}) inputs->resize(num_rows, shape_.hidden);
-  o_in_.resize(num_rows, shape_.q_width());
-  down_in_.resize(num_rows, shape_.intermediate);
+  plan(num_rows, segments, of_prompt);
+  for (Inputs* inputs : {&attn_in_, &ffn_in_}) inputs->resize(num_rows, shape_.hidden, of_prompt);
+  o_in_.resize(num_rows, shape_.q_width(), of_prompt);
+  down_in_.resize(num_rows, shape_.intermediate, of_prompt);
   floats(normed_, num_rows * shape_.hidden);
   if (down_in_.needs_rows()) floats(hidden_, num_rows * shape_.intermediate);
   const Rows rows = {floats(q_, num_rows * shape_.q_width()),
@@ -276,10 +278,10 @@ void Decoder::extend(float* x, int64_t num_rows, const float* cos, const float* 
 
 void Decoder::attend(int64_t layer, float* q, float* k, const float* v, int64_t num_rows,
                      const float* cos, const float* sin, const std::vector<Segment>& segments,
-                     const CacheView& cache, float* out) {
+                     const CacheView& cache, bool of_prompt, float* out) {
   if (num_rows == 0) return;
   std::lock_guard<std::mutex> lock(mutex_);
-  plan(num_rows, segments);
+  plan(num_rows, segments, of_prompt);
   const Rows rows = {q, k, v, cos, sin, out};
   parallel_phases(3, [&](Team& team) {
     attend_phases(team, cache.layers[static_cast<size_t>(layer)], rows, cache.type);

@@ -66,14 +66,17 @@ class Decoder {
   // Hidden values x (num_rows, hidden) float32 of all segments, one after another, become those
   // after the last layer and the norm, where there is one. cos, sin (num_rows, head_dim). The
   // segments have as many tokens as there are rows, and room for them in their blocks.
+  //
+  // of_prompt: all are chunks of prompts. A token of one comes out the same bit for bit, wherever its
+  // prompt is cut; it may be rounded as a few rows are not.
   void extend(float* x, int64_t num_rows, const float* cos, const float* sin,
-              const std::vector<Segment>& segments, const CacheView& cache);
+              const std::vector<Segment>& segments, const CacheView& cache, bool of_prompt);
 
   // One layer's attention without its products: q (num_rows, heads * head_dim), k and v (num_rows,
   // kv_heads * head_dim), float32, without biases to come. q and k are rotated in place. out as q.
   void attend(int64_t layer, float* q, float* k, const float* v, int64_t num_rows,
               const float* cos, const float* sin, const std::vector<Segment>& segments,
-              const CacheView& cache, float* out);
+              const CacheView& cache, bool of_prompt, float* out);
 
  private:
   // A part of a segment's tokens that attends together, to keys [first_key, last_key).
@@ -86,7 +89,7 @@ class Decoder {
     float* out;
   };
 
-  void plan(int64_t num_rows, const std::vector<Segment>& segments);
+  void plan(int64_t num_rows, const std::vector<Segment>& segments, bool of_prompt);
   void attend_phases(Team& team, uint8_t* layer, const Rows& rows, KVType type);
   void store_tokens(uint8_t* layer, const Rows& rows, const KVLayout& layout, int64_t first,
                     int64_t last, int64_t head);

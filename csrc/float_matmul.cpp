@@ -32,8 +32,8 @@ void float_matmul(const FloatProduct& product) {
     of_isa.prepare(product.x, product.x_dtype, num_rows, columns, part, x);
   };
   const int64_t preparations = of_isa.num_preparations(num_rows);
-  if (preparations == 1) {
-    prepare(0);
+  if (num_rows <= FloatRows::kTileRows) {
+    for (int64_t part = 0; part < preparations; ++part) prepare(part);
   } else {
     parallel_for(preparations, prepare);
   }

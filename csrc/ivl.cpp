@@ -309,23 +309,23 @@ void ivl_decoder_free(ivl_decoder* decoder) { delete decoder; }
 
 ivl_status ivl_decoder_extend(ivl_decoder* decoder, float* x, int64_t num_rows, const float* cos,
                               const float* sin, const ivl_segment* segments, size_t num_segments,
-                              const ivl_store* store) {
+                              const ivl_store* store, bool of_prompt) {
   return guarded([&] {
     check_store(*decoder, *store);
     const auto given = segments_of(segments, num_segments, num_rows, *store);
-    decoder->extend(x, num_rows, cos, sin, given, store->view);
+    decoder->extend(x, num_rows, cos, sin, given, store->view, of_prompt);
   });
 }
 
 ivl_status ivl_decoder_attend(ivl_decoder* decoder, int64_t layer, float* q, float* k,
                               const float* v, int64_t num_rows, const float* cos, const float* sin,
                               const ivl_segment* segments, size_t num_segments,
-                              const ivl_store* store, float* out) {
+                              const ivl_store* store, bool of_prompt, float* out) {
   return guarded([&] {
     require(layer >= 0 && layer < decoder->num_layers(), "layer: the decoder has no such layer");
     check_store(*decoder, *store);
     const auto given = segments_of(segments, num_segments, num_rows, *store);
-    decoder->attend(layer, q, k, v, num_rows, cos, sin, given, store->view, out);
+    decoder->attend(layer, q, k, v, num_rows, cos, sin, given, store->view, of_prompt, out);
   });
 }
 

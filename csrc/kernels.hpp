@@ -75,7 +75,7 @@ struct FloatTask {
 struct FloatKernels {
   // Weight rows of one task.
   int64_t task_rows;
-  // Rows of x in one part of the preparation, where there are more than few; it divides 12.
+  // Rows of x in one part of the preparation; it divides 12.
   int64_t part_rows;
   // float32 numbers that x takes when it is prepared.
   int64_t (*prepared_size)(int64_t num_rows, int64_t columns);

@@ -21,8 +21,8 @@ struct Linear {
 
 // Activations (num_rows, columns) in the forms that the layers need which read them.
 //
-// What weights of bfloat16 read depends on the number of rows: a few stay float32, for then reading
-// the weights is all that counts; more are rounded, where the processor has such products.
+// What weights of bfloat16 read depends on the number of rows: a few stay float32; more are rounded,
+// where the processor has such products, and so are those of a prompt, however few it is cut into.
 class Inputs {
  public:
   static constexpr int kTileRows = 12;
@@ -32,7 +32,7 @@ class Inputs {
   // Notes which of the forms `layer` reads.
   void add_reader(const Linear& layer);
 
-  void resize(int64_t num_rows, int64_t columns);
+  void resize(int64_t num_rows, int64_t columns, bool of_prompt = false);
   int64_t num_tiles() const { return (num_rows_ + kTileRows - 1) / kTileRows; }
   // Takes tile `tile` of x float32 (num_rows, columns), without gaps.
   void fill(const float* x, int64_t tile);

@@ -352,7 +352,7 @@ class Decoder {
   }
 
   void extend(const Array& x, const ConstArray& cos, const ConstArray& sin,
-              const std::vector<SegmentArgs>& args, const KVBlocks& cache) const {
+              const std::vector<SegmentArgs>& args, const KVBlocks& cache, bool of_prompt) const {
     float* hidden = numbers<float>(x, "x", {kAny, shape_.hidden});
     const int64_t num_rows = size_at(x, 0);
     const float* c = numbers<float>(cos, "cos", {num_rows, shape_.head_dim});
@@ -360,13 +360,13 @@ class Decoder {
     const auto segments = segments_of(args);
     run([&] {
       return ivl_decoder_extend(handle_.get(), hidden, num_rows, c, s, segments.data(),
-                                segments.size(), cache.handle.get());
+                                segments.size(), cache.handle.get(), of_prompt);
     });
   }
 
   void attend(int64_t layer, const Array& q, const Array& k, const ConstArray& v,
               const ConstArray& cos, const ConstArray& sin, const std::vector<SegmentArgs>& args,
-              const KVBlocks& cache, const Array& out) const {
+              const KVBlocks& cache, bool of_prompt, const Array& out) const {
     float* queries = numbers<float>(q, "q", {kAny, q_width()});
     const int64_t num_rows = size_at(q, 0);
     float* keys = numbers<float>(k, "k", {num_rows, kv_width()});
@@ -377,7 +377,8 @@ class Decoder {
     const auto segments = segments_of(args);
     run([&] {
       return ivl_decoder_attend(handle_.get(), layer, queries, keys, values, num_rows, c, s,
-                                segments.data(), segments.size(), cache.handle.get(), to);
+                                segments.data(), segments.size(), cache.handle.get(), of_prompt,
+                                to);
     });
   }
 
@@ -545,7 +546,7 @@ int64_t tasks_not_run_once(int64_t num_tasks, int64_t failing, int64_t phases) {
 NB_MODULE(_cpu, m) {
   // Changes whenever a function is called in another way: an extension that was built from older
   // sources is recognised by it (ivl.kernels.cpu).
-  m.attr("interface") = 6;
+  m.attr("interface") = 7;
   m.def("isa", &ivl_isa);
   m.def("use_isa", &ivl_use_isa);
   m.def("usable_isas", &usable_isas);
@@ -586,9 +587,10 @@ NB_MODULE(_cpu, m) {
            nb::arg("hidden"), nb::arg("heads"), nb::arg("kv_heads"), nb::arg("head_dim"),
            nb::arg("intermediate"), nb::arg("norm_eps"), nb::arg("layers"), nb::arg("norm").none())
       .def("extend", &Decoder::extend, nb::arg("x"), nb::arg("cos"), nb::arg("sin"),
-           nb::arg("segments"), nb::arg("cache"))
+           nb::arg("segments"), nb::arg("cache"), nb::arg("of_prompt"))
       .def("attend", &Decoder::attend, nb::arg("layer"), nb::arg("q"), nb::arg("k"), nb::arg("v"),
-           nb::arg("cos"), nb::arg("sin"), nb::arg("segments"), nb::arg("cache"), nb::arg("out"));
+           nb::arg("cos"), nb::arg("sin"), nb::arg("segments"), nb::arg("cache"),
+           nb::arg("of_prompt"), nb::arg("out"));
 
   m.def("has_float16_products", &ivl_has_float16_products);
   m.def("has_bfloat16_products", &ivl_has_bfloat16_products);

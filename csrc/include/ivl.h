@@ -186,16 +186,17 @@ ivl_status ivl_decoder_new(const ivl_decoder_shape* shape, const ivl_layer* laye
 void ivl_decoder_free(ivl_decoder* decoder);
 
 /* Hidden values x (num_rows, hidden) of all segments, one after another, become those behind the last
- * layer. cos, sin (num_rows, head_dim). Keys and values go to the store. */
+ * layer. cos, sin (num_rows, head_dim). Keys and values go to the store. of_prompt: all segments are
+ * chunks of prompts, whose tokens come out the same wherever they are cut. */
 ivl_status ivl_decoder_extend(ivl_decoder* decoder, float* x, int64_t num_rows, const float* cos,
                               const float* sin, const ivl_segment* segments, size_t num_segments,
-                              const ivl_store* store);
+                              const ivl_store* store, bool of_prompt);
 /* One layer's attention without its products: q (num_rows, heads * head_dim), k and v (num_rows,
  * kv_heads * head_dim), with their biases. q and k are rotated in place. out as q. */
 ivl_status ivl_decoder_attend(ivl_decoder* decoder, int64_t layer, float* q, float* k, const float* v,
                               int64_t num_rows, const float* cos, const float* sin,
                               const ivl_segment* segments, size_t num_segments,
-                              const ivl_store* store, float* out);
+                              const ivl_store* store, bool of_prompt, float* out);
 
 /* ---- the vision tower: products with dense weights of 8 or 16 bits, for many rows at once ---- */
 

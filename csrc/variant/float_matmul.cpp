@@ -7,7 +7,11 @@ namespace ivl {
 namespace IVL_VARIANT {
 namespace {
 
-constexpr int64_t kFewRows = 8;
+// A step of several answers is few rows too where registers hold 4 x 4 sums: what is written does not
+// depend on how many are written then (bfloat16_matmul.hpp).
+constexpr int64_t kFewRows = kFloatRows < 12 ? 8 : 32;
+// Up to so many rows all weights of a task are read before the next rows; beyond, four at a time.
+constexpr int64_t kOuterRows = 8;
 constexpr int64_t kTaskRows = 64;
 constexpr int64_t kPanel = 16 * kFloatVectors;  // weight rows that are multiplied at once
 constexpr int64_t kPrefetchBytes = 1024;        // how far ahead weights are asked for; measured
@@ -65,20 +69,42 @@ void multiply_rows(const FloatTask& task, int64_t weight_row, int64_t row) {
       }
     }
   }
-  float sums[W][R];
+  alignas(64) float sums[R][W];
+  if constexpr (W == 4 && R == 4) {
+    totals(&acc[0][0], &sums[0][0]);
+  } else {
 #pragma GCC unroll 4
-  for (int i = 0; i < W; ++i) {
+    for (int i = 0; i < W; ++i) {
 #pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) sums[i][r] = total(acc[i][r]);
+      for (int r = 0; r < R; ++r) sums[r][i] = total(acc[i][r]);
+    }
   }
-  for (int i = 0; i < W; ++i) {
-    for (int r = 0; r < R; ++r) {
+  for (int r = 0; r < R; ++r) {
+    for (int i = 0; i < W; ++i) {
       const float bias = task.bias == nullptr ? 0.0f : task.bias[weight_row + i];
       const int64_t at = (row + r) * task.out_stride + weight_row + i;
       const float before = task.add ? static_cast<const float*>(task.out)[at] : 0.0f;
-      store_number(task.out, task.out_dtype, at, sums[i][r] + bias + before);
+      store_number(task.out, task.out_dtype, at, sums[r][i] + bias + before);
     }
   }
+}
+
+// The rows from `row` on times four weight rows, or one.
+template <Dtype DTYPE, int W, int R, int... SMALLER>
+IVL_INLINE void multiply_group(const FloatTask& task, int64_t weight_row, int64_t row) {
+  for (; row + R <= task.num_rows; row += R) multiply_rows<DTYPE, W, R>(task, weight_row, row);
+  if constexpr (sizeof...(SMALLER) > 0) {
+    multiply_group<DTYPE, W, SMALLER...>(task, weight_row, row);
+  }
+}
+
+template <Dtype DTYPE>
+void multiply_several(const FloatTask& task, int64_t first, int64_t last) {
+  int64_t weight_row = first;
+  for (; weight_row + 4 <= last; weight_row += 4) {
+    multiply_group<DTYPE, 4, 4, 2, 1>(task, weight_row, 0);
+  }
+  for (; weight_row < last; ++weight_row) multiply_group<DTYPE, 1, 4, 2, 1>(task, weight_row, 0);
 }
 
 // Four rows of x at a time at most: more of them would not stay in the first cache. What the second
@@ -188,8 +214,10 @@ void multiply_many(const FloatTask& task, int64_t first, int64_t last, uint8_t* 
 
 template <Dtype DTYPE>
 void multiply_of(const FloatTask& task, int64_t first, int64_t last, uint8_t* scratch) {
-  if (task.num_rows <= kFewRows) {
+  if (task.num_rows <= kOuterRows) {
     multiply_few<DTYPE, 4, 2, 1>(task, first, last, 0);
+  } else if (task.num_rows <= kFewRows) {
+    multiply_several<DTYPE>(task, first, last);
   } else {
     multiply_many<DTYPE>(task, first, last, scratch);
   }
@@ -208,7 +236,7 @@ IVL_INLINE Floats load_columns(const void* x, Dtype dtype, int64_t at, int64_t c
 }
 
 int64_t num_preparations(int64_t num_rows) {
-  return num_rows <= kFewRows ? 1 : (num_rows + kFloatRows - 1) / kFloatRows;
+  return (num_rows + kFloatRows - 1) / kFloatRows;
 }
 
 int64_t prepared_size(int64_t num_rows, int64_t columns) {
@@ -220,7 +248,8 @@ void prepare(const void* x, Dtype dtype, int64_t num_rows, int64_t columns, int6
              float* prepared) {
   const int64_t stride = row_stride(columns);
   if (num_rows <= kFewRows) {
-    for (int64_t row = 0; row < num_rows; ++row) {
+    const int64_t first = part * kFloatRows, end = first + kFloatRows;
+    for (int64_t row = first; row < (end < num_rows ? end : num_rows); ++row) {
       for (int64_t k = 0; k < columns; k += 16) {
         const int64_t count = columns - k < 16 ? columns - k : 16;
         store_floats(prepared + row * stride + k, load_columns(x, dtype, row * columns + k, count));

@@ -80,6 +80,27 @@ IVL_INLINE Floats maximum(Floats a, Floats b) { return _mm512_max_ps(a, b); }
 IVL_INLINE Floats magnitude(Floats a) { return _mm512_abs_ps(a); }
 IVL_INLINE float largest(Floats a) { return _mm512_reduce_max_ps(a); }
 IVL_INLINE float total(Floats a) { return _mm512_reduce_add_ps(a); }
+// The totals of x[4 * i + r] at out[4 * r + i], in the order of `total`: halves are added up, four of
+// them, two, and the last two numbers, of all 16 at once.
+IVL_INLINE void totals(const Floats* x, float* out) {
+  Floats a[8], b[4], c[2];
+#pragma GCC unroll 8
+  for (int i = 0; i < 8; ++i) {
+    a[i] = add(_mm512_shuffle_f32x4(x[2 * i], x[2 * i + 1], 0x44),
+               _mm512_shuffle_f32x4(x[2 * i], x[2 * i + 1], 0xEE));
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    b[i] = add(_mm512_shuffle_f32x4(a[2 * i], a[2 * i + 1], 0x88),
+               _mm512_shuffle_f32x4(a[2 * i], a[2 * i + 1], 0xDD));
+  }
+#pragma GCC unroll 2
+  for (int i = 0; i < 2; ++i) {
+    c[i] = add(_mm512_shuffle_ps(b[2 * i], b[2 * i + 1], 0x44),
+               _mm512_shuffle_ps(b[2 * i], b[2 * i + 1], 0xEE));
+  }
+  store_floats(out, add(_mm512_shuffle_ps(c[0], c[1], 0x88), _mm512_shuffle_ps(c[0], c[1], 0xDD)));
+}
 IVL_INLINE Floats from_float16(const void* p) {
   return _mm512_cvtph_ps(_mm256_loadu_si256(static_cast<const __m256i*>(p)));
 }

@@ -150,6 +150,11 @@ def has_float16_products() -> bool:
     return "avx512_fp16" in _features()
 
 
+def has_bfloat16_tiles() -> bool:
+    """Whether the processor multiplies whole tiles of bfloat16 (AMX)."""
+    return "amx_bf16" in _features()
+
+
 def has_bfloat16_products() -> bool:
     """Whether torch multiplies bfloat16 as fast as the processor can (`mkldnn_bf16_device_check` of
     its aten/src/ATen/native/mkldnn/Utils.h); True where the system does not say."""

@@ -86,6 +86,7 @@ def extend(decoder: Any = None, **changes: Any) -> Tensor:
         "sin": torch.zeros(TOKENS, HEAD_DIM),
         "segments": [(TOKENS, 30, [2, 0])],
         "cache": make_cache(),
+        "of_prompt": False,
     } | changes
     (decoder or make_decoder()).extend(**arguments)
     return arguments["x"]
@@ -102,6 +103,7 @@ def attend(**changes: Any) -> None:
         "sin": torch.zeros(TOKENS, HEAD_DIM),
         "segments": [(TOKENS, 0, [1])],
         "cache": make_cache(),
+        "of_prompt": False,
         "out": torch.empty(TOKENS, q_width),
     } | changes
     make_decoder().attend(**arguments)

@@ -191,7 +191,7 @@ class Model {
       decoder_->extend(x.data(), rows, cos.data(), sin.data(),
                        {{sizes.first, known[0], blocks_[0].data()},
                         {sizes.second, known[1], blocks_[1].data()}},
-                       cache_);
+                       cache_, false);
       known[0] += sizes.first, known[1] += sizes.second;
       all.insert(all.end(), x.begin(), x.end());
     }

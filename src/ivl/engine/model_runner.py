@@ -196,7 +196,10 @@ class ModelRunner:
         cache.length = span.start
         # A prompt is rotated as a whole, however it is cut; what is written, token by token, also
         # when it is read again (`Sequence.chunk_end`).
-        return Segment(cache, len(span.ids), max(sequence.num_prompt_tokens, end))
+        # What was written and is read once more, many at a time, is like a prompt.
+        is_prompt = span.start < sequence.num_prompt_tokens or span.num_logits < len(span.ids)
+        length = max(sequence.num_prompt_tokens, end)
+        return Segment(cache, len(span.ids), length, is_prompt=is_prompt)
 
     def _features_in(self, span: Span, marks: list[bool]) -> list[Tensor]:
         """Features (tokens, hidden) of the image tokens of a span, whose places are marked."""

@@ -70,6 +70,7 @@ class Decoder:
         sin: Array,
         segments: Sequence[tuple[int, int, Sequence[int]]],
         cache: KVBlocks,
+        of_prompt: bool,
     ) -> None: ...
     def attend(
         self,
@@ -81,6 +82,7 @@ class Decoder:
         sin: Array,
         segments: Sequence[tuple[int, int, Sequence[int]]],
         cache: KVBlocks,
+        of_prompt: bool,
         out: Array,
     ) -> None: ...
 

@@ -31,7 +31,7 @@ try:
 except ImportError:  # no compiler when ivl was installed, or a file of another Python
     _extension = None
 
-INTERFACE = 6
+INTERFACE = 7
 """Of the extension that these sources go with; see `csrc/python.cpp`."""
 ISA_VARIABLE = "IVL_ISA"
 REFERENCE = "reference"

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 from torch.utils.dlpack import to_dlpack  # pyright: ignore[reportPrivateImportUsage]
 
+from ivl.host import has_bfloat16_tiles
 from ivl.kernels import cpu
 from ivl.kernels.mapped import release_pages
 from ivl.quant.formats import find_format
@@ -91,6 +92,10 @@ DTYPES = frozenset(FLOAT_DTYPES.values())
 FEW_ROWS = 8
 """Up to so many rows our kernel reads the weights only once, and is never the slower one."""
 
+SEVERAL_ROWS = 32
+"""Up to so many rows, what torch does between products costs more than a slower product can; and
+with bfloat16 our sums have one order, whatever the number of rows (`csrc/bfloat16_matmul.hpp`)."""
+
 TRIAL_SHAPE = (192, 1024, 1024)
 """Rows of activations, outputs and inputs of the product that the choice is measured with."""
 
@@ -101,7 +106,9 @@ def float_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tenso
     Sums are in float32. The types of x, weight and bias may differ.
     """
     num_rows = x.numel() // max(1, weight.shape[1])
-    if can_multiply(x, weight) and (num_rows <= FEW_ROWS or ours_is_faster(weight.dtype)):
+    if can_multiply(x, weight) and (
+        num_rows <= few_rows(weight.dtype) or ours_is_faster(weight.dtype)
+    ):
         return _multiply(x, weight, bias)
     if x.dtype == weight.dtype:
         return torch.nn.functional.linear(x, weight, bias)
@@ -126,18 +133,30 @@ def ours_is_faster(dtype: torch.dtype) -> bool:
     return _share_of_torch(dtype) < 0.8
 
 
-SEVERAL_ROWS = 32
-"""Up to so many rows, what torch does between products costs more than a slower product can."""
-
-
-def layers_are_faster(dtype: torch.dtype, num_rows: int) -> bool:
+def layers_are_faster(dtype: torch.dtype, num_rows: int, of_prompt: bool = False) -> bool:
     """Whether a decoder's layers in one call, over weights of this type, beat torch's, whose
-    operations between the products come on top."""
-    extension = cpu.extension()
-    pairs = dtype == torch.bfloat16 and extension is not None and extension.has_bfloat16_products()
-    if num_rows <= (SEVERAL_ROWS if pairs else FEW_ROWS):
+    operations between the products come on top.
+
+    of_prompt: the rows are of prompts, for which the answer is one, however they are cut.
+    """
+    if num_rows <= few_rows(dtype) and not of_prompt:
         return True
-    return _share_of_torch(dtype) < (1.2 if pairs else 0.8)
+    if _has_pairs(dtype):
+        # torch has the same instructions, if no better ones. What a busy machine measures differs
+        # from time to time, and the answers would differ with it.
+        return not has_bfloat16_tiles() or _share_of_torch(dtype) < 1.2
+    return _share_of_torch(dtype) < 0.8
+
+
+def few_rows(dtype: torch.dtype) -> int:
+    """Up to so many rows our kernel is the right one for weights of this type."""
+    return SEVERAL_ROWS if _has_pairs(dtype) else FEW_ROWS
+
+
+def _has_pairs(dtype: torch.dtype) -> bool:
+    """Whether the processor multiplies pairs of numbers of this type."""
+    extension = cpu.extension()
+    return dtype == torch.bfloat16 and extension is not None and extension.has_bfloat16_products()
 
 
 @functools.cache

@@ -201,12 +201,14 @@ class Segment:
     """Tokens of one sequence that a forward pass reads: they follow those its cache holds.
 
     `sequence_length` is that of the whole prompt when this is one chunk of it (see `Rotary`); None:
-    the sequence ends with these tokens.
+    the sequence ends with these tokens. `is_prompt`: they were given; otherwise they were written,
+    and what follows each of them is wanted.
     """
 
     cache: KVCache
     num_tokens: int
     sequence_length: int | None = None
+    is_prompt: bool = False
 
     @property
     def end(self) -> int:

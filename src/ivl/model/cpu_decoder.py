@@ -107,8 +107,25 @@ class CpuLayers:
         """Embeddings (tokens, hidden) of all segments -> hidden states in the type of x, after the
         norm if these are all layers. cos, sin float32 (tokens, head_dim). Writes the cache, and
         does not advance it."""
-        call = _Call(segments, cos, sin)
-        if not all(layers_are_faster(dtype, len(x)) for dtype in self._plain_types):
+        if self._plain_types <= {torch.float32}:
+            return self._extend_alike(x, _Call(segments, cos, sin))
+        # With weights of 16 bits a prompt is read in another arithmetic than a few rows. Those who
+        # are writing must not be drawn into it, nor a prompt into theirs, by who shares the step.
+        prompts = [segment for segment in segments if segment.is_prompt]
+        if len(prompts) in (0, len(segments)):
+            return self._extend_alike(x, _Call(segments, cos, sin, of_prompt=bool(prompts)))
+        sizes = torch.tensor([segment.num_tokens for segment in segments])
+        marks = torch.tensor([segment.is_prompt for segment in segments]).repeat_interleave(sizes)
+        others = [segment for segment in segments if not segment.is_prompt]
+        out = torch.empty_like(x)
+        for rows, some, of_prompt in ((marks, prompts, True), (~marks, others, False)):
+            call = _Call(some, cos[rows], sin[rows], of_prompt=of_prompt)
+            out[rows] = self._extend_alike(x[rows], call)
+        return out
+
+    def _extend_alike(self, x: Tensor, call: _Call) -> Tensor:
+        types = self._plain_types
+        if not all(layers_are_faster(dtype, len(x), call.of_prompt) for dtype in types):
             return self._extend_by_torch(x, call)
         hidden = x.float().contiguous() if x.dtype != torch.float32 else x.clone()
         self._fused.extend(to_dlpack(hidden), *call.arguments())
@@ -145,14 +162,17 @@ class CpuLayers:
 class _Call:
     """What one call needs beside hidden states."""
 
-    def __init__(self, segments: Sequence[Segment], cos: Tensor, sin: Tensor) -> None:
+    def __init__(
+        self, segments: Sequence[Segment], cos: Tensor, sin: Tensor, *, of_prompt: bool = False
+    ) -> None:
         store = segments[0].cache.store.part(0)
         assert isinstance(store, CpuKVStore)
         same = all(segment.cache.store.part(0) is store for segment in segments)
         assert same, "one store for a batch"
         described = [(s.num_tokens, s.cache.length, s.cache.blocks) for s in segments]
         self._rotations = cos.float().contiguous(), sin.float().contiguous()
-        self._cache = (described, store.held)
+        self._cache = (described, store.held, of_prompt)
+        self.of_prompt = of_prompt
 
     def arguments(self) -> tuple[Any, ...]:
         """For one call: a capsule can be read once."""

@@ -119,7 +119,7 @@ class InternVL(nn.Module):
         """
         total = cache.length + x.shape[1]
         hidden = [
-            self.decoder.extend(chunk, [Segment(cache, len(chunk), total)])
+            self.decoder.extend(chunk, [Segment(cache, len(chunk), total, is_prompt=True)])
             for chunk in x[0].split(chunk_tokens)
         ]
         last = hidden[-1][-1] if num_logits is None else torch.cat(hidden)[-num_logits:]
