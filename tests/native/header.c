@@ -59,10 +59,10 @@ static const char* decoders(void) {
   x[3] = 2.0f;
   int32_t block = 0;
   ivl_segment segment = {1, 0, &block, 1};
-  CHECK(ivl_decoder_extend(decoder, x, 1, angle, angle, &segment, 1, store) == IVL_OK);
+  CHECK(ivl_decoder_extend(decoder, x, 1, angle, angle, &segment, 1, store, false) == IVL_OK);
   CHECK(x[3] == 2.0f); /* all weights are zeros */
   block = 1;
-  CHECK(ivl_decoder_extend(decoder, x, 1, angle, angle, &segment, 1, store) == IVL_INVALID);
+  CHECK(ivl_decoder_extend(decoder, x, 1, angle, angle, &segment, 1, store, false) == IVL_INVALID);
   CHECK(strstr(ivl_error(), "no block 1 among 1"));
   ivl_decoder_free(decoder);
   ivl_store_free(store);

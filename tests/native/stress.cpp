@@ -115,7 +115,7 @@ Floats float_products() {
     }
     const void* numbers = dtype == ivl::Dtype::float32 ? static_cast<const void*>(weights.data())
                                                        : static_cast<const void*>(narrow.data());
-    for (int64_t num_rows : {1, 8, 40}) {
+    for (int64_t num_rows : {1, 8, 29, 40}) {
       const Floats x = random_floats(num_rows * kColumns, 6);
       Floats out(static_cast<size_t>(num_rows * kRows));
       ivl::float_matmul({numbers, dtype, kRows, kColumns, x.data(), ivl::Dtype::float32, num_rows,
@@ -191,7 +191,7 @@ class Model {
       decoder_->extend(x.data(), rows, cos.data(), sin.data(),
                        {{sizes.first, known[0], blocks_[0].data()},
                         {sizes.second, known[1], blocks_[1].data()}},
-                       cache_, false);
+                       cache_, sizes.second > 1);  // the second time as if it were prompts
       known[0] += sizes.first, known[1] += sizes.second;
       all.insert(all.end(), x.begin(), x.end());
     }
