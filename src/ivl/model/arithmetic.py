@@ -80,12 +80,15 @@ LEEWAY = 1.2
 took 1.3 times as long with products of the same speed (demo, on Zen 4)."""
 
 
-@functools.cache
 def fastest(dtype: torch.dtype) -> VisionChoice:
     """The fastest of torch's products in `dtype` and those of ours that are no less exact: some
     milliseconds of measuring, once."""
     exact: list[Arithmetic] = ["float16", "bfloat16"] if dtype == torch.bfloat16 else ["float16"]
-    usable: list[Arithmetic] = [one for one in exact if one in arithmetics()]
+    return _fastest_of(tuple(one for one in exact if one in arithmetics()), dtype)
+
+
+@functools.cache
+def _fastest_of(usable: tuple[Arithmetic, ...], dtype: torch.dtype) -> VisionChoice:
     if not usable:
         return "torch"
     x, weight = torch.randn(512, 1024), torch.randn(1024, 1024)
