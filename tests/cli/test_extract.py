@@ -55,7 +55,7 @@ def test_the_same_command_does_nothing_twice(
     written = (tmp_path / "t.jsonl").read_text()
     monkeypatch.setattr("ivl.model.source.build_model", lambda *_, **__: pytest.fail("loaded"))
     assert run(command) == 0
-    assert "1 of 1 page are done already" in capsys.readouterr().err
+    assert "Done already: 1 of 1 page." in capsys.readouterr().err
     assert (tmp_path / "t.jsonl").read_text() == written
 
 

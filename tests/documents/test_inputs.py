@@ -99,3 +99,35 @@ def test_the_content_decides_and_not_the_name(scans: Path) -> None:
     Path("one.pdf").unlink()
     Path("one.pdf").write_bytes(b"other")
     assert one.content_hash() != two.content_hash()
+
+
+def test_what_is_no_file_is_left_out_and_counted(scans: Path) -> None:
+    os.mkfifo(scans / "pipe.png")
+    os.symlink(scans / "b", scans / "linked")
+    os.symlink(scans / "nowhere", scans / "dangling.png")
+    found = find_documents(["scans"])
+    assert found.skipped == {".txt": 1, ".csv": 1, "no regular file": 1, "linked folder": 1}
+    # A link to nowhere is a page that fails.
+    assert "scans/dangling.png" in [one.path for one in found.documents]
+
+
+def test_a_folder_that_cannot_be_listed_is_a_failure(
+    scans: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scandir = os.scandir
+
+    def refuse(path: str) -> object:
+        if str(path).endswith("b"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    *_, last = find_documents(["scans"]).documents
+    assert last.path == "scans/b"
+    assert last.error is not None
+    assert "cannot be listed: Permission denied" in last.error.message
+
+
+def test_an_empty_name_is_not_the_present_folder(scans: Path) -> None:
+    with pytest.raises(RequestError, match="name of a file is empty"):
+        find_documents([""])

@@ -16,7 +16,7 @@ from ivl.api import Model
 from ivl.documents import job
 from ivl.documents.job import run_status
 from ivl.documents.journal import RunJournal, journal_key
-from ivl.documents.outputs import FORMATS
+from ivl.documents.outputs import FORMATS, render
 from ivl.errors import RequestError
 
 SHORT: dict[str, Any] = {"max_tokens": 3, "rotate": False}
@@ -225,9 +225,13 @@ def test_names_that_clash_are_refused_before_anything_runs(model: Model, scans: 
         (["scans"], "all.md", None, "one file, and there are 3 documents"),
         (["scans/one.png"], "one.md", "json", "format md, not json"),
         (["scans/one.png"], "out", "docx", "no format 'docx'"),
-        (["scans/one.png"], "scans/bad.png", None, "is a file"),
+        (["scans/one.png"], "scans/bad.png", None, "a format that is not written"),
         (["page.json"], "page.json", None, "would be overwritten"),
         (["scans"], "foreign", None, "no run of ivl has written it"),
+        (["scans"], "all.docx", None, "a format that is not written"),
+        (["scans"], "-", None, "not a place to write to"),
+        (["scans"], "z" * 300, None, "not a place to write to"),
+        (["scans"], "", None, "`out` is empty"),
     ],
 )
 def test_what_cannot_be_written_is_told_first(
@@ -239,6 +243,62 @@ def test_what_cannot_be_written_is_told_first(
     with pytest.raises(RequestError, match=message):
         run(model, *given, out=out, format=form)
     assert Path("foreign/one.md").read_text() == "mine"
+
+
+def test_files_of_other_settings_go_with_their_documents(model: Model, scans: Path) -> None:
+    run(model)
+    (scans / "one.png").unlink()
+    run(model)
+    assert Path("out/one.md").exists()
+    run(model, max_tokens=2)
+    assert not Path("out/one.md").exists()
+    assert Path("out/sub/three.md").exists()
+
+
+def test_long_names_are_shortened_and_stay_apart(model: Model, tmp_path: Path) -> None:
+    folder = tmp_path / "long"
+    folder.mkdir()
+    names = [f"{'ä' * 120}{letter}" for letter in "xy"]
+    for name in names:
+        picture(1).save(folder / f"{name}.png")
+    documents = run(model, str(folder), out=str(tmp_path / "out"), format="jsonl")
+    written = {one.output for one in documents}
+    assert len(written) == 2
+    assert all(path is not None and path.exists() for path in written)
+
+
+def test_a_file_that_is_given_twice_is_written_once(model: Model, scans: Path) -> None:
+    documents = run(model, "scans/one.png", "scans/one.png")
+    assert len(documents) == 1
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"model": "demo"}, "The model is a name"),
+        ({"pages": 1}, "`pages` is a int"),
+        ({"prompt": 3}, "`prompt` is a int"),
+        ({"passwords": "abc"}, "`passwords` is a text"),
+    ],
+)
+def test_arguments_of_other_types_are_told(
+    model: Model, scans: Path, wrong: dict[str, Any], message: str
+) -> None:
+    for function in (ivl.read, ivl.read_documents):
+        with pytest.raises(ivl.IvlError, match=message):
+            list(function("scans", **{"model": model, **wrong}))
+
+
+def test_html_shows_what_a_page_says_and_does_nothing_else() -> None:
+    text = (
+        "# Head\n\n<script>alert(1)</script>\n\n[x](javascript:alert(1)) ![p](http://a/b.png)\n\n"
+        '<table onclick="x"><tr><td rowspan="2" style="y">1</td></tr></table>\n'
+    )
+    page = ivl.PageResult(path="a.pdf", number=1, count=1, status="ok", text=text)
+    shown = "".join(render([ivl.DocumentResult(path="a.pdf", pages=(page,))], "html"))
+    assert "<h1>Head</h1>" in shown
+    assert '<table><tr><td rowspan="2">1</td></tr></table>' in shown
+    assert not any(bad in shown for bad in ("<script", 'href="javascript', "<img", "onclick"))
 
 
 def test_force_replaces_what_was_there(model: Model, scans: Path) -> None:

@@ -13,7 +13,7 @@ from ivl.cli.words import spoken
 from ivl.documents.inputs import told_skipped
 from ivl.documents.job import RunSummary
 from ivl.documents.progress import ReadProgress
-from ivl.documents.results import STATUSES, PageResult
+from ivl.documents.results import STATUSES, WITHOUT_TEXT, PageResult
 from ivl.errors import IvlError
 from ivl.planner.run import RunEstimate
 
@@ -34,10 +34,9 @@ class PageProgress:
 
     def begin(self, progress: ReadProgress) -> None:
         """What there is to do, and how long that is going to take, if it may be long."""
-        if progress.num_before:
-            self.status.note(
-                f"{progress.num_before} of {_pages(progress.num_pages)} are done already."
-            )
+        failed = sum(progress.statuses[status] for status in WITHOUT_TEXT)
+        if num_done := progress.num_before - failed:
+            self.status.note(f"Done already: {num_done} of {_pages(progress.num_pages)}.")
         num_left = progress.num_pages - progress.num_before
         if self._estimate is not None and num_left >= MANY_PAGES and not self.status.quiet:
             # A model of which nothing can be told beforehand says so when it is loaded.

@@ -31,7 +31,7 @@ from ivl.cli.terminal import Status, clean, note_ending, print_json
 from ivl.cli.words import print_error, spoken
 from ivl.documents.inputs import Given
 from ivl.documents.job import model_facts, read_documents, run_status
-from ivl.documents.outputs import FORMATS, find_target, page_mark, render
+from ivl.documents.outputs import FORMATS, file_mark, find_target, page_mark, render
 from ivl.documents.progress import ReadProgress
 from ivl.documents.prompts import PRESETS
 from ivl.documents.reading import read
@@ -183,6 +183,11 @@ def command(
         _tell_status(files, json)
         return
     _check(writing, form, json)
+    if choice.model == "demo" and reading.prompt in PRESETS[1:]:
+        raise ConfigError(
+            "The bundled model knows the prompt text only.",
+            "Leave --prompt out, or name a --model.",
+        )
     status = Status(quiet=quiet, json=json)
     load = functools.cache(lambda: load_model(choice, status, drafting))
     given: list[Given] = [(name, read_stdin()) if name == STDIN else name for name in files]
@@ -271,7 +276,8 @@ def _tell_plan(found: ReadProgress, estimate: Callable[[int], RunEstimate], json
         return
     documents = "1 document" if found.num_documents == 1 else f"{found.num_documents} documents"
     done = f", {found.num_done} of them done already" if found.num_done else ""
-    print(f"{documents}, {found.num_pages} pages{done}")
+    pages = "1 page" if found.num_pages == 1 else f"{found.num_pages} pages"
+    print(f"{documents}, {pages}{done}")
     if found.num_pages > found.num_done:
         print(estimate_text(planned))
 
@@ -279,6 +285,8 @@ def _tell_plan(found: ReadProgress, estimate: Callable[[int], RunEstimate], json
 def _check(writing: Writing, form: AnswerForm, json: bool) -> None:
     """ConfigError for options that mean nothing together."""
     form.check(json or (writing.out is None and writing.form in ("json", "jsonl")))
+    if writing.out == "":
+        raise ConfigError("--out is empty.", "Is the variable that it comes from set?")
     find_target(Path(writing.out or "."), writing.form)
     if writing.price is not None and not (writing.dry_run and writing.price >= 0):
         raise ConfigError("--price is what an hour costs.", "Use it with --dry-run.")
@@ -398,7 +406,7 @@ class _Printer:
         if page.number is None:  # a file without pages; stderr says why
             return
         if page.path != self._last_path and self._num_documents > 1:
-            self._print(f"<!-- file {page.path} -->")
+            self._print(file_mark(page.path))
             self._last_path = page.path
         self._print(f"{page_mark(page)}\n\n{page.text}\n" if page.text else page_mark(page) + "\n")
 

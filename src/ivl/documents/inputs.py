@@ -10,7 +10,7 @@ import hashlib
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import Final, TypeAlias
@@ -43,6 +43,8 @@ class Document:
     path: str
     source: ImageSource
     place: PurePath
+    error: RequestError | None = None
+    """Why it cannot be opened, where that is known already: a folder that cannot be listed."""
 
     def content_hash(self) -> str:
         """SHA-256 of its bytes, in hexadecimal. Errors as of opening it."""
@@ -69,7 +71,8 @@ def find_documents(given: Sequence[Given]) -> Found:
     """All documents, in the order in which they were given; those of a folder by their names, in
     which numbers count as such (page-2 before page-10).
 
-    A folder is searched with all that is below it, but for what is hidden. A pattern (`*.pdf`,
+    A folder is searched with all that is below it, but for what is hidden, and for folders that are
+    only linked there. A pattern (`*.pdf`,
     `scans/**/*.tif`) is one where no file has that name. `@list.txt` names a file with a path a
     line, which are relative to the present folder. RequestError for a list that cannot be read, and
     for folders, patterns and lists in which there is nothing.
@@ -87,6 +90,8 @@ def _documents(given: Given, skipped: Counter[str], *, is_alone: bool) -> list[D
         name = name or (source.name if isinstance(source, Page) else label_of(source))
         return [Document(path=name, source=rereadable(source), place=PurePath(_plain(name)))]
     text = os.fspath(source)
+    if not text:
+        raise RequestError("The name of a file is empty.", "Is the variable that it is from set?")
     path = local_path(text)
     if _is_there(path):
         if path.is_dir():
@@ -99,8 +104,9 @@ def _documents(given: Given, skipped: Counter[str], *, is_alone: bool) -> list[D
 
 
 def _of_folder(folder: Path, name: str, skipped: Counter[str], *, is_alone: bool) -> list[Document]:
-    found = _wanted(_files_below(folder), skipped)
-    if not found:
+    unlisted: list[OSError] = []
+    found = _wanted(_files_below(folder, skipped, unlisted.append), skipped)
+    if not found and not unlisted:
         raise RequestError(
             f"There is no PDF and no image in {name}.",
             f"{_told(skipped)} Name a file by itself to open it whatever it is called."
@@ -109,10 +115,20 @@ def _of_folder(folder: Path, name: str, skipped: Counter[str], *, is_alone: bool
         )
     # As if the folder were copied there, and a folder alone as if its content were.
     top = PurePath() if is_alone else PurePath(folder.resolve().name)
-    return [
+    documents = [
         Document(path=str(file), source=file, place=top / file.relative_to(folder))
         for file in found
     ]
+    return documents + [_unlisted(error, folder, top) for error in unlisted]
+
+
+def _unlisted(error: OSError, folder: Path, top: PurePath) -> Document:
+    path = str(error.filename or folder)
+    reason = RequestError(
+        f"The folder {path} cannot be listed: {error.strerror}.", "Check its permissions."
+    )
+    place = top / os.path.relpath(path, folder)
+    return Document(path=path, source=path, place=place, error=reason)
 
 
 def _of_pattern(pattern: str, skipped: Counter[str]) -> list[Document]:
@@ -159,10 +175,23 @@ def _of_list(text: str, skipped: Counter[str]) -> list[Document]:
     ]
 
 
-def _files_below(folder: Path) -> Iterator[Path]:
-    for top, folders, files in os.walk(folder, followlinks=False):
+def _files_below(
+    folder: Path, skipped: Counter[str], failed: Callable[[OSError], None]
+) -> Iterator[Path]:
+    """Regular files; a pipe would wait for somebody who writes into it."""
+    for top, folders, files in os.walk(folder, onerror=failed, followlinks=False):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        yield from (Path(top, name) for name in files if not name.startswith("."))
+        skipped.update(
+            "linked folder" for name in folders if os.path.islink(os.path.join(top, name))
+        )
+        for name in files:
+            path = Path(top, name)
+            if name.startswith("."):
+                continue
+            if path.is_file() or not path.exists():
+                yield path
+            else:
+                skipped["no regular file"] += 1
 
 
 def _wanted(files: Iterator[Path], skipped: Counter[str]) -> list[Path]:

@@ -34,7 +34,14 @@ from ivl.documents.outputs import (
 )
 from ivl.documents.progress import ReadProgress, Tally
 from ivl.documents.prompts import question_of
-from ivl.documents.reading import Wanted, check_jobs, open_document, read_pages
+from ivl.documents.reading import (
+    Wanted,
+    check_jobs,
+    check_model,
+    open_document,
+    passwords_of,
+    read_pages,
+)
 from ivl.documents.results import (
     STATUSES,
     WITHOUT_TEXT,
@@ -119,6 +126,9 @@ def read_documents(
     RequestError, before anything is read, for outputs that would have the same name.
     """
     check_jobs(jobs)
+    check_model(model)
+    if out is not None and not isinstance(out, str | os.PathLike):
+        raise RequestError(f"`out` is a {type(out).__name__}.", "Give a folder or a file.")
     settings = ReadSettings(
         question=question_of(prompt, keep_headers=keep_headers),
         max_tiles=max_tiles,
@@ -133,12 +143,14 @@ def read_documents(
     )
     given = find_documents(cast("Sequence[Given]", as_list(cast("Images", paths))))
     documents = given.documents
-    wanted = Wanted(pages=pages, passwords=tuple(passwords))
+    wanted = Wanted(pages=pages, passwords=passwords_of(passwords))
     tell = Tally(found, progress)
     if out is None and not dry_run:
         yield from _without_files(documents, model, settings, wanted, jobs, tell, watcher)
         return
-    target = None if out is None else find_target(Path(out), format)
+    if out is not None:  # a file that was given twice is written once
+        documents = tuple({(one.path, one.place): one for one in documents}.values())
+    target = None if out is None else _target(out, format)
     outputs = [] if target is None else plan_outputs(documents, target)
     if target is None or (dry_run and not target.journal.exists()):
         num_pages = sum(len(open_document(one, settings, wanted)) for one in documents)
@@ -154,6 +166,13 @@ def read_documents(
             return
         run.begin(given.skipped)
         yield from run.go(model, settings, jobs, tell, watcher)
+
+
+def _target(out: str | os.PathLike[str], form: str | None) -> OutputTarget:
+    """As of `find_target`, which takes an empty name for the present folder."""
+    if not os.fspath(out):
+        raise RequestError("`out` is empty.", "Is the variable that it comes from set?")
+    return find_target(Path(out), form)
 
 
 def _facts_of(model: Reader | Callable[[], Reader]) -> JsonObject:
@@ -272,6 +291,7 @@ class _Run:
         """Says in the journal what is going to be done, and makes room for it."""
         for sheet in self._sheets:
             self._remove_stale(sheet)
+        self._remove_orphans()
         self._journal.begin(
             {
                 "began": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
@@ -328,6 +348,15 @@ class _Run:
         of = self._journal.files.get(self._name(sheet.output), self._of)
         if not of.startswith(self._of) and sheet.left:
             sheet.output.unlink(missing_ok=True)
+
+    def _remove_orphans(self) -> None:
+        """Files of other settings whose documents are not among these any more."""
+        if self._target.file is not None:
+            return
+        kept = {self._name(path) for path in (*self._outputs, self._target.report)}
+        for name, of in self._journal.files.items():
+            if name not in kept and not of.startswith(self._of):
+                (self._target.folder / name).unlink(missing_ok=True)
 
     def count(self, tell: Tally) -> None:
         """Tells how much there is to do."""
@@ -471,9 +500,11 @@ def run_status(out: str | os.PathLike[str]) -> RunSummary:
     """What the last run that wrote to `out` has come to; it may be going on. RequestError where
     there was none."""
     path = Path(out)
-    target = find_target(path, None)
-    if not target.journal.exists() and path.is_dir() is False and path.suffix == "":
-        raise RequestError(f"There is no folder {path}.", "Name what a run wrote to with -o.")
+    one_file = OutputTarget(format="jsonl", folder=path.parent, file=path)
+    # Also of a run of `ivl.extract`, whose table may be CSV.
+    target = one_file if one_file.journal.exists() else OutputTarget(format="md", folder=path)
+    if not target.journal.exists():
+        raise RequestError(f"No run has written to {path}.", "Name what a run wrote to with -o.")
     with RunJournal(target.journal, read_only=True) as journal:
         if not journal.runs:
             raise RequestError(f"No run has begun in {path}.", "Start one with -o.")

@@ -157,7 +157,12 @@ def _open(path: Path, *, read_only: bool) -> io.FileIO:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
         return path.open("r+b", buffering=0)
-    except FileNotFoundError:
+    except FileNotFoundError as error:
+        if not read_only:
+            raise RequestError(
+                f"Nothing can be written to {path.parent}: {error.strerror}.",
+                "Choose another place.",
+            ) from None
         raise RequestError(
             f"There is no journal {path}.", "Name the folder or the file that a run wrote to."
         ) from None

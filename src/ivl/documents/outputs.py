@@ -5,6 +5,7 @@ A file appears whole, or not at all: it is written beside its place and then mov
 
 from __future__ import annotations
 
+import hashlib
 import html
 import os
 import re
@@ -38,6 +39,13 @@ _ENDINGS: Final[dict[str, Format]] = {
     ".html": "html",
     ".htm": "html",
 }
+_FOREIGN: Final = frozenset(
+    """.pdf .doc .docx .odt .rtf .tex .epub .xls .xlsx .ods .csv .tsv .xml .yaml .yml .zip .png .jpg
+    .jpeg .tif .tiff .gif .webp""".split()
+)
+"""Endings of files that cannot be written, and of no folder that anybody means."""
+MOST_NAME_BYTES: Final = 200
+"""File systems take 255; what is written at first has a longer name."""
 _MARKED: Final = ("blank", "truncated", "repeated", "failed", "locked")
 """Statuses that a reader of the text should know of."""
 
@@ -69,7 +77,17 @@ def find_target(out: Path, form: str | None) -> OutputTarget:
     if form is not None and form not in FORMATS:
         hint = did_you_mean(form, FORMATS, f"Known: {', '.join(FORMATS)}.")
         raise RequestError(f"There is no format {form!r}.", hint)
+    if not str(out) or str(out) == "-" or len(os.fsencode(out.name)) > MOST_NAME_BYTES:
+        raise RequestError(
+            f"{str(out)[:60]!r} is not a place to write to.",
+            "Name a folder or a file; without one the text is printed.",
+        )
     named: Format | None = _ENDINGS.get(out.suffix.lower())
+    if out.suffix.lower() in _FOREIGN and not out.is_dir():
+        raise RequestError(
+            f"{out} would be a file of a format that is not written.",
+            f"Formats are {', '.join(FORMATS)}.",
+        )
     if out.is_dir() or named is None or str(out).endswith(("/", os.sep)):
         if out.exists() and not out.is_dir():
             raise RequestError(
@@ -101,9 +119,7 @@ def plan_outputs(documents: Sequence[Document], target: OutputTarget) -> list[Pa
             )
         outputs = [target.file] * len(documents)
     else:
-        outputs = [
-            target.folder / _safe(one.place).with_suffix(f".{target.format}") for one in documents
-        ]
+        outputs = [target.folder / _shortened(_safe(one.place), target.format) for one in documents]
         _refuse_clashes(documents, outputs, target)
     own = {_same(Path(str(one.path))): one.path for one in documents if _is_path(one)}
     for path in [*outputs, target.report]:
@@ -140,6 +156,17 @@ def _safe(place: PurePath) -> PurePath:
     """Below the folder, whatever the place says."""
     parts = [part for part in place.parts if part not in ("..", place.anchor)]
     return PurePath(*parts) if parts else PurePath("document")
+
+
+def _shortened(place: PurePath, form: Format) -> PurePath:
+    """With the ending of the format, and a name that file systems take."""
+    stem = place.stem
+    if len(os.fsencode(stem)) > MOST_NAME_BYTES:
+        told = hashlib.sha256(os.fsencode(stem)).hexdigest()[:8]
+        while len(os.fsencode(stem)) > MOST_NAME_BYTES - 9:
+            stem = stem[:-1]
+        stem = f"{stem}-{told}"
+    return place.with_name(f"{stem}.{form}")
 
 
 def write_whole(path: Path, parts: Iterable[str]) -> None:
@@ -197,7 +224,12 @@ def page_mark(page: PageResult) -> str:
 
 def _in_comment(text: str) -> str:
     """Which ends at --> and may not hold --."""
-    return re.sub(r"-{2,}", "-", text).replace(">", "")
+    return re.sub(r"-{2,}", "-", re.sub(r"[\x00-\x1f\x7f]+", " ", text)).replace(">", "")
+
+
+def file_mark(path: str) -> str:
+    """A comment that says which file begins here."""
+    return f"<!-- file {_in_comment(path)} -->"
 
 
 def _plain(documents: Iterable[DocumentResult]) -> Iterator[str]:
@@ -233,24 +265,20 @@ _PAGE_STYLE: Final = (
 
 def _html(documents: Iterable[DocumentResult]) -> Iterator[str]:
     yield '<!DOCTYPE html>\n<html>\n<head>\n<meta charset="utf-8">\n'
-    title_written = False
-    for document in documents:
-        name = html.escape(PurePath(document.path).name)
-        if not title_written:
-            yield f"<title>{name}</title>\n<style>{_PAGE_STYLE}</style>\n</head>\n<body>\n"
-            title_written = True
-        yield f"<h1>{name}</h1>\n"
+    yield f"<title>Documents</title>\n<style>{_PAGE_STYLE}</style>\n</head>\n<body>\n"
+    for number, document in enumerate(documents):
+        yield f"<h1>{html.escape(PurePath(document.path).name)}</h1>\n"
         for page in document.pages:
-            yield _html_page(page)
+            yield _html_page(page, f"file-{number + 1}-" if number else "")
     yield "</body>\n</html>\n"
 
 
-def _html_page(page: PageResult) -> str:
+def _html_page(page: PageResult, prefix: str) -> str:
     number = "" if page.number is None else f"Page {page.number}"
     label = "" if page.label is None else f" ({html.escape(page.label)})"
     why = "" if page.error is None else f": {html.escape(page.error.message)}"
     status = f' <span class="status">{page.status}{why}</span>' if page.status in _MARKED else ""
-    anchor = "" if page.number is None else f' id="page-{page.number}"'
+    anchor = "" if page.number is None else f' id="{prefix}page-{page.number}"'
     head = f"<h2>{number}{label}{status}</h2>"
     return (
         f'<section{anchor} data-status="{page.status}">\n{head}\n{_to_html(page.text)}</section>\n'
@@ -263,6 +291,9 @@ def _to_html(text: str) -> str:
     from markdown_it import MarkdownIt  # rich's own renderer
 
     markdown = MarkdownIt("commonmark", {"html": False, "breaks": True}).enable("table")
+    markdown.disable("image")  # which a browser would fetch
+    if "```" in text or "~~~" in text:  # what is quoted stays so
+        return markdown.render(text)
     parts = _TABLE.split(text)
     return "".join(
         _clean_table(part) if index % 2 else markdown.render(part)
@@ -288,7 +319,7 @@ class _TableCleaner(HTMLParser):
             kept = "".join(
                 f' {name}="{value}"'
                 for name, value in attrs
-                if name in _TABLE_KEYS and value is not None and value.isdecimal()
+                if name in _TABLE_KEYS and value is not None and re.fullmatch("[0-9]{1,3}", value)
             )
             self.parts.append(f"<{tag}{kept}>")
 

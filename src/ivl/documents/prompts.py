@@ -31,6 +31,8 @@ def question_of(prompt: str, *, keep_headers: bool = False) -> str:
     keep_headers: also what stands at the top or bottom of every page; plain text always has it.
     RequestError for a word that names no preset.
     """
+    if not isinstance(prompt, str):
+        raise RequestError(f"`prompt` is a {type(prompt).__name__}.", "Give a text.")
     question = _PRESETS.get(prompt)
     if question is None:
         if " " not in prompt.strip():

@@ -8,6 +8,7 @@ A page that cannot be read says so and leaves the others alone.
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from ivl.documents.prompts import question_of
 from ivl.documents.results import PageResult
 from ivl.engine.options import GenerationKeywords, GenerationOptions, Schema
 from ivl.engine.prompt_builder import LIMIT_OPTION, Images, as_list
-from ivl.errors import ConfigError, IvlError, LockedError
+from ivl.errors import ConfigError, IvlError, LockedError, RequestError
 from ivl.pages import selection
 from ivl.pages.reader import Page, open_pages
 from ivl.pages.sources import DEFAULT_MAX_PIXELS
@@ -71,6 +72,7 @@ def read(
     comes. The rest as of `Model.ask`.
     """
     check_jobs(jobs)
+    check_model(model)
     settings = ReadSettings(
         question=question_of(prompt, keep_headers=keep_headers),
         max_tiles=max_tiles,
@@ -85,7 +87,7 @@ def read(
         text_layer=text_layer,
     )
     given = find_documents(cast("Sequence[Given]", as_list(cast("Images", paths))))
-    wanted = Wanted(pages=pages, passwords=tuple(passwords))
+    wanted = Wanted(pages=pages, passwords=passwords_of(passwords))
     opened = [page for one in given.documents for page in open_document(one, settings, wanted)]
     tally = Tally(found, progress)
     tally.begin(len(given.documents), len(opened), Counter())
@@ -108,14 +110,34 @@ class Wanted:
     passwords: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        if self.pages is not None and not isinstance(self.pages, str):
+            kind = type(self.pages).__name__
+            raise RequestError(f"`pages` is a {kind}.", 'Give a text, such as "1-4,7,-1".')
         if self.pages is not None:
             selection.check(self.pages)
+
+
+def check_model(model: object) -> None:
+    """RequestError for the name of a model, which has to be loaded first."""
+    if isinstance(model, str | os.PathLike):
+        raise RequestError(
+            f"The model is a name, {os.fspath(model)!r}.", "Load it: model=ivl.load(...)."
+        )
+
+
+def passwords_of(given: Sequence[str]) -> tuple[str, ...]:
+    """RequestError for a password that is not in a list, and would be tried letter by letter."""
+    if isinstance(given, str):
+        raise RequestError("`passwords` is a text.", "Give a list of passwords.")
+    return tuple(given)
 
 
 def open_document(
     document: Document, settings: ReadSettings, wanted: Wanted
 ) -> Sequence[Page | PageResult]:
     """The wanted pages of a file, or one result that says why it has none."""
+    if document.error is not None:
+        return [PageResult(path=document.path, status="failed", error=document.error)]
     try:
         pages = open_pages(
             document.source,
