@@ -148,6 +148,7 @@ def read_here(options: argparse.Namespace, files: Files, document: Path, side: S
             retry=False,
             skip_blank=False,
             rotate=False,
+            text_layer="ignore",
         )
     )
     seconds, cpu_s = time.perf_counter() - began, time.process_time() - cpu_began
