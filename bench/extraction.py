@@ -8,8 +8,9 @@ exactly what is printed, or null where the page does not have it.
 
 Three ways to make one number of the probabilities of a value's tokens are compared: AUC is the
 chance that a right field has more than a wrong one, Brier the mean square of confidence less truth.
-Then what `ivl.extract` gives: fields that it calls ok, and those that it has doubts about; values that
-were found in the page's text, and others. At last how many totals the two wordings of the question get.
+Then what `ivl.extract` gives: fields that it calls ok, and those that it has doubts about; values
+that were found in the page's text, and others. At last how many totals each wording of the question
+gets.
 """
 
 from __future__ import annotations
@@ -32,11 +33,11 @@ from training.evaluate import evaluation_page
 from training.pages import Page
 
 KEYS = ("shop", "date", "total", "tax", "phone")
-TEXT = {"type": ["string", "null"]}
+TEXT: JsonObject = {"type": ["string", "null"]}
 SCHEMA: JsonObject = {
     "type": "object",
-    "properties": {key: dict(TEXT) for key in KEYS},
-    "required": list(KEYS),
+    "properties": dict.fromkeys(KEYS, TEXT),
+    "required": [*KEYS],
     "additionalProperties": False,
 }
 QUESTION = f"Extract as JSON: {', '.join(KEYS)}."
@@ -61,16 +62,13 @@ def main() -> None:
     compare_ways(model, pages)
     print("\n| | right | of fields called ok | of doubtful | share called ok | Brier |")
     print("|---|---|---|---|---|---|")
-    for name, retries, check in (
-        ("not checked", 0, False),
-        ("checked", 0, True),
-        ("checked, and asked again", 2, True),
-    ):
-        results = extracted(model, pages, retries, check)
-        print(f"| {name} | {doubts(results, pages)} |", flush=True)
-        if check and not retries:
-            found_or_not = quotes(results, pages)
-    print(f"\n{found_or_not}\n")
+    unchecked = extracted(model, pages, retries=0, check=False)
+    print(f"| not checked | {doubts(unchecked, pages)} |", flush=True)
+    checked = extracted(model, pages, retries=0, check=True)
+    print(f"| checked | {doubts(checked, pages)} |", flush=True)
+    again = extracted(model, pages, retries=2, check=True)
+    print(f"| checked, and asked again | {doubts(again, pages)} |\n")
+    print(f"{quotes(checked, pages)}\n", flush=True)
     for words in ("short", "full"):
         right = totals(model, pages, words)
         print(f"{words} question: {right} of {len(pages)} totals are right", flush=True)
@@ -122,7 +120,7 @@ def compare_ways(model: ivl.Model, pages: Sequence[Page]) -> None:
 
 
 def extracted(
-    model: ivl.Model, pages: Sequence[Page], retries: int, check: bool
+    model: ivl.Model, pages: Sequence[Page], *, retries: int, check: bool
 ) -> list[ivl.ExtractResult]:
     results = ivl.extract(
         [(str(number), page.image) for number, page in enumerate(pages)],
@@ -158,7 +156,7 @@ def doubts(results: Sequence[ivl.ExtractResult], pages: Sequence[Page]) -> str:
 
 
 def quotes(results: Sequence[ivl.ExtractResult], pages: Sequence[Page]) -> str:
-    """How many of the values are right that were found on their page, and how many of the others."""
+    """How many of the values that were found on their page are right, and how many others."""
     right: dict[bool, list[bool]] = {True: [], False: []}
     for page, result in zip(pages, results, strict=True):
         for key in KEYS:
