@@ -15,15 +15,18 @@ from PIL import Image, ImageDraw
 from pydantic import BaseModel, Field, field_validator
 
 import ivl
+from ivl.documents import extraction as extraction_module
 from ivl.documents.extraction import (
     ExtractSettings,
     PageFields,
     document_result,
+    extraction_record,
     page_result,
     talk_about,
 )
 from ivl.documents.extraction_job import extract, extract_status
 from ivl.documents.field_values import AnsweredToken
+from ivl.documents.looking import failed
 from ivl.documents.page_talks import PageAnswer, PageQuestion, Talk
 from ivl.documents.prompts import READ_QUESTION
 from ivl.documents.results import PageResult
@@ -170,6 +173,15 @@ def test_a_document_with_a_failed_page_has_the_fields_of_the_others() -> None:
 
 
 @pytest.mark.parametrize(
+    "changed",
+    [{"text_layer": "ignore"}, {"rotate": False}, {"skip_blank": False}, {"retry": False}],
+)
+def test_what_is_known_of_a_page_was_read_with_the_same_settings(changed: dict[str, Any]) -> None:
+    other = replace(SETTINGS, reading=replace(SETTINGS.reading, **changed))
+    assert extraction_record(other, {}) != extraction_record(SETTINGS, {})
+
+
+@pytest.mark.parametrize(
     ("options", "named"),
     [
         ({"per": "file"}, "per"),
@@ -242,6 +254,54 @@ def test_a_table_is_written_whole_and_a_run_goes_on(
     next(other)
     other.close()
     assert not out.exists()  # a table of another schema does not stand for this one
+
+
+def test_only_failed_pages_are_tried_again_and_a_dry_run_counts(
+    demo: ivl.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "table.csv"
+    options: dict[str, Any] = {"schema": "receipt", "check": False, "retries": 0, "out": out}
+    told: list[tuple[int, int]] = []
+
+    def note(progress: ivl.ReadProgress) -> None:
+        told.append((progress.num_before, progress.num_pages))
+
+    nobody: dict[str, Any] = {"model": lambda: pytest.fail("loaded"), "model_facts": demo.facts}
+    assert not list(extract(RECEIPT, dry_run=True, found=note, **nobody, **options))
+    assert (told.pop(), list(tmp_path.iterdir())) == ((0, 1), [])
+
+    with monkeypatch.context() as patch:
+        torn = RequestError("It is torn.")
+        patch.setattr(
+            extraction_module,
+            "look_at",
+            lambda page, _: failed(PageResult(path=page.name, status="ok"), page, torn),
+        )
+        [result] = extract(RECEIPT, model=demo, **options)
+    assert (result.status, extract_status(out).has_failed) == ("failed", True)
+    both = [PAGES / "receipt_1.png", RECEIPT]
+    assert not list(extract(both, dry_run=True, found=note, **nobody, **options))
+    assert told == [(0, 2)]
+    before = out.read_text()
+    [result] = extract(both, model=demo, retry_failed=True, **options)
+    assert (result.path, result.status) == (str(RECEIPT), "ok")
+    assert out.read_text() == before  # a page is missing yet
+    assert extract_status(out).num_left == 1
+    [result] = extract(RECEIPT, retry_failed=True, **nobody, **options)
+    assert "35.62" in out.read_text()
+
+
+def test_a_picture_that_is_no_file_is_known_by_what_it_shows(
+    demo: ivl.Model, tmp_path: Path
+) -> None:
+    options: dict[str, Any] = {"schema": "receipt", "check": False, "retries": 0}
+    out = tmp_path / "table.jsonl"
+    image = Image.open(RECEIPT).convert("RGB")
+    [first] = extract(image, model=demo, out=out, **options)
+    again = extract(
+        image, model=lambda: pytest.fail("loaded"), model_facts=demo.facts, out=out, **options
+    )
+    assert list(again) == [first]
 
 
 def test_a_file_that_no_run_has_written_is_left_alone(demo: ivl.Model, tmp_path: Path) -> None:

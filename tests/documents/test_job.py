@@ -272,6 +272,15 @@ def test_a_file_that_is_given_twice_is_written_once(model: Model, scans: Path) -
     assert len(documents) == 1
 
 
+def test_pictures_of_one_name_are_told_apart(model: Model, tmp_path: Path) -> None:
+    pictures = [("page", picture(1)), ("page", picture(2))]
+    with pytest.raises(RequestError, match="both be written"):
+        list(ivl.read_documents(pictures, model=model, out=tmp_path / "out", **SHORT))
+    out = tmp_path / "pages.jsonl"
+    documents = list(ivl.read_documents(pictures, model=model, out=out, **SHORT))
+    assert len(documents) == len(out.read_text().splitlines()) == 2
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
@@ -287,6 +296,9 @@ def test_arguments_of_other_types_are_told(
     for function in (ivl.read, ivl.read_documents):
         with pytest.raises(ivl.IvlError, match=message):
             list(function("scans", **{"model": model, **wrong}))
+    if "prompt" not in wrong:
+        with pytest.raises(ivl.IvlError, match=message):
+            list(ivl.extract("scans", schema="receipt", **{"model": model, **wrong}))
 
 
 def test_html_shows_what_a_page_says_and_does_nothing_else() -> None:

@@ -7,9 +7,8 @@ put together.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Final, Literal, cast
 
@@ -24,6 +23,7 @@ from ivl.documents.field_values import (
 )
 from ivl.documents.looking import ReadSettings, Seen, draw, failed, look_at
 from ivl.documents.merging import merge_pages, values_of
+from ivl.documents.page_run import settings_record
 from ivl.documents.results import WITHOUT_TEXT, PageResult, PageStatus
 from ivl.documents.schemas import ExtractionSchema, SchemaField
 from ivl.engine.options import HasSchema
@@ -78,6 +78,10 @@ class PageFields:
 
     page: PageResult
     fields: Fields = field(default_factory=dict)
+
+    @property
+    def status(self) -> PageStatus:
+        return self.page.status
 
     def to_dict(self) -> JsonObject:
         """For the journal."""
@@ -142,7 +146,7 @@ class ExtractResult:
 
 
 def extract_pages(
-    pages: Sequence[Page | PageResult],
+    pages: Sequence[Page],
     model: Reader | Callable[[], Reader],
     settings: ExtractSettings,
     *,
@@ -150,13 +154,7 @@ def extract_pages(
 ) -> Iterator[tuple[int, PageFields]]:
     """What comes of each page, with its number among `pages`, from 0, as soon as it is known.
     RequestError for a schema that cannot be enforced, once the model is there."""
-    todo = [number for number, page in enumerate(pages) if isinstance(page, Page)]
-    yield from (
-        (number, PageFields(page=page))
-        for number, page in enumerate(pages)
-        if isinstance(page, PageResult)
-    )
-    if not todo:
+    if not pages:
         return
     from ivl.documents.page_talks import PageTalks  # torch comes with it
 
@@ -173,17 +171,11 @@ def extract_pages(
     def config() -> ModelConfig:
         return held[0].config
 
-    def page_of(index: int) -> Page:
-        return cast("Page", pages[todo[index]])
-
     talks = PageTalks[PageFields](
-        load, settings.reading, jobs=jobs, most_pages=len(todo), schema=settings.schema.schema
+        load, settings.reading, jobs=jobs, most_pages=len(pages), schema=settings.schema.schema
     )
-    makers = (
-        partial(_prepare, page_of(index), settings, wording, config) for index in range(len(todo))
-    )
-    for index, result in talks.run(makers, lambda index, error: _failed(page_of(index), error)):
-        yield todo[index], result
+    makers = (partial(_prepare, page, settings, wording, config) for page in pages)
+    yield from talks.run(makers, lambda number, error: _failed(pages[number], error))
 
 
 def _failed(page: Page, error: IvlError) -> PageFields:
@@ -379,22 +371,17 @@ def _said(problem: Mapping[str, object]) -> str:
     return f"{place}: {message}" if place else message
 
 
-def settings_record(settings: ExtractSettings, model: JsonObject) -> JsonObject:
+def extraction_record(settings: ExtractSettings, model: JsonObject) -> JsonObject:
     """All that the fields of a page depend on, for a journal. What belongs to putting pages
     together is not in it: it can be done again."""
-    reading, schema = settings.reading, settings.schema
-    generation = cast(JsonObject, asdict(reading.generation))
+    schema = settings.schema
     return {
         "extract": 1,
-        "model": model,
-        "schema": json.loads(json.dumps(schema.schema)),
+        "schema": schema.schema,
         "check": settings.check,
         "min_confidence": settings.min_confidence,
         "retries": settings.retries,
         # A class judges what belongs together: of one page, or of none before all are there.
         **({} if schema.model is None else {"per": settings.per}),
-        "max_tiles": reading.max_tiles,
-        "max_pixels": reading.max_pixels,
-        "system": reading.system,
-        **{key: value for key, value in generation.items() if value not in (None, ())},
+        "reading": settings_record(settings.reading, model),
     }

@@ -136,12 +136,13 @@ def _refuse_clashes(
 ) -> None:
     taken = {str(target.report).casefold(): "the report of the run"}
     for document, output in zip(documents, outputs, strict=True):
-        other = taken.setdefault(str(output).casefold(), document.path)
-        if other != document.path:
+        name = str(output).casefold()
+        if (other := taken.get(name)) is not None:
             raise RequestError(
                 f"{other} and {document.path} would both be written to {output}.",
                 "Read them in two runs, into two folders; or write all pages into one .jsonl file.",
             )
+        taken[name] = document.path
 
 
 def _is_path(document: Document) -> bool:
