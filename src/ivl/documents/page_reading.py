@@ -159,6 +159,7 @@ class PageReading:
         self, first: _Outcome
     ) -> Generator[list[PageQuestion], list[PageAnswer], _Outcome]:
         """The page as it reads best; `first`, where that is how it is held."""
+        view = self._view
         try:
             image = self._drawn()
             self._turned = yield from self._best_direction(image)
@@ -169,7 +170,7 @@ class PageReading:
             self._begin_again(f"turned by {self._turned} degrees")
             return (yield from self._attempt(_WHOLE, [self._question(image)]))
         except IvlError:  # what was read first is there
-            self._turned = 0
+            self._turned, self._view = 0, view
             return first
 
     def _show(self, image: Image.Image) -> None:
