@@ -1,6 +1,6 @@
 """How much the confidence of extracted fields is worth, and what asking again brings.
 
-    python -m bench.extraction --pages 60
+    python -m bench.extraction --pages 45
 
 Receipts of the evaluation (words, layouts and fonts that training never saw) are extracted with the
 bundled model by the ready schema's fields that are copied as texts. A field is right when it is
@@ -8,7 +8,9 @@ exactly what is printed, or null where the page does not have it.
 
 Three ways to make one number of the probabilities of a value's tokens are compared: AUC is the
 chance that a right field has more than a wrong one, Brier the mean square of confidence less truth.
-Then what `ivl.extract` gives: fields that it calls ok, and those that it has doubts about.
+Then what `ivl.extract` gives: fields that it calls ok, and those that it has doubts about; values
+that were found in the page's text, and others. At last how many totals each wording of the question
+gets.
 """
 
 from __future__ import annotations
@@ -21,19 +23,21 @@ from pathlib import Path
 import numpy as np
 
 import ivl
+from ivl.documents.extraction_questions import Wording, document_question
 from ivl.documents.json_spans import read_json
 from ivl.documents.page_talks import places
+from ivl.documents.schemas import load_schema
 from ivl.json_values import JsonObject
 from training import fonts
 from training.evaluate import evaluation_page
 from training.pages import Page
 
 KEYS = ("shop", "date", "total", "tax", "phone")
-TEXT = {"type": ["string", "null"]}
+TEXT: JsonObject = {"type": ["string", "null"]}
 SCHEMA: JsonObject = {
     "type": "object",
-    "properties": {key: dict(TEXT) for key in KEYS},
-    "required": list(KEYS),
+    "properties": dict.fromkeys(KEYS, TEXT),
+    "required": [*KEYS],
     "additionalProperties": False,
 }
 QUESTION = f"Extract as JSON: {', '.join(KEYS)}."
@@ -47,7 +51,7 @@ WAYS: dict[str, Callable[[Sequence[float]], float]] = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--pages", type=int, default=60)
+    parser.add_argument("--pages", type=int, default=45)
     parser.add_argument("--font-root", type=Path, help="where the fonts are, if not installed")
     options = parser.parse_args()
     if options.font_root is not None:
@@ -58,12 +62,16 @@ def main() -> None:
     compare_ways(model, pages)
     print("\n| | right | of fields called ok | of doubtful | share called ok | Brier |")
     print("|---|---|---|---|---|---|")
-    for name, retries, check in (
-        ("not checked", 0, False),
-        ("checked", 0, True),
-        ("checked, and asked again", 2, True),
-    ):
-        print(f"| {name} | {extracted(model, pages, retries, check)} |", flush=True)
+    unchecked = extracted(model, pages, retries=0, check=False)
+    print(f"| not checked | {doubts(unchecked, pages)} |", flush=True)
+    checked = extracted(model, pages, retries=0, check=True)
+    print(f"| checked | {doubts(checked, pages)} |", flush=True)
+    again = extracted(model, pages, retries=2, check=True)
+    print(f"| checked, and asked again | {doubts(again, pages)} |\n")
+    print(f"{quotes(checked, pages)}\n", flush=True)
+    for words in ("short", "full"):
+        right = totals(model, pages, words)
+        print(f"{words} question: {right} of {len(pages)} totals are right", flush=True)
 
 
 def receipts(count: int) -> list[Page]:
@@ -111,9 +119,9 @@ def compare_ways(model: ivl.Model, pages: Sequence[Page]) -> None:
         )
 
 
-def extracted(model: ivl.Model, pages: Sequence[Page], retries: int, check: bool) -> str:
-    """Cells of the second table."""
-    right, ok, confidences = [], [], []
+def extracted(
+    model: ivl.Model, pages: Sequence[Page], *, retries: int, check: bool
+) -> list[ivl.ExtractResult]:
     results = ivl.extract(
         [(str(number), page.image) for number, page in enumerate(pages)],
         schema=SCHEMA,
@@ -122,6 +130,12 @@ def extracted(model: ivl.Model, pages: Sequence[Page], retries: int, check: bool
         check=check,
         max_tokens=600,
     )
+    return list(results)
+
+
+def doubts(results: Sequence[ivl.ExtractResult], pages: Sequence[Page]) -> str:
+    """Cells of the second table."""
+    right, ok, confidences = [], [], []
     for page, result in zip(pages, results, strict=True):
         for key in KEYS:
             one = result.fields[key]
@@ -139,6 +153,31 @@ def extracted(model: ivl.Model, pages: Sequence[Page], retries: int, check: bool
             f"{brier(confidences, truth):.3f}",
         ]
     )
+
+
+def quotes(results: Sequence[ivl.ExtractResult], pages: Sequence[Page]) -> str:
+    """How many of the values that were found on their page are right, and how many others."""
+    right: dict[bool, list[bool]] = {True: [], False: []}
+    for page, result in zip(pages, results, strict=True):
+        for key in KEYS:
+            one = result.fields[key]
+            if one.value is not None:
+                right[one.quote is not None].append(one.value == wanted(page, key))
+    told = [
+        f"{sum(right[found])} of {len(right[found])} values {where} the page's text are right"
+        for found, where in ((True, "in"), (False, "not in"))
+    ]
+    return "; ".join(told)
+
+
+def totals(model: ivl.Model, pages: Sequence[Page], words: Wording) -> int:
+    question = document_question(load_schema("receipt").fields, words)
+    right = 0
+    for page in pages:
+        answer = model.ask(page.image, question, schema=SCHEMA, max_tokens=300)
+        found = read_json(answer.text).data
+        right += isinstance(found, dict) and found.get("total") == wanted(page, "total")
+    return right
 
 
 def auc(values: np.ndarray, truth: np.ndarray) -> float:

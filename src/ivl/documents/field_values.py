@@ -6,7 +6,7 @@ value and the last that it ends here. What the grammar forces - braces, names, c
 them. Measured on 225 fields of 45 receipts (`python -m bench.extraction --pages 45`): right fields
 have more than wrong ones in 86 % of all pairs, with the lowest of the probabilities in 83 %, with
 their geometric mean in 80 %; the mean square of confidence less truth is 0.126, 0.156 and 0.253.
-Of values that were found in the page's text 78 % were right, of the others 9 %.
+Of 89 values that were found in the page's text 56 were right, of the 44 others 4.
 """
 
 from __future__ import annotations

@@ -23,27 +23,36 @@ MOST_UNIT_LETTERS = 4
 """Of what stands beside a number: EUR, kg, pcs. A string with more letters is a text."""
 
 _NUMBER = re.compile(r"(?<![\d.,])(?:(?<!\w)[-−])?\d+(?:[.,'’ \u00a0\u202f]\d+)*(?![\d])")
+_MINUS_BEFORE = re.compile(r"[-−–]\s*[^\W\d_]{0,4}[€$£¥]?\s*$")
+_MINUS_BEHIND = re.compile(r"[-−–](?!\w)|\s[-−–](?!\s*\w)")
+_OPENED = re.compile(r"\(\s*[^\W\d_]{0,4}[€$£¥]?\s*$")
+_CLOSED = re.compile(r"\s*[^\W\d_]{0,4}[€$£¥]?\s*\)")
 _DIGITS_DATE = re.compile(r"(?<!\d)(\d{1,4})\s?[./\-–\s]\s?(\d{1,2})\s?[./\-–\s]\s?(\d{1,4})(?!\d)")
 _EAST_ASIAN_DATE = re.compile(r"(\d{4})\s*[年년]\s*(\d{1,2})\s*[月월]\s*(\d{1,2})\s*[日일]")
 _NAMED_DATE = re.compile(
-    r"(?<!\d)(?:(\d{1,2})(?:st|nd|rd|th)?[.\s\-]{0,2}\s*(?:de\s+|of\s+)?([^\W\d_]{3,10})\.?,?"
+    r"(?<!\d)(?:(\d{1,2})(?:st|nd|rd|th|er)?[.\s\-]{0,2}\s*(?:de\s+|of\s+)?([^\W\d_]{3,10})\.?,?"
     r"|([^\W\d_]{3,10})\.?\s*(\d{1,2})(?:st|nd|rd|th)?,?)[\s\-]*(?:de\s+)?(\d{4}|\d{2})(?!\d)"
 )
-_MONTHS = (
-    ("jan", "january", "januar", "janvier", "enero", "ene", "jän", "jänner"),
-    ("feb", "february", "februar", "février", "fév", "febrero"),
-    ("mar", "march", "märz", "mär", "mars", "marzo"),
-    ("apr", "april", "avril", "avr", "abril", "abr"),
-    ("may", "mai", "mayo"),
-    ("jun", "june", "juni", "juin", "junio"),
-    ("jul", "july", "juli", "juillet", "julio"),
-    ("aug", "august", "août", "agosto", "ago"),
-    ("sep", "sept", "september", "septembre", "septiembre"),
-    ("oct", "october", "oktober", "okt", "octobre", "octubre"),
-    ("nov", "november", "novembre", "noviembre"),
-    ("dec", "december", "dezember", "dez", "décembre", "déc", "diciembre", "dic"),
-)
-_MONTH_OF = {name: number for number, names in enumerate(_MONTHS, 1) for name in names}
+_MONTHS = """
+jan january januar janvier enero ene jän jänner gennaio gen janeiro januari
+feb february februar février fév febrero febbraio fevereiro fev februari
+mar march märz mär mars marzo março maart
+apr april avril avr abril abr aprile
+may mai mayo maggio mag maio mei
+jun june juni juin junio giugno giu junho
+jul july juli juillet julio luglio lug julho
+aug august août agosto ago augustus
+sep sept september septembre septiembre settembre set setembro
+oct october oktober okt octobre octubre ottobre ott outubro out
+nov november novembre noviembre novembro
+dec december dezember dez décembre déc diciembre dic dicembre dezembro
+"""
+"""A line each, in English, German, French, Spanish, Italian, Portuguese and Dutch."""
+_MONTH_OF = {
+    name: number
+    for number, names in enumerate(_MONTHS.strip().splitlines(), 1)
+    for name in names.split()
+}
 _ALIKE = {
     **dict.fromkeys("‘’‚‛`´", "'"),
     **dict.fromkeys("“”„‟«»", '"'),
@@ -162,14 +171,26 @@ def _only_number(value: str) -> set[Decimal]:
     letters = sum(letter.isalpha() for letter in value)
     if len(found) != 1 or letters > MOST_UNIT_LETTERS:
         return set()
-    return set(_readings(found[0][0]))
+    readings = set(_readings(found[0][0]))
+    return {-abs(n) for n in readings} if _has_minus(value, *found[0].span()) else readings
+
+
+def _has_minus(text: str, start: int, end: int) -> bool:
+    """Whether a number is marked as negative beside it: -€5.00, 5,00-, (5.00). 5,- has no cents."""
+    before = text[:start].rpartition("\n")[2][-12:]
+    is_enclosed = _OPENED.search(before) and _CLOSED.match(text, end)
+    return bool(_MINUS_BEFORE.search(before) or _MINUS_BEHIND.match(text, end) or is_enclosed)
 
 
 def _find_number(wanted: set[Decimal], page_text: str) -> Quote | None:
     for found in _NUMBER.finditer(page_text):
         for text, start in _parts(found):
-            if not wanted.isdisjoint(_readings(text)):
-                return Quote(text=text, start=start, end=start + len(text))
+            end = start + len(text)
+            readings = set(_readings(text))
+            if _has_minus(page_text, start, end):  # or the dash of a list, or of a range
+                readings |= {-number for number in readings}
+            if not wanted.isdisjoint(readings):
+                return Quote(text=text, start=start, end=end)
     return None
 
 
@@ -191,9 +212,11 @@ def _readings(text: str) -> Iterator[Decimal]:
         if len(rest) > 1 or (rest and not rest[0].isdigit()):
             continue
         groups = re.split(f"[{others}]", whole)
-        # Groups are of three digits, or in India of two before the last.
+        # Groups are of three digits, or in India of two before the last; 0,500 has none.
         if len(groups) > 1 and not (
-            len(groups[-1]) == 3 and all(1 < len(g) < 4 for g in groups[1:])
+            len(groups[-1]) == 3
+            and all(1 < len(g) < 4 for g in groups[1:])
+            and not groups[0].lstrip("-").startswith("0")
         ):
             continue
         try:
