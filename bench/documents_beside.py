@@ -162,7 +162,7 @@ def report(
     options: argparse.Namespace, model: ivl.Model, best: Settings, ours: Side, theirs: Side
 ) -> list[str]:
     """The table, and what each program was given."""
-    processor = Processor()
+    processor = Processor(model)
     pages, rounds = options.pages, options.rounds
     tiles = tiles_of_a4(model.config, options.max_tiles)
     work = PageWork(
@@ -170,7 +170,7 @@ def report(
         prompt_tokens=statistics.mean(ours.prompt_tokens),
         answer_tokens=options.answer_tokens,
     )
-    limit = processor.limit(model, work, at_once=16)
+    limit = processor.limit(work, at_once=16)
     rates = [pages / statistics.median(side.seconds) for side in (ours, theirs)]
     cpu_s = [statistics.median(side.cpu_s) / pages for side in (ours, theirs)]
     ratio = statistics.median(t / m for m, t in zip(ours.seconds, theirs.seconds, strict=True))
