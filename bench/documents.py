@@ -1,11 +1,12 @@
-"""Documents with truth: pages a second, many at once beside one at a time, and how they are read.
+"""Documents with truth: pages a second, many at once beside one by one, and how they are read.
 
     python -m bench.documents [--pages 300 --documents 40] [--jobs 4 16] [--rounds 3] [--model demo]
     python -m bench.documents --beside PATH/llama-server --shape 1b --pages 40 --answer-tokens 300
 
 The documents are those of `training.corpus`. In every round each number of jobs reads all of them,
-in turn, with a model that is loaded anew, so that nothing is known from before. Medians over the
-rounds; the texts of all are compared page by page. Pages are looked at first, as `ivl read` does;
+in turn, with a model that is loaded anew, so that nothing is known from before; and once they are
+read page by page, each in a call of its own: nothing is drawn ahead then. Medians over the rounds;
+the texts of all are compared page by page. Pages are looked at first, as `ivl read` does;
 with `--bare` the model reads every page as it is. `--beside` reads A4 pages with random weights,
 and asks llama.cpp's server to read the same.
 """
@@ -25,7 +26,8 @@ from pathlib import Path
 import ivl
 from bench.page_limit import PageWork, Processor
 from bench.shapes import commit, machine
-from ivl.documents.reading import PageResult
+from ivl.documents.page_talks import MOST_JOBS
+from ivl.documents.results import PageResult
 from ivl.measure.metrics import edit_distance
 from ivl.pages.reader import open_pages
 from ivl.prompt.tiles import choose_grid, cut_tiles
@@ -40,16 +42,20 @@ TARGET = 2.5
 
 @dataclass(slots=True)
 class Run:
-    """One number of jobs; None: as many as `ivl.read` chooses. Seconds of each round, on the clock
+    """A way to read. jobs: pages at once; None: as many as `ivl.read` chooses. is_ahead: one call
+    for all, which draws pages ahead; otherwise one for each. Seconds of each round, on the clock
     and of all cores together, and the last round's results."""
 
     jobs: int | None
+    is_ahead: bool = True
     seconds: list[float] = field(default_factory=list)
     cpu_s: list[float] = field(default_factory=list)
     results: list[PageResult] = field(default_factory=list)
 
     @property
     def name(self) -> str:
+        if not self.is_ahead:
+            return "1, none ahead"
         return "as many as it chooses" if self.jobs is None else str(self.jobs)
 
     @property
@@ -127,7 +133,7 @@ def parse_options() -> argparse.Namespace:
 def alternate(options: argparse.Namespace, folder: Path, truth: Sequence[TruthPage]) -> None:
     """Reads all documents in every way, by turns, and prints the tables."""
     jobs: list[int | None] = [1, None, *(number for number in options.jobs if number != 1)]
-    runs = [Run(number) for number in jobs]
+    runs = [Run(1, is_ahead=False), *(Run(number) for number in jobs)]
     for number in range(options.rounds):
         for run in runs if number % 2 == 0 else reversed(runs):
             print(
@@ -137,11 +143,11 @@ def alternate(options: argparse.Namespace, folder: Path, truth: Sequence[TruthPa
             )
             read_all(options, folder, truth, run)
     model = load(options)
-    processor = Processor()
+    processor = Processor(model)
     pages = len(truth)
     documents = len({page.path for page in truth})
     print(f"{pages} pages in {documents} documents, medians of {options.rounds} rounds by turns")
-    print("\n".join(speed_table(runs, model, processor)))
+    print("\n".join(speed_table(runs, processor)))
     print("\n".join(error_table(truth, runs[0].results)))
     print("\n".join(shares(folder, truth, model, runs[0])))
     print(processor.describe())
@@ -158,9 +164,12 @@ def read_all(
     model = load(options)
     paths = list(dict.fromkeys(page.path for page in truth))
     began, cpu_began = time.perf_counter(), time.process_time()
-    run.results = list(
-        ivl.read(
-            [(path, str(folder / path)) for path in paths],
+    pages = [page for path in paths for page in open_pages(folder / path, path)]
+    run.results = [
+        result
+        for given in ([pages] if run.is_ahead else [[page] for page in pages])
+        for result in ivl.read(
+            given,
             model=model,
             jobs=run.jobs,
             max_tokens=READ_TOKENS,
@@ -168,7 +177,7 @@ def read_all(
             rotate=not options.bare,
             text_layer=options.text_layer,
         )
-    )
+    ]
     run.seconds.append(time.perf_counter() - began)
     run.cpu_s.append(time.process_time() - cpu_began)
     found = [(result.path, result.number) for result in run.results]
@@ -179,23 +188,24 @@ def read_all(
             raise SystemExit(f"error: {result.path}, page {result.number}: {result.error}")
 
 
-def speed_table(runs: Sequence[Run], model: ivl.Model, processor: Processor) -> list[str]:
-    alone = runs[0]
+def speed_table(runs: Sequence[Run], processor: Processor) -> list[str]:
+    """`runs` begin with a call for each page, and with one page at a time."""
+    plain, alone = runs[:2]
     work = work_of(alone.results)
     lines = [
-        "| pages at once | pages/s | limit | core s a page | of one at a time | at least "
-        "| same text |",
-        "|---|---|---|---|---|---|---|",
+        "| pages at once | pages/s | limit | core s a page | of none ahead | of one at a time "
+        "| at least | same text |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for run in runs:
-        limit = processor.limit(model, work, at_once=run.jobs or 16).total_s
-        same = sum(a.text == b.text for a, b in zip(alone.results, run.results, strict=True))
-        times = run.pages_per_s / alone.pages_per_s
-        target = f"{TARGET}" if run is not alone else ""
+        limit = processor.limit(work, at_once=run.jobs or MOST_JOBS).total_s
+        same = sum(a.text == b.text for a, b in zip(plain.results, run.results, strict=True))
+        times = [run.pages_per_s / other.pages_per_s for other in (plain, alone)]
+        target = f"{TARGET}" if run.jobs != 1 else ""
         cpu_s = statistics.median(run.cpu_s) / len(run.results)
         lines.append(
-            f"| {run.name} | {run.pages_per_s:.2f} | {1 / limit:.1f} | {cpu_s:.3f} | {times:.2f} "
-            f"| {target} | {same} of {len(run.results)} |"
+            f"| {run.name} | {run.pages_per_s:.2f} | {1 / limit:.1f} | {cpu_s:.3f} "
+            f"| {times[0]:.2f} | {times[1]:.2f} | {target} | {same} of {len(run.results)} |"
         )
     return lines
 
@@ -234,8 +244,8 @@ def error_table(truth: Sequence[TruthPage], results: Sequence[PageResult]) -> li
     return [*lines, "", f"statuses: {counted}"]
 
 
-def shares(folder: Path, truth: Sequence[TruthPage], model: ivl.Model, alone: Run) -> list[str]:
-    """Where the time of a page goes that is read alone: before the engine, and in it."""
+def shares(folder: Path, truth: Sequence[TruthPage], model: ivl.Model, plain: Run) -> list[str]:
+    """Where the time of a page goes, before the engine and in it, when nothing is done ahead."""
     draw_s = cut_s = pixels = 0.0
     for path in dict.fromkeys(page.path for page in truth):
         for page in open_pages(str(folder / path)):
@@ -246,8 +256,8 @@ def shares(folder: Path, truth: Sequence[TruthPage], model: ivl.Model, alone: Ru
             cut_tiles(image, grid, tile_px=model.config.tile_px)
             draw_s, cut_s = draw_s + drawn - began, cut_s + time.perf_counter() - drawn
             pixels += image.width * image.height
-    timings = [result.answer.timings for result in alone.results if result.answer is not None]
-    whole_s = alone.seconds[-1]
+    timings = [result.answer.timings for result in plain.results if result.answer is not None]
+    whole_s = plain.seconds[-1]
     rows = [
         ("drawing", draw_s, f"{pixels / len(truth) / 1e6:.2f} million pixels a page"),
         ("cutting", cut_s, f"into tiles of {model.config.tile_px} px"),
@@ -256,7 +266,7 @@ def shares(folder: Path, truth: Sequence[TruthPage], model: ivl.Model, alone: Ru
         ("writing", sum(t.decode_s for t in timings), ""),
     ]
     rows.append(("all else", whole_s - sum(seconds for _, seconds, _ in rows), ""))
-    lines = ["", "| of one page at a time | ms a page | share | |", "|---|---|---|---|"]
+    lines = ["", "| of a page, none ahead | ms a page | share | |", "|---|---|---|---|"]
     for name, seconds, remark in rows:
         each = 1000 * seconds / len(truth)
         lines.append(f"| {name} | {each:.1f} | {seconds / whole_s:.1%} | {remark} |")

@@ -16,8 +16,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,6 +31,7 @@ from bench.random_gguf import write_pair
 from bench.serve_clients import SYSTEM
 from bench.serve_processes import cpu_seconds, llama_server
 from ivl.config import ModelConfig
+from ivl.documents.page_talks import MOST_JOBS
 from ivl.documents.prompts import question_of
 from ivl.host import usable_cores
 from ivl.pages.reader import open_pages
@@ -162,7 +162,7 @@ def report(
     options: argparse.Namespace, model: ivl.Model, best: Settings, ours: Side, theirs: Side
 ) -> list[str]:
     """The table, and what each program was given."""
-    processor = Processor()
+    processor = Processor(model)
     pages, rounds = options.pages, options.rounds
     tiles = tiles_of_a4(model.config, options.max_tiles)
     work = PageWork(
@@ -170,7 +170,7 @@ def report(
         prompt_tokens=statistics.mean(ours.prompt_tokens),
         answer_tokens=options.answer_tokens,
     )
-    limit = processor.limit(model, work, at_once=16)
+    limit = processor.limit(work, at_once=options.jobs[0] if options.jobs else MOST_JOBS)
     rates = [pages / statistics.median(side.seconds) for side in (ours, theirs)]
     cpu_s = [statistics.median(side.cpu_s) / pages for side in (ours, theirs)]
     ratio = statistics.median(t / m for m, t in zip(ours.seconds, theirs.seconds, strict=True))
@@ -230,10 +230,9 @@ class Peer:
         self._context, self._threads = context, threads
         self._question, self._answer_tokens = question, answer_tokens
 
-    @contextmanager
-    def started(self, settings: Settings) -> Iterator[tuple[str, int]]:
+    def started(self, settings: Settings) -> AbstractContextManager[tuple[str, int]]:
         """A server with these settings, which is ready: its address and its process id."""
-        with llama_server(
+        return llama_server(
             self._program,
             str(self._files.text),
             str(self._files.mmproj),
@@ -241,8 +240,7 @@ class Peer:
             context=self._context,
             threads=self._threads,
             more=settings.options,
-        ) as server:
-            yield server
+        )
 
     def best(self, tried: list[Settings], pages: list[Image.Image]) -> Settings:
         """The quickest settings for small pages, each tried once."""

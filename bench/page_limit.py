@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from ivl.api import Model
 from ivl.config import ModelConfig
-from ivl.measure.speed import decoder_bytes, measure_processor
+from ivl.measure.speed import decoder_bytes, dense_ops, measure_processor
+from ivl.model.arithmetic import CpuVisionTower
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,30 +38,34 @@ class PageLimit:
 
 
 class Processor:
-    """What this processor can do, measured when made (some two seconds)."""
+    """What this processor can do for a model, measured when made (some two seconds)."""
 
-    def __init__(self) -> None:
-        measured = measure_processor()
+    def __init__(self, model: Model) -> None:
+        measured, network = measure_processor(), model.engine.model
         self.bandwidth = measured["bandwidth"]
-        self.tower_ops, self.quantized_ops = measured["tower_ops"], measured["quantized_ops"]
-        self.float_ops = measured["float_ops"]
+        self.quantized_ops, self.float_ops = measured["quantized_ops"], measured["float_ops"]
+        tower = network.vision
+        arithmetic = tower.arithmetic if isinstance(tower, CpuVisionTower) else None
+        self.tower_name = arithmetic or f"torch, {str(network.dtype).removeprefix('torch.')}"
+        self.tower_ops = dense_ops(arithmetic, network.dtype)
+        self._config, self._bytes = model.config, decoder_bytes(network)
 
     def describe(self) -> str:
         return (
             f"limits: memory {self.bandwidth / 1e9:.0f} GB/s; large products: tower "
-            f"{gops(self.tower_ops)}, quantized {gops(self.quantized_ops)}, bfloat16 "
-            f"{gops(self.float_ops)}"
+            f"({self.tower_name}) {gops(self.tower_ops)}, quantized {gops(self.quantized_ops)}, "
+            f"bfloat16 {gops(self.float_ops)}"
         )
 
-    def limit(self, model: Model, work: PageWork, *, at_once: int) -> PageLimit:
+    def limit(self, work: PageWork, *, at_once: int) -> PageLimit:
         """Of a page of such work, when `at_once` are written together."""
-        is_quantized = decoder_bytes(model.engine.model) < 2 * _decoder_weights(model.config)
+        layers, head = _decoder_weights(self._config)
+        is_quantized = self._bytes < 2 * (layers + head)
         peak = self.quantized_ops if is_quantized else self.float_ops
-        token_s = 2 * _decoder_weights(model.config) / peak
-        step_s = max(decoder_bytes(model.engine.model) / self.bandwidth / at_once, token_s)
+        step_s = max(self._bytes / self.bandwidth / at_once, 2 * (layers + head) / peak)
         return PageLimit(
-            encode_s=work.tiles * tile_ops(model.config) / self.tower_ops,
-            read_s=work.prompt_tokens * token_s,
+            encode_s=work.tiles * tile_ops(self._config) / self.tower_ops,
+            read_s=work.prompt_tokens * 2 * layers / peak,
             write_s=work.answer_tokens * step_s,
         )
 
@@ -76,14 +81,15 @@ def tile_ops(config: ModelConfig) -> float:
     return 2.0 * tokens * (weights + attention) * vision.num_layers
 
 
-def _decoder_weights(config: ModelConfig) -> int:
-    """Weights that a token is multiplied with; the head's too, in prompts only for the last."""
+def _decoder_weights(config: ModelConfig) -> tuple[int, int]:
+    """Weights that a token is multiplied with: of the layers, and of the head, which a prompt needs
+    only for its last token."""
     decoder = config.decoder
     queries = decoder.num_heads * decoder.head_dim
     keys = decoder.num_kv_heads * decoder.head_dim
     attention = decoder.hidden_size * (2 * queries + 2 * keys)
     mlp = 3 * decoder.hidden_size * decoder.intermediate_size
-    return decoder.num_layers * (attention + mlp) + decoder.vocab_size * decoder.hidden_size
+    return decoder.num_layers * (attention + mlp), decoder.vocab_size * decoder.hidden_size
 
 
 def gops(ops: float) -> str:

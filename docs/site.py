@@ -44,7 +44,7 @@ REFERENCE = {
     ),
     "Measuring": "bench MeasuredSpeed",
     "Serving": "serve ServerSettings EngineLimits",
-    "Types": "ImageSource Images MaxTiles GenerationKeywords",
+    "Types": "ImageSource Images MaxTiles GenerationKeywords ReadKeywords",
     "Errors": "IvlError",
 }
 """The names of `ivl.__all__` by subject; one that is missing here ends the build. What has a dot is

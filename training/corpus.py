@@ -16,7 +16,7 @@ import argparse
 import dataclasses
 import json
 import string
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
@@ -55,8 +55,8 @@ MAX_LINES, LONG_LINES = 10, 25
 LONG_TRIES = 12
 IMAGE_DPI = 150
 """Of pictures of pages: the longest page is then about as long as A4."""
-A4_PX = (1075, 1520)
-"""As large as the grain of `training.scans` can be."""
+A4_PT, A4_PX = (595.0, 842.0), (1075, 1520)
+"""Pixels: as many as the grain of `training.scans` can have."""
 TRUTH = "truth.jsonl"
 
 
@@ -82,14 +82,6 @@ class TruthPage:
     layer: Layer = "none"
     layer_text: str = ""
     fault: str | None = None
-
-    @property
-    def is_blank(self) -> bool:
-        return not self.text
-
-    @property
-    def is_readable(self) -> bool:
-        return self.sort in READABLE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -216,12 +208,10 @@ def _pictured(page: Page, *, quality: int | None, turned: Turn = 0, rotate: Turn
     return _Made(page=shown, kind=page.kind, text=page.text, turned=turned)
 
 
-def _readable(
-    rng: np.random.Generator, *, scan: float, kind: str | None = None, max_lines: int = MAX_LINES
-) -> Page:
+def _readable(rng: np.random.Generator, *, scan: float, kind: str | None = None) -> Page:
     """A page that the bundled model was made for."""
     kind = kind or pick(rng, KINDS)
-    lines = int(rng.integers(1, 7)) if kind == "tag" else int(rng.integers(3, max_lines + 1))
+    lines = int(rng.integers(1, 7)) if kind == "tag" else int(rng.integers(3, MAX_LINES + 1))
     return make_page(rng, split="eval", max_lines=lines, scan=scan, kind=kind, fonts="common")
 
 
@@ -388,12 +378,11 @@ def _garbled(rng: np.random.Generator, line: str) -> str:
 
 def _blank(rng: np.random.Generator) -> _Made:
     """Nothing at all, or an even picture of white or tinted paper."""
-    size = (595.0, 842.0)
     if rng.random() < 0.4:
-        return _Made(page=PdfPage(size_pt=size), kind="blank", text="")
+        return _Made(page=PdfPage(size_pt=A4_PT), kind="blank", text="")
     paper = tuple(int(level) for level in 255 - rng.integers(0, 24, size=3))
     image = Image.new("RGB", A4_PX, paper)
-    return _Made(page=PdfPage(size_pt=size, image=image), kind="blank", text="")
+    return _Made(page=PdfPage(size_pt=A4_PT, image=image), kind="blank", text="")
 
 
 def _blank_scan(rng: np.random.Generator) -> _Made:
@@ -403,7 +392,7 @@ def _blank_scan(rng: np.random.Generator) -> _Made:
     image = Image.new("RGB", A4_PX, paper)
     image = scans.show_through(rng, image, front.image, strength=float(rng.uniform(0.1, 0.35)))
     image = scans.soil(rng, image, strength=SCAN_STRENGTH)
-    page = PdfPage(size_pt=(595.0, 842.0), image=image, jpeg_quality=80)
+    page = PdfPage(size_pt=A4_PT, image=image, jpeg_quality=80)
     return _Made(page=page, kind="blank", text="")
 
 
@@ -412,14 +401,6 @@ MAKERS: dict[Sort, Callable[[np.random.Generator], _Made]] = {
     "table": _table, "turned": _turned, "rotated": _rotated, "faded": _faded, "long": _long,
     "columns": _columns, "wrong layer": _wrong_layer, "blank": _blank, "blank scan": _blank_scan,
 }  # fmt: skip
-
-
-def pages_by_document(truth: Sequence[TruthPage]) -> Iterator[tuple[str, list[TruthPage]]]:
-    """The path of each document, with its pages in order."""
-    by_path: dict[str, list[TruthPage]] = {}
-    for page in truth:
-        by_path.setdefault(page.path, []).append(page)
-    yield from by_path.items()
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ pages that `training.printing` prints.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -62,10 +62,7 @@ def beside(left: Sheet, right: Sheet) -> Sheet:
     """Two sheets as the columns of one, which are read one after the other."""
     shift = left.size_pt[0]
     size = (shift + right.size_pt[0], max(left.size_pt[1], right.size_pt[1]))
-    moved = [
-        PlacedText(text=t.text, x=t.x + shift, y=t.y, size_pt=t.size_pt, font=t.font)
-        for t in right.texts
-    ]
+    moved = [replace(text, x=text.x + shift) for text in right.texts]
     rules = [(x0 + shift, y0, x1 + shift, y1) for x0, y0, x1, y1 in right.rules]
     return Sheet(
         size_pt=size,

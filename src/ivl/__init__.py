@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from ivl.documents.extraction_job import extract
     from ivl.documents.field_values import FieldValue
     from ivl.documents.job import read_documents
+    from ivl.documents.looking import ReadKeywords
     from ivl.documents.progress import ReadProgress
     from ivl.documents.reading import read
     from ivl.documents.results import DocumentResult, PageResult
@@ -77,6 +78,7 @@ __all__ = [
     "Page",
     "PageResult",
     "PageView",
+    "ReadKeywords",
     "ReadProgress",
     "Report",
     "ServerSettings",
@@ -121,6 +123,7 @@ _NAMES = {
     "ivl.documents.extraction_job": ("extract",),
     "ivl.documents.field_values": ("FieldValue",),
     "ivl.documents.job": ("read_documents",),
+    "ivl.documents.looking": ("ReadKeywords",),
     "ivl.documents.progress": ("ReadProgress",),
     "ivl.documents.reading": ("read",),
     "ivl.documents.results": ("DocumentResult", "PageResult"),

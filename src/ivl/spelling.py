@@ -1,4 +1,5 @@
-"""The word that somebody meant to type: only what a slip of the fingers explains.
+"""Words: numbers of things, and the word that somebody meant to type, as far as a slip of the
+fingers explains it.
 
 Words that are merely similar are never offered: who is told `force_image_size` for `vocab_size`
 looks in the wrong place.
@@ -7,6 +8,11 @@ looks in the wrong place.
 from __future__ import annotations
 
 from collections.abc import Iterable
+
+
+def counted(count: int, what: str) -> str:
+    """`1 page`, `2 pages`."""
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:

@@ -51,8 +51,8 @@ def test_all_pages_are_read_in_every_way_and_compared(
     shown = capsys.readouterr().out
     assert "3 pages in 2 documents" in shown
     rows = [line.split("|") for line in shown.splitlines() if line.startswith("| ")]
-    speed = {row[1].strip(): row for row in rows if len(row) == 9 and "of 3" in row[7]}
-    assert list(speed) == ["1", "as many as it chooses", "2"]
+    speed = {row[1].strip(): row for row in rows if len(row) == 10 and row[8].strip() == "3 of 3"}
+    assert list(speed) == ["1, none ahead", "1", "as many as it chooses", "2"]
     assert all(float(row[2]) > 0 for row in speed.values())
     assert any(row[1].strip() == "digital" and row[2].strip() == "2" for row in rows)
     assert "1 left blank, 0 letters invented" in shown
@@ -74,13 +74,13 @@ def test_an_error_counts_in_its_sort_and_an_invention_on_a_blank_page() -> None:
 
 
 def test_more_work_takes_longer_and_more_pages_at_once_share_the_weights() -> None:
-    model, processor = ivl.load("demo"), Processor()
+    processor = Processor(ivl.load("demo"))
     work = PageWork(tiles=2, prompt_tokens=300, answer_tokens=100)
-    alone, many = (processor.limit(model, work, at_once=number) for number in (1, 16))
+    alone, many = (processor.limit(work, at_once=number) for number in (1, 16))
     assert many.write_s <= alone.write_s
     assert (many.encode_s, many.read_s) == (alone.encode_s, alone.read_s)
     more = dataclasses.replace(work, tiles=4)
-    assert processor.limit(model, more, at_once=1).encode_s == pytest.approx(2 * alone.encode_s)
+    assert processor.limit(more, at_once=1).encode_s == pytest.approx(2 * alone.encode_s)
     assert alone.total_s > alone.encode_s > 0
 
 

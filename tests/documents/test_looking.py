@@ -130,3 +130,15 @@ def test_a_locked_file_has_a_status_and_others_go_on() -> None:
 def test_files_that_a_pdf_carries_are_told(demo: Model) -> None:
     page, *_ = ivl.read([("portfolio.pdf", with_attachment())], model=demo, max_tokens=2)
     assert any("carries a file along" in note for note in page.notes)
+
+
+def test_a_layer_is_no_answer_to_a_question_and_has_no_form(demo: Model) -> None:
+    report = ("report.pdf", pdf(RECEIPT))
+    [asked] = ivl.read([report], model=demo, prompt="What is the total?")
+    assert (asked.status, asked.text) == ("ok", demo.ask(report[1], "What is the total?").text)
+    schema = {"type": "object", "properties": {"total": {"type": "string"}}, "required": ["total"]}
+    [formed] = ivl.read([report], model=demo, schema=schema, max_tokens=60)
+    assert formed.status != "text-layer"
+    assert formed.text.startswith("{")
+    with pytest.raises(ivl.IvlError, match="only nothing is read"):
+        list(ivl.read([report], model=no_model, schema=schema, text_layer="only"))

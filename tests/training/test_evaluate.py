@@ -8,14 +8,10 @@ from __future__ import annotations
 import pytest
 
 import ivl
-from ivl.errors import ConfigError
 from ivl.measure.metrics import edit_distance
+from tests.training.installed_fonts import skip_without_fonts
 
-fonts = pytest.importorskip("training.fonts", reason="training/ is not in the installed package")
-try:
-    fonts.faces("train")
-except ConfigError as error:
-    pytest.skip(f"the fonts are not installed: {error.message}", allow_module_level=True)
+skip_without_fonts("train")
 
 from training.evaluate import (  # noqa: E402
     BLANK_EVERY,

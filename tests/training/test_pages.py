@@ -10,19 +10,14 @@ import numpy as np
 import pytest
 from PIL import ImageDraw
 
-from ivl.errors import ConfigError
-
-fonts = pytest.importorskip("training.fonts", reason="training/ is not in the installed package")
-from training import contents, evaluate, lines, papers, receipts, scans, words  # noqa: E402
-from training.pages import KIND_WEIGHTS, Page, make_page  # noqa: E402
-
-try:
-    for side in ("train", "eval"):
-        fonts.faces(side)
-except ConfigError as error:
-    pytest.skip(f"the fonts are not installed: {error.message}", allow_module_level=True)
+from tests.training.installed_fonts import skip_without_fonts
 
 SPLITS = ("train", "eval")
+skip_without_fonts(*SPLITS)
+
+from training import contents, evaluate, fonts, lines, papers, receipts, scans, words  # noqa: E402
+from training.pages import KIND_WEIGHTS, Page, make_page  # noqa: E402
+
 PER_ITEM = ("price of ", "amount of ")
 RULE = r"^\|(---\|)+$"
 

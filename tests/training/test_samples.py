@@ -9,13 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ivl.errors import ConfigError
+from tests.training.installed_fonts import skip_without_fonts
 
-fonts = pytest.importorskip("training.fonts", reason="training/ is not in the installed package")
-try:
-    fonts.faces("eval")
-except ConfigError as error:
-    pytest.skip(f"the fonts are not installed: {error.message}", allow_module_level=True)
+skip_without_fonts("eval")
 
 from training.samples import SAMPLES, Sample, is_extraction, sample_page  # noqa: E402
 

@@ -25,6 +25,7 @@ from ivl.cli.options import (
 from ivl.cli.terminal import Status, print_json
 from ivl.errors import IvlError, RequestError
 from ivl.host import choose_threads
+from ivl.spelling import counted
 
 if TYPE_CHECKING:
     from ivl.measure.check import Check, FidelityCheck
@@ -299,7 +300,7 @@ def fidelity_lines(check: FidelityCheck) -> list[Line]:
     fidelity, verdict, kind = check.fidelity, check.verdict, check.dtype
     if kind != check.original_dtype:
         kind = f"{kind} (the original in {check.original_dtype})"
-    samples = "1 sample" if fidelity.num_samples == 1 else f"{fidelity.num_samples} samples"
+    samples = counted(fidelity.num_samples, "sample")
     answers = f"{fidelity.num_positions} tokens of answers"
     lines = [("compared", f"{samples}, {answers}, in {kind} on {check.device}")]
     lines += measured_lines(fidelity)

@@ -10,12 +10,13 @@ from typing import Annotated, Literal
 import typer
 from typer import Argument, Option
 
-from ivl.cli.inputs import STDIN, load_model, read_passwords, read_stdin
+from ivl.cli.inputs import given_documents, load_model, read_passwords
 from ivl.cli.options import (
     Drafting,
     MaxPixels,
     MaxTiles,
     ModelChoice,
+    PageChoice,
     Quiet,
     Sampling,
     with_options,
@@ -27,7 +28,6 @@ from ivl.cli.words import print_error, spoken
 from ivl.documents.extraction import ExtractResult
 from ivl.documents.extraction_job import extract, extract_status
 from ivl.documents.field_values import DEFAULT_MIN_CONFIDENCE
-from ivl.documents.inputs import Given
 from ivl.documents.schemas import READY_SCHEMAS, load_schema
 from ivl.engine.options import DEFAULT_MAX_PIXELS
 from ivl.errors import ConfigError
@@ -46,21 +46,6 @@ class Extracting:
             help=f"A file with a JSON schema, or a ready one: {', '.join(READY_SCHEMAS)}.",
         ),
     ]
-    pages: Annotated[
-        str | None,
-        Option(
-            metavar="PAGES",
-            help="Only these of every file: 1-4,7,-1 are the first four, the seventh, the last.",
-        ),
-    ] = None
-    passwords: Annotated[
-        str | None,
-        Option(
-            "--password-file",
-            metavar="FILE",
-            help="A file with passwords of PDFs, one a line; each is tried.",
-        ),
-    ] = None
     per: Annotated[
         Literal["document", "page"],
         Option(metavar="WHAT", help="A result for each document, or for each page."),
@@ -79,13 +64,6 @@ class Extracting:
     retries: Annotated[
         int, Option(metavar="N", help="How often a doubtful field is asked for again, 0 to 2.")
     ] = 2
-    jobs: Annotated[
-        int | None,
-        Option(
-            metavar="N",
-            help="Pages at once; by default as many as the memory holds, at most 16.",
-        ),
-    ] = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,6 +95,7 @@ def command(
     *,
     extracting: Extracting,
     table: Table,
+    which: PageChoice,
     max_tiles: MaxTiles = None,
     max_pixels: MaxPixels = DEFAULT_MAX_PIXELS,
     quiet: Quiet = False,
@@ -136,13 +115,12 @@ def command(
         raise ConfigError("--force is for runs that write files.", "Add --out.")
     status = Status(quiet=quiet, json=table.out is None)
     progress = PageProgress(status)
-    given: list[Given] = [(name, read_stdin()) if name == STDIN else name for name in files]
     results = extract(
-        given,
+        given_documents(files),
         schema=extracting.schema,
         model=functools.cache(lambda: load_model(choice, status, drafting)),
-        pages=extracting.pages,
-        passwords=read_passwords(extracting.passwords),
+        pages=which.pages,
+        passwords=read_passwords(which.passwords),
         per=extracting.per,
         check=not extracting.no_check,
         min_confidence=extracting.min_confidence,
@@ -151,7 +129,7 @@ def command(
         rows=table.rows,
         force=table.force,
         model_facts=lambda: facts_of_choice(choice, status),
-        jobs=extracting.jobs,
+        jobs=which.jobs,
         max_tiles=max_tiles,
         max_pixels=max_pixels,
         found=progress.begin,

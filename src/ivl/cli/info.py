@@ -12,6 +12,7 @@ from ivl.cli.terminal import disk_size, print_json
 from ivl.errors import RequestError
 from ivl.facts import MachineFacts, ModelFacts, family_info, info, machine_info
 from ivl.host import available_memory_bytes
+from ivl.spelling import counted
 
 
 def command(
@@ -154,7 +155,7 @@ def _files(facts: ModelFacts) -> str:
     if files is None:
         return "not downloaded"
     kinds = ", ".join(files.stored_bytes)
-    number = "1 file" if files.num_files == 1 else f"{files.num_files} files"
+    number = counted(files.num_files, "file")
     return f"{files.directory}, {number} of weights, {disk_size(files.size_bytes)}, {kinds}"
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from ivl.cli.dropped import SUFFIXES
 from ivl.cli.options import Drafting, ModelChoice
 from ivl.cli.terminal import Status
+from ivl.documents.inputs import Given
 from ivl.documents.views import open_shown
 from ivl.errors import CheckpointError, RequestError
 from ivl.family import find
@@ -87,6 +88,13 @@ def read_stdin() -> bytes:
             'Pipe one in: curl ... | ivl ask - "What is this?"',
         )
     return sys.stdin.buffer.read()
+
+
+def given_documents(names: Sequence[str]) -> list[Given]:
+    """What a command line names, with stdin in the place of `-`."""
+    if list(names).count(STDIN) > 1:
+        raise RequestError("- was given twice.", "Stdin can be read once.")
+    return [(name, read_stdin()) if name == STDIN else name for name in names]
 
 
 def read_passwords(name: str | None) -> list[str]:

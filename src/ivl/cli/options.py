@@ -239,6 +239,34 @@ class Drafting:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PageChoice:
+    """Which pages of documents, and how many at once."""
+
+    pages: Annotated[
+        str | None,
+        Option(
+            metavar="PAGES",
+            help="Only these of every file: 1-4,7,-1 are the first four, the seventh, the last.",
+        ),
+    ] = None
+    passwords: Annotated[
+        str | None,
+        Option(
+            "--password-file",
+            metavar="FILE",
+            help="A file with passwords of PDFs, one a line; each is tried.",
+        ),
+    ] = None
+    jobs: Annotated[
+        int | None,
+        Option(
+            metavar="N",
+            help="Pages read at once; by default as many as the memory holds, at most 16.",
+        ),
+    ] = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AnswerForm:
     """What an answer must be, and what is told of it."""
 

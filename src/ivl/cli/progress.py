@@ -16,6 +16,7 @@ from ivl.documents.progress import ReadProgress
 from ivl.documents.results import STATUSES, WITHOUT_TEXT, PageResult
 from ivl.errors import IvlError
 from ivl.planner.run import RunEstimate
+from ivl.spelling import counted
 
 LINE_EVERY_S = 30
 """Where stderr is no terminal, a line so often."""
@@ -36,7 +37,7 @@ class PageProgress:
         """What there is to do, and how long that is going to take, if it may be long."""
         failed = sum(progress.statuses[status] for status in WITHOUT_TEXT)
         if num_done := progress.num_before - failed:
-            self.status.note(f"Done already: {num_done} of {_pages(progress.num_pages)}.")
+            self.status.note(f"Done already: {num_done} of {counted(progress.num_pages, 'page')}.")
         num_left = progress.num_pages - progress.num_before
         if self._estimate is not None and num_left >= MANY_PAGES and not self.status.quiet:
             # A model of which nothing can be told beforehand says so when it is loaded.
@@ -57,7 +58,7 @@ class PageProgress:
 
 def progress_text(progress: ReadProgress) -> str:
     """Pages done, pages a second, time left, and how many have failed."""
-    parts = [f"{progress.num_done} of {_pages(progress.num_pages)}"]
+    parts = [f"{progress.num_done} of {counted(progress.num_pages, 'page')}"]
     if progress.pages_per_s is not None and progress.left_s is not None:
         parts.append(f"{progress.pages_per_s:.2g} pages/s")
         if progress.num_done < progress.num_pages:
@@ -70,10 +71,10 @@ def progress_text(progress: ReadProgress) -> str:
 
 def estimate_text(estimate: RunEstimate) -> str:
     """What a run is going to take, in a sentence."""
-    tiles = "1 tile" if estimate.num_tiles == 1 else f"{estimate.num_tiles} tiles"
+    pages, tiles = counted(estimate.num_pages, "page"), counted(estimate.num_tiles, "tile")
     about = (
-        f"{_pages(estimate.num_pages)} of up to {tiles} and some {estimate.num_tokens} tokens, "
-        f"{estimate.jobs} at once: {estimate.num_bytes / 2**30:.1f} GiB of memory"
+        f"{pages} of up to {tiles} and some {estimate.num_tokens} tokens, {estimate.jobs} at once: "
+        f"{estimate.num_bytes / 2**30:.1f} GiB of memory"
     )
     if not estimate.fits:
         about += ", which do not fit"
@@ -88,11 +89,8 @@ def estimate_text(estimate: RunEstimate) -> str:
 
 def print_summary(summary: RunSummary, file: TextIO) -> None:
     """The table at the end of a run: pages by status, and those that did not come out whole."""
-    documents = summary.num_documents
-    print(
-        f"{documents} document{'' if documents == 1 else 's'}, {_pages(summary.num_pages)}",
-        file=file,
-    )
+    documents = counted(summary.num_documents, "document")
+    print(f"{documents}, {counted(summary.num_pages, 'page')}", file=file)
     for status in STATUSES:
         if summary.statuses[status]:
             print(f"  {status:<12}{summary.statuses[status]:>7}", file=file)
@@ -104,7 +102,7 @@ def print_summary(summary: RunSummary, file: TextIO) -> None:
         print(told, file=file)
     more = len(summary.problems) - MOST_PROBLEMS
     if more > 0:
-        print(f"and {_pages(more)} more; --status --json lists all", file=file)
+        print(f"and {counted(more, 'page')} more; --status --json lists all", file=file)
 
 
 def _problem(page: PageResult) -> str:
@@ -122,7 +120,3 @@ def duration(seconds: float) -> str:
         return f"{minutes} min"
     hours = minutes // 60
     return f"{hours} h {minutes % 60} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
-
-
-def _pages(count: int) -> str:
-    return "1 page" if count == 1 else f"{count} pages"

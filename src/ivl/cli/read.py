@@ -8,12 +8,12 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 from typer import Argument, Option
 
-from ivl.cli.inputs import STDIN, load_model, read_passwords, read_stdin
+from ivl.cli.inputs import given_documents, load_model, read_passwords
 from ivl.cli.options import (
     AnswerForm,
     Drafting,
@@ -21,6 +21,7 @@ from ivl.cli.options import (
     MaxPixels,
     MaxTiles,
     ModelChoice,
+    PageChoice,
     Quiet,
     Sampling,
     Times,
@@ -29,8 +30,8 @@ from ivl.cli.options import (
 from ivl.cli.progress import PageProgress, estimate_text, print_summary
 from ivl.cli.terminal import Status, clean, note_ending, print_json
 from ivl.cli.words import print_error, spoken
-from ivl.documents.inputs import Given
 from ivl.documents.job import model_facts, read_documents, run_status
+from ivl.documents.looking import ReadKeywords, TextLayerUse
 from ivl.documents.outputs import FORMATS, file_mark, find_target, page_mark, render
 from ivl.documents.progress import ReadProgress
 from ivl.documents.prompts import PRESETS
@@ -40,6 +41,7 @@ from ivl.engine.options import DEFAULT_MAX_PIXELS
 from ivl.errors import ConfigError
 from ivl.json_values import JsonObject, json_text
 from ivl.planner.run import TOKENS_OF_PAGE, RunEstimate, estimate_run
+from ivl.spelling import counted
 
 if TYPE_CHECKING:
     from ivl.api import Model
@@ -52,21 +54,6 @@ EXIT_SOME_FAILED = 2
 class Reading:
     """How pages are read."""
 
-    pages: Annotated[
-        str | None,
-        Option(
-            metavar="PAGES",
-            help="Only these of every file: 1-4,7,-1 are the first four, the seventh, the last.",
-        ),
-    ] = None
-    passwords: Annotated[
-        str | None,
-        Option(
-            "--password-file",
-            metavar="FILE",
-            help="A file with passwords of PDFs, one a line; each is tried.",
-        ),
-    ] = None
     prompt: Annotated[
         str,
         Option(
@@ -79,13 +66,6 @@ class Reading:
         bool,
         Option("--keep-headers", help="Keep running headers, footers and page numbers."),
     ] = False
-    jobs: Annotated[
-        int | None,
-        Option(
-            metavar="N",
-            help="Pages read at once; by default as many as the memory holds, at most 16.",
-        ),
-    ] = None
     no_retry: Annotated[
         bool,
         Option(
@@ -93,7 +73,6 @@ class Reading:
             help="Do not read a page again in other ways on which the model goes round in circles.",
         ),
     ] = False
-
     text_layer: Annotated[
         str,
         Option(
@@ -161,6 +140,7 @@ def command(
     *,
     reading: Reading,
     writing: Writing,
+    which: PageChoice,
     max_tiles: MaxTiles = None,
     max_pixels: MaxPixels = DEFAULT_MAX_PIXELS,
     json: Json = False,
@@ -183,25 +163,16 @@ def command(
         _tell_status(files, json)
         return
     _check(writing, form, json)
-    if choice.model == "demo" and reading.prompt in PRESETS[1:]:
-        raise ConfigError(
-            "The bundled model knows the prompt text only.",
-            "Leave --prompt out, or name a --model.",
-        )
+    _check_prompt(choice, reading)
     status = Status(quiet=quiet, json=json)
     load = functools.cache(lambda: load_model(choice, status, drafting))
-    given: list[Given] = [(name, read_stdin()) if name == STDIN else name for name in files]
-    arguments = {
-        "model": load,
-        "pages": reading.pages,
-        "passwords": read_passwords(reading.passwords),
-        "jobs": reading.jobs,
+    how: ReadKeywords = {
         "prompt": reading.prompt,
         "keep_headers": reading.keep_headers,
         "retry": not reading.no_retry,
         "skip_blank": not reading.no_skip_blank,
         "rotate": not reading.no_rotate,
-        "text_layer": reading.text_layer,
+        "text_layer": cast("TextLayerUse", reading.text_layer),
         "max_tiles": max_tiles,
         "max_pixels": max_pixels,
         "schema": form.schema,
@@ -211,7 +182,7 @@ def command(
         estimate_run,
         choice.model,
         mmproj=choice.mmproj,
-        jobs=reading.jobs,
+        jobs=which.jobs,
         max_tiles=max_tiles,
         context=choice.context,
         kv=choice.kv,
@@ -219,35 +190,51 @@ def command(
         num_tokens=min(sampling.max_tokens or TOKENS_OF_PAGE, TOKENS_OF_PAGE),
     )
     progress = PageProgress(status, estimate)
+    given, passwords = given_documents(files), read_passwords(which.passwords)
     if writing.out is None and not writing.dry_run:
         printer = _Printer("json" if json else writing.form, progress, sampling, times, load)
         results = read(
             given,
+            model=load,
+            pages=which.pages,
+            passwords=passwords,
+            jobs=which.jobs,
+            logprobs=form.logprobs,
             found=printer.found,
             progress=progress.show,
             watcher=printer,
-            logprobs=form.logprobs,
-            **arguments,
+            **how,
         )
         has_failed = printer.print(results)
     else:
+        tell_plan = functools.partial(_tell_plan, estimate, json)
         documents = read_documents(
             given,
+            model=load,
             model_facts=lambda: facts_of_choice(choice, status),
             out=writing.out,
             format=writing.form,
             force=writing.force,
             retry_failed=writing.retry_failed,
             dry_run=writing.dry_run,
-            found=(lambda found: _tell_plan(found, estimate, json))
-            if writing.dry_run
-            else progress.begin,
+            pages=which.pages,
+            passwords=passwords,
+            jobs=which.jobs,
+            found=tell_plan if writing.dry_run else progress.begin,
             progress=progress.show,
-            **arguments,
+            **how,
         )
         has_failed = _run(documents, writing, status)
     if has_failed:
         raise typer.Exit(EXIT_SOME_FAILED)
+
+
+def _check_prompt(choice: ModelChoice, reading: Reading) -> None:
+    if choice.model == "demo" and reading.prompt in PRESETS[1:]:
+        raise ConfigError(
+            "The bundled model knows the prompt text only.",
+            "Leave --prompt out, or name a --model.",
+        )
 
 
 def _run(documents: Iterator[DocumentResult], writing: Writing, status: Status) -> bool:
@@ -267,16 +254,15 @@ def _run(documents: Iterator[DocumentResult], writing: Writing, status: Status) 
     return summary.has_failed
 
 
-def _tell_plan(found: ReadProgress, estimate: Callable[[int], RunEstimate], json: bool) -> None:
+def _tell_plan(estimate: Callable[[int], RunEstimate], json: bool, found: ReadProgress) -> None:
     """For --dry-run."""
     planned = estimate(found.num_pages - found.num_done)
     if json:
         counts = {"documents": found.num_documents, "done": found.num_done}
         print_json({**counts, **planned.to_dict()})
         return
-    documents = "1 document" if found.num_documents == 1 else f"{found.num_documents} documents"
+    documents, pages = counted(found.num_documents, "document"), counted(found.num_pages, "page")
     done = f", {found.num_done} of them done already" if found.num_done else ""
-    pages = "1 page" if found.num_pages == 1 else f"{found.num_pages} pages"
     print(f"{documents}, {pages}{done}")
     if found.num_pages > found.num_done:
         print(estimate_text(planned))

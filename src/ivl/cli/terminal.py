@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from ivl.engine.answer import logprob_record
 from ivl.json_values import json_text
+from ivl.spelling import counted
 from ivl.toolchain import advice
 
 if TYPE_CHECKING:
@@ -88,8 +89,7 @@ class Status:
 
     def show_encoding(self, num_tiles: int, title: str = "") -> None:
         """What the model does before the first word comes."""
-        tiles = "1 tile" if num_tiles == 1 else f"{num_tiles} tiles"
-        doing = f"encoding {tiles}" if num_tiles else "reading the question"
+        doing = f"encoding {counted(num_tiles, 'tile')}" if num_tiles else "reading the question"
         self.show(f"{title}: {doing}" if title else doing)
 
     def clear(self) -> None:
@@ -146,7 +146,7 @@ def note_ending(
     if answer.finish_reason == "length":
         about = f"{title}: " if title else ""
         count = len(answer.tokens)
-        tokens = f"{count} token" if count == 1 else f"{count} tokens"
+        tokens = counted(count, "token")
         if count == max_tokens:
             status.note(
                 f"note: {about}the answer was cut off after {tokens} (--max-tokens sets the limit)"

@@ -11,7 +11,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath
 from typing import Final, TypeAlias
 
@@ -72,10 +72,10 @@ def find_documents(given: Sequence[Given]) -> Found:
     which numbers count as such (page-2 before page-10).
 
     A folder is searched with all that is below it, but for what is hidden, and for folders that are
-    only linked there. A pattern (`*.pdf`,
-    `scans/**/*.tif`) is one where no file has that name. `@list.txt` names a file with a path a
-    line, which are relative to the present folder. RequestError for a list that cannot be read, and
-    for folders, patterns and lists in which there is nothing.
+    only linked there. A pattern (`*.pdf`, `scans/**/*.tif`) is one where no file has that name.
+    `@list.txt` names a file with a path a line, which are relative to the present folder.
+    RequestError for a list that cannot be read, for an empty name, and for folders, patterns and
+    lists in which there is nothing.
     """
     documents: list[Document] = []
     skipped: Counter[str] = Counter()
@@ -109,7 +109,7 @@ def _of_folder(folder: Path, name: str, skipped: Counter[str], *, is_alone: bool
     if not found and not unlisted:
         raise RequestError(
             f"There is no PDF and no image in {name}.",
-            f"{_told(skipped)} Name a file by itself to open it whatever it is called."
+            f"{told_skipped(skipped)} Name a file by itself to open it whatever it is called."
             if skipped
             else "Check the spelling.",
         )
@@ -169,10 +169,7 @@ def _of_list(text: str, skipped: Counter[str]) -> list[Document]:
     if len(folders) == 1:
         return documents
     top = os.path.commonpath(folders)  # what lies in several folders keeps them apart
-    return [
-        Document(path=d.path, source=d.source, place=PurePath(os.path.relpath(d.path, top)))
-        for d in documents
-    ]
+    return [replace(one, place=PurePath(os.path.relpath(one.path, top))) for one in documents]
 
 
 def _files_below(
@@ -211,15 +208,13 @@ def _by_name(path: Path) -> list[list[tuple[int, int, str]]]:
     ]
 
 
-def _told(skipped: Counter[str]) -> str:
-    count = sum(skipped.values())
-    kinds = ", ".join(f"{n} {kind}" for kind, n in skipped.most_common(4))
-    return f"{count} other {'file was' if count == 1 else 'files were'} left out ({kinds})."
-
-
 def told_skipped(skipped: Counter[str]) -> str:
     """For people: how many files were left out of folders, and which; empty where none was."""
-    return _told(skipped) if skipped else ""
+    count = skipped.total()
+    if not count:
+        return ""
+    kinds = ", ".join(f"{n} {kind}" for kind, n in skipped.most_common(4))
+    return f"{count} other {'file was' if count == 1 else 'files were'} left out ({kinds})."
 
 
 def _is_there(path: Path) -> bool:

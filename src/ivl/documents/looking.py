@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Final, Literal, TypeAlias, get_args
+from typing import Final, Literal, TypeAlias, cast, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,17 +11,15 @@ from PIL import Image
 
 from ivl.documents.blank import is_blank
 from ivl.documents.orientation import lines_run
-from ivl.documents.prompts import READ_QUESTION
+from ivl.documents.prompts import READ_QUESTION, question_of
 from ivl.documents.results import PageResult
 from ivl.documents.text_layer import judge, layer_text
-from ivl.engine.options import GenerationOptions, Schema
+from ivl.engine.options import GenerationKeywords, GenerationOptions, Schema
 from ivl.engine.prompt_builder import LIMIT_OPTION
 from ivl.errors import IvlError, RequestError
 from ivl.pages.reader import Page
 from ivl.pages.sources import DEFAULT_MAX_PIXELS, check_max_pixels
-
-if TYPE_CHECKING:
-    pass
+from ivl.pages.text_layer import TextLayer
 
 # What is drawn of a page turned by so many degrees, counterclockwise, without a pixel lost.
 _TURNS: Final = {
@@ -32,20 +30,38 @@ _TURNS: Final = {
 
 
 TextLayerUse: TypeAlias = Literal["auto", "only", "ignore", "check"]
-"""auto: a good layer is taken, and other pages are read. only: nothing is read. ignore: all pages
-are read. check: all pages are read, and said where a layer differs."""
+"""auto: where plain text is wanted, a good layer is taken; other pages are read. only: nothing is
+read. ignore: all pages are read. check: all pages are read, and said where a layer differs."""
 TEXT_LAYER_USES: Final[tuple[TextLayerUse, ...]] = get_args(TextLayerUse)
+
+
+class ReadKeywords(GenerationKeywords, total=False):
+    """How pages are read, as keyword arguments; with those of `GenerationOptions`.
+
+    prompt: `text`, `markdown`, `html` (Markdown with tables as HTML), or a question of one's own;
+    keep_headers: with the headers and footers of pages. max_tiles, max_pixels, system, schema: as
+    of `Model.ask`. retry: a page on which the model goes round in circles, or whose text does not
+    fit into the context, is read again in other ways. skip_blank: blank pages are found out before
+    the model, which would invent text for them. rotate: a page that lies on its side or stands on
+    its head is turned. text_layer: what is done with the text that a PDF carries, `TextLayerUse`.
+    """
+
+    prompt: str
+    keep_headers: bool
+    max_tiles: int | None
+    max_pixels: int
+    system: str | None
+    schema: Schema
+    retry: bool
+    skip_blank: bool
+    rotate: bool
+    text_layer: TextLayerUse
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReadSettings:
-    """What decides about the text of a page, beside the page and the model.
-
-    question: what the model is asked. retry: pages that end badly are tried again in other ways.
-    skip_blank: blank pages are not shown to the model. rotate: pages that lie on their side or
-    stand on their head are turned. text_layer: what is done with the text that a PDF carries; see
-    `TextLayerUse`.
-    """
+    """What decides about the text of a page, beside the page and the model; see `ReadKeywords`.
+    question: what the model is asked."""
 
     question: str = READ_QUESTION
     max_tiles: int | None = None
@@ -64,6 +80,35 @@ class ReadSettings:
         if self.text_layer not in TEXT_LAYER_USES:
             known = ", ".join(TEXT_LAYER_USES)
             raise RequestError(f"There is no `text_layer` {self.text_layer!r}.", f"Known: {known}.")
+        if self.text_layer == "only" and self.schema is not None:
+            raise RequestError(
+                "With `text_layer` only nothing is read, and a layer has no form.",
+                "Leave the schema out, or `text_layer`.",
+            )
+
+    @classmethod
+    def of(cls, given: ReadKeywords, logprobs: int | None = None) -> ReadSettings:
+        """Checked; RequestError for what means nothing, and for names that are no option."""
+        options = dict(given)
+        question = question_of(
+            cast(str, options.pop("prompt", "text")),
+            keep_headers=bool(options.pop("keep_headers", False)),
+        )
+        own = {name: options.pop(name) for name in _OWN if name in options}
+        generation = GenerationOptions.of(options)
+        return cls(question=question, generation=generation, logprobs=logprobs, **own)  # type: ignore[arg-type]
+
+    @property
+    def takes_layers(self) -> bool:
+        """Whether a text layer, which is plain text, can be what was asked for."""
+        plain = self.question == READ_QUESTION and self.schema is None
+        return self.text_layer == "auto" and plain
+
+
+_OWN: Final = (
+    *("max_tiles", "max_pixels", "system", "schema", "retry", "skip_blank", "rotate"),
+    "text_layer",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,13 +133,13 @@ def look_at(page: Page, settings: ReadSettings) -> Seen | PageResult:
         files = "a file" if page.num_attachments == 1 else f"{page.num_attachments} files"
         result = replace(result, notes=(f"The PDF carries {files} along, not read here.",))
     try:
-        layer = page.text_layer() if settings.text_layer != "ignore" else None
+        layer = _layer(page, settings)
         if settings.text_layer == "only" and layer is not None:
             return replace(result, status="text-layer", text=layer_text(layer))
         image = draw(page, settings)
     except IvlError as error:
         return failed(result, page, error)
-    if settings.text_layer == "auto" and layer is not None:
+    if settings.takes_layers and layer is not None:
         judgement = judge(layer, image)
         if judgement.is_good:
             return replace(result, status="text-layer", text=layer_text(layer))
@@ -111,6 +156,18 @@ def look_at(page: Page, settings: ReadSettings) -> Seen | PageResult:
     if settings.text_layer == "check":
         compared = "" if layer is None else layer_text(layer)
     return Seen(page=page, image=image, result=result, is_turned=is_turned, layer=compared)
+
+
+def _layer(page: Page, settings: ReadSettings) -> TextLayer | None:
+    """The page's text layer. One that cannot be had is none, unless it is all that is wanted."""
+    if settings.text_layer == "ignore":
+        return None
+    try:
+        return page.text_layer()
+    except IvlError:
+        if settings.text_layer == "only":
+            raise
+        return None
 
 
 def draw(page: Page, settings: ReadSettings, turned: int = 0) -> Image.Image:

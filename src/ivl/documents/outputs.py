@@ -77,7 +77,8 @@ def find_target(out: Path, form: str | None) -> OutputTarget:
     if form is not None and form not in FORMATS:
         hint = did_you_mean(form, FORMATS, f"Known: {', '.join(FORMATS)}.")
         raise RequestError(f"There is no format {form!r}.", hint)
-    if not str(out) or str(out) == "-" or len(os.fsencode(out.name)) > MOST_NAME_BYTES:
+    longest = max((len(os.fsencode(part)) for part in out.parts), default=0)
+    if str(out) == "-" or longest > MOST_NAME_BYTES:
         raise RequestError(
             f"{str(out)[:60]!r} is not a place to write to.",
             "Name a folder or a file; without one the text is printed.",

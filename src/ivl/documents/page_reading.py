@@ -140,11 +140,7 @@ class PageReading:
         del image
         first = yield from self._attempt(_WHOLE, questions)
         if self._is_doubtful(first):
-            self._turned = yield from self._best_direction(self._drawn())
-            if self._turned:
-                self._show(self._drawn())
-                self._begin_again(f"turned by {self._turned} degrees")
-                first = yield from self._attempt(_WHOLE, [self._question(self._drawn())])
+            first = yield from self._turned_attempt(first)
         outcomes = [first]
         for how in self._ways(first):
             try:
@@ -158,6 +154,24 @@ class PageReading:
             if outcomes[-1].status == "ok":
                 break
         return self._result(outcomes)
+
+    def _turned_attempt(
+        self, first: _Outcome
+    ) -> Generator[list[PageQuestion], list[PageAnswer], _Outcome]:
+        """The page as it reads best; `first`, where that is how it is held."""
+        view = self._view
+        try:
+            image = self._drawn()
+            self._turned = yield from self._best_direction(image)
+            if not self._turned:
+                return first
+            image = turn(image, self._turned)
+            self._show(image)
+            self._begin_again(f"turned by {self._turned} degrees")
+            return (yield from self._attempt(_WHOLE, [self._question(image)]))
+        except IvlError:  # what was read first is there
+            self._turned, self._view = 0, view
+            return first
 
     def _show(self, image: Image.Image) -> None:
         """How the model is going to see the page."""

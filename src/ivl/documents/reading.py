@@ -15,16 +15,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Unpack, cast
 
 from ivl.documents.inputs import Document, Given, find_documents
-from ivl.documents.looking import ReadSettings, TextLayerUse
+from ivl.documents.looking import ReadKeywords, ReadSettings
 from ivl.documents.progress import ReadProgress, Tally
-from ivl.documents.prompts import question_of
 from ivl.documents.results import PageResult
-from ivl.engine.options import GenerationKeywords, GenerationOptions, Schema
 from ivl.engine.prompt_builder import LIMIT_OPTION, Images, as_list
 from ivl.errors import ConfigError, IvlError, LockedError, RequestError
 from ivl.pages import selection
 from ivl.pages.reader import Page, open_pages
-from ivl.pages.sources import DEFAULT_MAX_PIXELS
 
 if TYPE_CHECKING:  # pages are opened before torch is imported: a wrong name is told at once
     from ivl.documents.page_reading import Watcher
@@ -38,21 +35,11 @@ def read(
     pages: str | None = None,
     passwords: Sequence[str] = (),
     jobs: int | None = None,
-    prompt: str = "text",
-    keep_headers: bool = False,
-    max_tiles: int | None = None,
-    max_pixels: int = DEFAULT_MAX_PIXELS,
-    system: str | None = None,
-    schema: Schema = None,
     logprobs: int | None = None,
-    retry: bool = True,
-    skip_blank: bool = True,
-    rotate: bool = True,
-    text_layer: TextLayerUse = "auto",
     found: Callable[[ReadProgress], None] | None = None,
     progress: Callable[[ReadProgress], None] | None = None,
     watcher: Watcher | None = None,
-    **options: Unpack[GenerationKeywords],
+    **options: Unpack[ReadKeywords],
 ) -> Iterator[PageResult]:
     """Reads all the text of files, and yields one result for every page, in order; also for one
     that failed, and for a file that cannot be opened.
@@ -62,32 +49,14 @@ def read(
     first is read. model: a model, or what loads one, which is called when there is a page to read.
     pages: which of every file, such as "1-4,7,-1" (see `ivl.pages.selection`). passwords: what is
     tried on PDFs that need one. jobs: pages that are read at once; by default as many as the memory
-    holds, at most 16. prompt: `text`, `markdown`, `html` (Markdown with tables as HTML), or a
-    question of your own; keep_headers: with the headers and footers of pages. retry: a page on
-    which the model goes round in circles, or whose text does not fit into the context, is read
-    again in other ways. skip_blank: blank pages are found out before the model, which would invent
-    text for them. rotate: a page that lies on its side or stands on its head is turned.
-    text_layer: what is done with the text that a PDF carries, see `TextLayerUse`. found: is
-    told once how much there is to do; progress: after every page. watcher: sees the text as it
-    comes. The rest as of `Model.ask`.
+    holds, at most 16. logprobs: as of `Model.ask`. found: is told once how much there is to do;
+    progress: after every page. watcher: sees the text as it comes. options: see `ReadKeywords`.
     """
     check_jobs(jobs)
     check_model(model)
-    settings = ReadSettings(
-        question=question_of(prompt, keep_headers=keep_headers),
-        max_tiles=max_tiles,
-        max_pixels=max_pixels,
-        system=system,
-        schema=schema,
-        logprobs=logprobs,
-        generation=GenerationOptions.of(options),
-        retry=retry,
-        skip_blank=skip_blank,
-        rotate=rotate,
-        text_layer=text_layer,
-    )
-    given = find_documents(cast("Sequence[Given]", as_list(cast("Images", paths))))
+    settings = ReadSettings.of(options, logprobs)
     wanted = Wanted(pages=pages, passwords=passwords_of(passwords))
+    given = find_documents(cast("Sequence[Given]", as_list(cast("Images", paths))))
     opened = [page for one in given.documents for page in open_document(one, settings, wanted)]
     tally = Tally(found, progress)
     tally.begin(len(given.documents), len(opened), Counter())

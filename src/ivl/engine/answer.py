@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from ivl.errors import IvlError
 from ivl.json_values import JsonObject, JsonValue
+from ivl.spelling import counted
 
 if TYPE_CHECKING:
     from ivl.prompt.tokenizer import Tokenizer
@@ -61,7 +62,7 @@ class Timings:
         """One line for people."""
         parts = [f"{self.num_read_tokens} prompt tokens in {self.prefill_s:.2f} s"]
         if self.num_tiles:
-            tiles = "1 tile" if self.num_tiles == 1 else f"{self.num_tiles} tiles"
+            tiles = counted(self.num_tiles, "tile")
             parts.insert(0, f"{tiles} in {self.encode_s:.2f} s")
         rate = self.decode_tokens_per_s
         speed = f" ({rate:.1f} tokens/s)" if rate else ""

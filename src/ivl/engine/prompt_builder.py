@@ -31,6 +31,7 @@ from ivl.prompt.template import (
 from ivl.prompt.tiles import LARGEST_MAX_TILES as LARGEST_MAX_TILES
 from ivl.prompt.tiles import choose_grid, cut_tiles, num_tiles_with_thumbnail, share_budget
 from ivl.prompt.tokenizer import Tokenizer
+from ivl.spelling import counted
 
 MaxTiles = int | Sequence[int] | None
 Images = ImageSource | Sequence[ImageSource] | Iterator[ImageSource] | None
@@ -191,8 +192,7 @@ def check_capacity(
     num_image_tokens = num_tiles * config.tokens_per_tile if num_tiles else 0
     images = ""
     if num_tiles:
-        tiles = "1 tile" if num_tiles == 1 else f"{num_tiles} tiles"
-        images = f", {num_image_tokens} of them for {tiles}"
+        images = f", {num_image_tokens} of them for {counted(num_tiles, 'tile')}"
     text_fits = room + num_image_tokens >= 1
     ways = ["Shorten the text"]
     if num_tiles > 1 and text_fits:

@@ -22,7 +22,7 @@ from ivl.api import Model, load
 from ivl.errors import ConfigError, RequestError
 from ivl.kernels import cpu
 from ivl.kernels.cpu import use_threads
-from ivl.kernels.dense import DenseMatrix, Rows, arithmetics
+from ivl.kernels.dense import Arithmetic, DenseMatrix, Rows, arithmetics
 from ivl.kernels.dispatch import pack
 from ivl.kernels.linear import QuantizedEmbedding, QuantizedLinear
 from ivl.kernels.matrix import float_linear
@@ -212,7 +212,7 @@ def measure_processor() -> dict[str, float]:
         "bandwidth": cpu.read_bandwidth(),
         "quantized_ops": _quantized_ops(),
         "float_ops": _float_ops(),
-        "tower_ops": _tower_ops(),
+        "tower_ops": dense_ops("float16" if "float16" in arithmetics() else None, torch.float32),
     }
 
 
@@ -230,12 +230,14 @@ def _float_ops() -> float:
     return _ops(lambda: float_linear(x, weight))
 
 
-def _tower_ops() -> float:
-    """In float16 panels where the processor has such products, and in torch's float32 elsewhere."""
+def dense_ops(arithmetic: Arithmetic | None, dtype: torch.dtype) -> float:
+    """Multiplications and additions a second with weights of the tower in one of our arithmetics,
+    or, for None, in torch's products of `dtype`."""
     x, weight = torch.randn(ROWS, INPUTS), torch.randn(OUTPUTS, INPUTS)
-    if "float16" not in arithmetics():
-        return _ops(lambda: torch.nn.functional.linear(x, weight))
-    matrix, rows = DenseMatrix(weight, None, "float16"), Rows("float16")
+    if arithmetic is None:
+        narrow_x, narrow_weight = x.to(dtype), weight.to(dtype)
+        return _ops(lambda: torch.nn.functional.linear(narrow_x, narrow_weight))
+    matrix, rows = DenseMatrix(weight, None, arithmetic), Rows(arithmetic)
     out = torch.empty(ROWS, OUTPUTS)
     return _ops(lambda: matrix.multiply(rows.fill(x), out))
 

@@ -14,6 +14,7 @@ from ivl.planner.machine import Machine
 from ivl.planner.plan import PageCost, Plan
 from ivl.planner.speed import Estimate
 from ivl.planner.verdict import Judgement
+from ivl.spelling import counted
 
 BAR_WIDTH = 44
 SIGNS = {WEIGHTS: "#", VISION: "V", PROJECTOR: "p", KV: "K", ACTIVATIONS: "a", RUNTIME: "r"}
@@ -25,8 +26,8 @@ def render_plan(plan: Plan, verdict: Judgement, pages: Sequence[PageCost] = ()) 
     types = "" if plan.subject.is_on_disk else f" {setting.type}, vision {setting.vision}"
     lines = [f"{plan.subject.name}{types}, with {setting.backend.name}"]
     lines.append(
-        f"context {work.context}, cache {work.kv}, {_plural(len(work.tiles), 'image')} of "
-        f"{_tiles(work.tiles)}, {_plural(work.parallel, 'sequence')}: "
+        f"context {work.context}, cache {work.kv}, {counted(len(work.tiles), 'image')} of "
+        f"{_tiles(work.tiles)}, {counted(work.parallel, 'sequence')}: "
         f"a prompt of {plan.prompt_tokens} tokens"
     )
     lines.append("")
@@ -123,7 +124,7 @@ def _speed(plan: Plan) -> list[str]:
     speed, lines = plan.speed, []
     shown = (
         ("writes", speed.tokens_per_s, "tokens/s"),
-        ("sees", speed.encode_s, f"s for {_plural(plan.setting.work.num_tiles, 'tile')}"),
+        ("sees", speed.encode_s, f"s for {counted(plan.setting.work.num_tiles, 'tile')}"),
         ("first token", speed.first_token_s, f"s, for {plan.prompt_tokens} tokens of prompt"),
     )
     for name, estimate, unit in shown:
@@ -190,10 +191,6 @@ def _tiles(tiles: Sequence[int]) -> str:
     if not tiles:
         return "no tiles"
     return f"{counts} tile" if set(tiles) == {1} else f"{counts} tiles"
-
-
-def _plural(count: int, what: str) -> str:
-    return f"{count} {what}" if count == 1 else f"{count} {what}s"
 
 
 SCHEMA = 1
