@@ -259,7 +259,8 @@ def test_a_table_is_written_whole_and_a_run_goes_on(
 def test_only_failed_pages_are_tried_again_and_a_dry_run_counts(
     demo: ivl.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    out = tmp_path / "table.csv"
+    out = tmp_path / "tables" / "table.csv"
+    out.parent.mkdir()
     options: dict[str, Any] = {"schema": "receipt", "check": False, "retries": 0, "out": out}
     told: list[tuple[int, int]] = []
 
@@ -268,7 +269,8 @@ def test_only_failed_pages_are_tried_again_and_a_dry_run_counts(
 
     nobody: dict[str, Any] = {"model": lambda: pytest.fail("loaded"), "model_facts": demo.facts}
     assert not list(extract(RECEIPT, dry_run=True, found=note, **nobody, **options))
-    assert (told.pop(), list(tmp_path.iterdir())) == ((0, 1), [])
+    assert told.pop() == (0, 1)
+    assert not list(out.parent.iterdir())
 
     with monkeypatch.context() as patch:
         torn = RequestError("It is torn.")

@@ -183,7 +183,7 @@ class PageRun(Generic[Record]):
     """Everything between the first look at the files and what is made of their pages."""
 
     def __init__(self, from_dict: Callable[[JsonObject], Record], files: RunFiles | None) -> None:
-        """from_dict: makes a record of what its `to_dict` gave. files: None where there are none."""
+        """from_dict: makes a record of what its `to_dict` gave. files: None without any."""
         self.files = files
         self.sheets: list[Sheet] = []
         self._from_dict = from_dict
