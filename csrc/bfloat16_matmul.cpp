@@ -10,7 +10,6 @@
 namespace ivl {
 namespace {
 
-constexpr int64_t kFewRows = 32;
 constexpr int64_t kTaskOutputs = 64;
 
 }  // namespace
@@ -20,7 +19,7 @@ bool has_bfloat16_products() {
 }
 
 bool bfloat16_products_pay(int64_t num_rows) {
-  return num_rows > kFewRows && has_bfloat16_products();
+  return has_bfloat16_products() && num_rows > kernels().floats.few_rows;
 }
 
 void Bfloat16Rows::resize(int64_t num_rows, int64_t columns) {
@@ -43,8 +42,8 @@ void bfloat16_matmul_outputs(const void* weights, int64_t rows, const float* bia
   static thread_local Buffer scratch;
   const Bfloat16Kernels& of_isa = x.kernels();
   scratch.reserve(static_cast<size_t>(of_isa.scratch_bytes(x.num_rows(), x.columns())));
-  of_isa.multiply({weights, rows, x.columns(), x.data(), x.num_rows(), bias, out, out_dtype,
-                   out_stride, add},
+  of_isa.multiply({weights, Dtype::bfloat16, rows, x.columns(), x.data(), x.num_rows(), bias, out,
+                   out_dtype, out_stride, add},
                   first, std::min(last, rows), scratch.data());
 }
 

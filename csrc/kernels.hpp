@@ -63,7 +63,7 @@ struct FloatTask {
   const void* weights;
   Dtype weights_dtype;
   int64_t rows, columns;
-  const float* x;  // as `prepare` left it
+  const void* x;  // as `prepare` left it, or `round`
   int64_t num_rows;
   const float* bias;
   void* out;
@@ -75,6 +75,8 @@ struct FloatTask {
 struct FloatKernels {
   // Weight rows of one task.
   int64_t task_rows;
+  // Up to so many rows of x the outputs of one do not depend on how many there are.
+  int64_t few_rows;
   // Rows of x in one part of the preparation; it divides 12.
   int64_t part_rows;
   // float32 numbers that x takes when it is prepared.
@@ -90,18 +92,6 @@ struct FloatKernels {
 
 // --- products with weights of bfloat16, by rows of bfloat16 (bfloat16_matmul.hpp) ---
 
-struct Bfloat16Task {
-  const void* weights;
-  int64_t rows, columns;
-  const uint16_t* x;  // as `round` left it
-  int64_t num_rows;
-  const float* bias;
-  void* out;
-  Dtype out_dtype;
-  int64_t out_stride;  // numbers from one row of out to the next
-  bool add;            // to what is in `out`, which is float32 then
-};
-
 // All null in a set that is compiled without such products.
 struct Bfloat16Kernels {
   // Numbers from one rounded row to the next.
@@ -113,7 +103,7 @@ struct Bfloat16Kernels {
                 int64_t count, int64_t first_row, int64_t last_row, uint16_t* rows);
   int64_t (*scratch_bytes)(int64_t num_rows, int64_t columns);
   // Weight rows [first, last), a multiple of 32 at first.
-  void (*multiply)(const Bfloat16Task& task, int64_t first, int64_t last, uint8_t* scratch);
+  void (*multiply)(const FloatTask& task, int64_t first, int64_t last, uint8_t* scratch);
 };
 
 // --- the layers of a decoder (decoder.hpp) ---

@@ -32,7 +32,7 @@ class Inputs {
   // Notes which of the forms `layer` reads.
   void add_reader(const Linear& layer);
 
-  void resize(int64_t num_rows, int64_t columns, bool of_prompt = false);
+  void resize(int64_t num_rows, int64_t columns, bool of_prompt);
   int64_t num_tiles() const { return (num_rows_ + kTileRows - 1) / kTileRows; }
   // Takes tile `tile` of x float32 (num_rows, columns), without gaps.
   void fill(const float* x, int64_t tile);

@@ -2,6 +2,7 @@
 #include "bfloat16_tile.hpp"
 #include "kernels.hpp"
 #include "numbers.hpp"
+#include "write_panel.hpp"
 
 namespace ivl {
 namespace IVL_VARIANT {
@@ -20,7 +21,7 @@ IVL_INLINE Floats load_pairs(const uint16_t* row, int64_t at, int64_t columns) {
 }
 
 // 32 rows of weights from `row` on, columns [from, from + count), to (count / 2, 32) pairs.
-void pack_panel(const Bfloat16Task& task, int64_t row, int64_t from, int64_t count, float* panel) {
+void pack_panel(const FloatTask& task, int64_t row, int64_t from, int64_t count, float* panel) {
   const uint16_t* weights = static_cast<const uint16_t*>(task.weights);
   for (int64_t half = 0; half < kPanel; half += 16) {
     for (int64_t k = 0; k < count; k += 32) {
@@ -36,34 +37,6 @@ void pack_panel(const Bfloat16Task& task, int64_t row, int64_t from, int64_t cou
 #pragma GCC unroll 16
       for (int64_t i = 0; i < 16; ++i) {
         store_floats(panel + (k / 2 + i) * kPanel + half, square[i]);
-      }
-    }
-  }
-}
-
-// Sums (num_rows, 32) to outputs [first, first + 32), as many as there are.
-void write_panel(const Bfloat16Task& task, int64_t first, const float* sums) {
-  const int64_t left = task.rows - first, width = left < kPanel ? left : kPanel;
-  for (int64_t at = 0; at < width; at += 16) {
-    const int64_t count = width - at < 16 ? width - at : 16;
-    const Floats bias = task.bias == nullptr
-                            ? zeros()
-                            : load_numbers<Dtype::float32>(task.bias + first + at, count);
-    for (int64_t row = 0; row < task.num_rows; ++row) {
-      const int64_t place = row * task.out_stride + first + at;
-      Floats y = add(load_floats(sums + row * kPanel + at), bias);
-      if (task.add) {
-        const float* before = static_cast<const float*>(task.out) + place;
-        y = add(y, load_numbers<Dtype::float32>(before, count));
-      }
-      const int64_t size = bytes_of(task.out_dtype);
-      uint8_t* to = static_cast<uint8_t*>(task.out) + place * size;
-      if (count == 16) {
-        store_numbers(to, task.out_dtype, y);
-      } else {
-        alignas(64) uint8_t whole[64];
-        store_numbers(whole, task.out_dtype, y);
-        memcpy(to, whole, static_cast<size_t>(count * size));
       }
     }
   }
@@ -97,9 +70,10 @@ int64_t scratch_bytes(int64_t num_rows, int64_t columns) {
   return 4 * kPanel * (slice / 2 + num_rows);
 }
 
-void multiply(const Bfloat16Task& task, int64_t first, int64_t last, uint8_t* scratch) {
+void multiply(const FloatTask& task, int64_t first, int64_t last, uint8_t* scratch) {
   const int64_t columns = padded(task.columns), stride = row_stride(task.columns);
   const int64_t slice = columns < kSlice ? columns : kSlice;
+  const uint16_t* x = static_cast<const uint16_t*>(task.x);
   float* panel = reinterpret_cast<float*>(scratch);
   float* sums = panel + kPanel * slice / 2;
   // Tiles of one height: a small one at the end would wait for its own sums.
@@ -110,12 +84,12 @@ void multiply(const Bfloat16Task& task, int64_t first, int64_t last, uint8_t* sc
       pack_panel(task, output, from, count, panel);
       for (int64_t tile = 0; tile < tiles; ++tile) {
         const int64_t row = tile * task.num_rows / tiles, end = (tile + 1) * task.num_rows / tiles;
-        bfloat16_tile(static_cast<int>(end - row), task.x + row * stride + from, stride,
+        bfloat16_tile(static_cast<int>(end - row), x + row * stride + from, stride,
                       reinterpret_cast<const uint16_t*>(panel), count / 2, sums + row * kPanel,
                       kPanel, from > 0);
       }
     }
-    write_panel(task, output, sums);
+    write_panel<kPanel>(task, output, sums);
   }
 }
 

@@ -2,14 +2,15 @@
 #include "kernels.hpp"
 
 #include "numbers.hpp"
+#include "write_panel.hpp"
 
 namespace ivl {
 namespace IVL_VARIANT {
 namespace {
 
-// A step of several answers is few rows too where registers hold 4 x 4 sums: what is written does not
-// depend on how many are written then (bfloat16_matmul.hpp).
-constexpr int64_t kFewRows = kFloatRows < 12 ? 8 : 32;
+constexpr bool kHolds16Sums = kFloatRows >= 12;  // registers do, of 4 x 4 rows
+// A step of several answers is few rows too then.
+constexpr int64_t kFewRows = kHolds16Sums ? 32 : 8;
 // Up to so many rows all weights of a task are read before the next rows; beyond, four at a time.
 constexpr int64_t kOuterRows = 8;
 constexpr int64_t kTaskRows = 64;
@@ -38,7 +39,7 @@ void multiply_rows(const FloatTask& task, int64_t weight_row, int64_t row) {
   constexpr int64_t size = bytes_of(DTYPE);
   const int64_t columns = task.columns, stride = row_stride(columns);
   const uint8_t* weights = static_cast<const uint8_t*>(task.weights) + weight_row * columns * size;
-  const float* x = task.x + row * stride;
+  const float* x = static_cast<const float*>(task.x) + row * stride;
   // Every loop over the sums is unrolled, or they would live in memory.
   Floats acc[W][R];
 #pragma GCC unroll 4
@@ -70,7 +71,7 @@ void multiply_rows(const FloatTask& task, int64_t weight_row, int64_t row) {
     }
   }
   alignas(64) float sums[R][W];
-  if constexpr (W == 4 && R == 4) {
+  if constexpr (kHolds16Sums && W == 4 && R == 4) {
     totals(&acc[0][0], &sums[0][0]);
   } else {
 #pragma GCC unroll 4
@@ -175,28 +176,11 @@ void multiply_tile(const float* x, const float* panel, int64_t count, float* sum
   }
 }
 
-void write_panel(const FloatTask& task, int64_t first, const float* sums) {
-  const int64_t left = task.rows - first, width = left < kPanel ? left : kPanel;
-  for (int64_t row = 0; row < task.num_rows; ++row) {
-    for (int64_t at = 0; at < width; at += 16) {
-      const int64_t count = width - at < 16 ? width - at : 16;
-      Floats y = load_floats(sums + row * kPanel + at);
-      if (task.bias != nullptr) y = add(y, load_numbers<Dtype::float32>(task.bias + first + at, count));
-      const int64_t place = row * task.out_stride + first + at;
-      if (task.add) y = add(y, load_numbers<Dtype::float32>(static_cast<const float*>(task.out) + place, count));
-      alignas(64) uint8_t whole[64];
-      store_numbers(whole, task.out_dtype, y);
-      const int64_t size = bytes_of(task.out_dtype);
-      memcpy(static_cast<uint8_t*>(task.out) + place * size, whole,
-             static_cast<size_t>(count * size));
-    }
-  }
-}
-
 template <Dtype DTYPE>
 void multiply_many(const FloatTask& task, int64_t first, int64_t last, uint8_t* scratch) {
   float* panel = reinterpret_cast<float*>(scratch);
   float* sums = panel + kSlice * kPanel;
+  const float* x = static_cast<const float*>(task.x);
   const int64_t tiles = (task.num_rows + kFloatRows - 1) / kFloatRows;
   for (int64_t row = first; row < last; row += kPanel) {
     memset(sums, 0, static_cast<size_t>(4 * tiles * kFloatRows * kPanel));
@@ -204,11 +188,11 @@ void multiply_many(const FloatTask& task, int64_t first, int64_t last, uint8_t* 
       const int64_t left = task.columns - from, count = left < kSlice ? left : kSlice;
       widen<DTYPE>(task, row, from, count, panel);
       for (int64_t tile = 0; tile < tiles; ++tile) {
-        multiply_tile(task.x + (tile * task.columns + from) * kFloatRows, panel, count,
+        multiply_tile(x + (tile * task.columns + from) * kFloatRows, panel, count,
                       sums + tile * kFloatRows * kPanel);
       }
     }
-    write_panel(task, row, sums);
+    write_panel<kPanel>(task, row, sums);
   }
 }
 
@@ -279,8 +263,8 @@ int64_t scratch_bytes(int64_t num_rows) {
 
 static_assert(12 % kFloatRows == 0, "preparations are grouped to tiles of 12 rows");
 
-const FloatKernels float_kernels = {kTaskRows, kFloatRows,    prepared_size, num_preparations,
-                                    prepare,   scratch_bytes, multiply};
+const FloatKernels float_kernels = {kTaskRows,        kFewRows, kFloatRows,    prepared_size,
+                                    num_preparations, prepare,  scratch_bytes, multiply};
 
 }  // namespace IVL_VARIANT
 }  // namespace ivl

@@ -132,12 +132,6 @@ IVL_INLINE float total(Floats a) {
   four = _mm_add_ps(four, _mm_movehl_ps(four, four));
   return _mm_cvtss_f32(_mm_add_ss(four, _mm_shuffle_ps(four, four, 1)));
 }
-// The totals of x[4 * i + r] at out[4 * r + i].
-IVL_INLINE void totals(const Floats* x, float* out) {
-  for (int i = 0; i < 4; ++i) {
-    for (int r = 0; r < 4; ++r) out[4 * r + i] = total(x[4 * i + r]);
-  }
-}
 IVL_INLINE Floats from_float16(const void* p) {
   const __m128i* at = static_cast<const __m128i*>(p);
   return {_mm256_cvtph_ps(_mm_loadu_si128(at)), _mm256_cvtph_ps(_mm_loadu_si128(at + 1))};

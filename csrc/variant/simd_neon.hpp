@@ -117,12 +117,6 @@ IVL_INLINE float total(Floats a) {
   const float32x2_t two = vadd_f32(vget_low_f32(four), vget_high_f32(four));
   return vget_lane_f32(two, 0) + vget_lane_f32(two, 1);
 }
-// The totals of x[4 * i + r] at out[4 * r + i].
-IVL_INLINE void totals(const Floats* x, float* out) {
-  for (int i = 0; i < 4; ++i) {
-    for (int r = 0; r < 4; ++r) out[4 * r + i] = total(x[4 * i + r]);
-  }
-}
 IVL_INLINE Floats from_float16(const void* p) {
   Floats x;
   for (int i = 0; i < 4; ++i) {

@@ -109,12 +109,6 @@ IVL_INLINE float total(Floats a) {
   }
   return a.at[0];
 }
-// The totals of x[4 * i + r] at out[4 * r + i].
-IVL_INLINE void totals(const Floats* x, float* out) {
-  for (int i = 0; i < 4; ++i) {
-    for (int r = 0; r < 4; ++r) out[4 * r + i] = total(x[4 * i + r]);
-  }
-}
 
 IVL_INLINE uint16_t any_to_float16(float x) {
   const uint32_t bits = bits_as<uint32_t>(x), sign = (bits >> 16) & 0x8000, rest = bits & 0x7FFFFFFF;

@@ -275,9 +275,9 @@ def choose_kv(kv: str, dtype: torch.dtype, *, is_quantized: bool = False) -> KVT
 
 
 def choose_vision(vision: str, dtype: str | None) -> VisionChoice:
-    """The arithmetic of the vision tower: `torch` (in the model's dtype), `float16` (on a CPU),
-    `fp8` (on a GPU), `int8` (the fastest, and less accurate), or `auto`: torch or float16,
-    whichever is faster here.
+    """The arithmetic of the vision tower: `torch` (in the model's dtype), `float16` or
+    `bfloat16` (on a CPU), `fp8` (on a GPU), `int8` (the fastest, and less accurate), or `auto`: the
+    fastest here of those that are no less exact than the model's dtype.
 
     A dtype that was asked for is what `auto` computes in. ConfigError for anything else.
     """

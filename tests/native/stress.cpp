@@ -17,8 +17,8 @@
 #include <vector>
 
 #include "allocate.hpp"
-#include "decoder.hpp"
 #include "bfloat16_matmul.hpp"
+#include "decoder.hpp"
 #include "dense_matrix.hpp"
 #include "float_matmul.hpp"
 #include "isa.hpp"

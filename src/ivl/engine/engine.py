@@ -412,10 +412,10 @@ class Engine:
                 if not all(are_numbers[part]):
                     raise not_finite(self.model.dtype, running.num_tokens)
                 kept, guessed = running.num_kept, running.num_guessed
-                if greedy and not running.reads_logits:
-                    running.choose(None, greedy[part])
-                else:
-                    running.choose(rows[part], greedy[part] if greedy else None)
+                of_part = greedy[part] if greedy else None
+                # To cut them out of the batch takes time, and most answers need no more than these.
+                is_enough = of_part is not None and not running.reads_logits
+                running.choose(None if is_enough else rows[part], of_part)
                 self._counts["kept"] += running.num_kept - kept
                 self._counts["guessed"] += running.num_guessed - guessed
 

@@ -102,9 +102,7 @@ class DenseMatrix:
         return out
 
 
-def tile_attention(
-    qkv: Tensor, num_heads: int, out: Tensor, arithmetic: Arithmetic = "float16"
-) -> Tensor:
+def tile_attention(qkv: Tensor, num_heads: int, out: Tensor, arithmetic: Arithmetic) -> Tensor:
     """Attention of every position of a tile to every other, from float32 to float32.
 
     qkv (tiles, positions, 3 * width) -> out (tiles, positions, width). By products of the

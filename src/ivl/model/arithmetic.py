@@ -21,7 +21,7 @@ from ivl.kernels import cpu
 from ivl.kernels.dense import Arithmetic, DenseMatrix, Norm, Rows, arithmetics, tile_attention
 from ivl.kernels.linear import Narrow, NarrowLinear, QuantizedLinear, RMSNorm
 from ivl.kernels.mapped import release_freed
-from ivl.kernels.matrix import CpuFloatMatrix, StackedMatrix
+from ivl.kernels.matrix import LEEWAY, CpuFloatMatrix, StackedMatrix
 from ivl.model.internvl import InternVL
 from ivl.model.vision import VisionAttention, VisionLayer, VisionMLP, VisionTower
 
@@ -73,11 +73,6 @@ def use_arithmetic(model: InternVL, choice: VisionChoice) -> None:
             "any, and all the C++ extension: `ivl info --machine` says what there is.",
         )
     model.vision = CpuVisionTower(model.vision, choice)
-
-
-LEEWAY = 1.2
-"""By how much torch's products may be faster: what it does between them comes on top. Its tower
-took 1.3 times as long with products of the same speed (demo, on Zen 4)."""
 
 
 def fastest(dtype: torch.dtype) -> VisionChoice:

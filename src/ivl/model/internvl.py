@@ -86,7 +86,7 @@ class InternVL(nn.Module):
         device = self.vision_device
         mean = torch.tensor(IMAGENET_MEAN).to(device)
         std = torch.tensor(IMAGENET_STD).to(device)
-        # Moved as bytes and changed in place: a tenth of the time of an expression.
+        # Moved as bytes and changed in place: an expression would write float32 five times.
         pixels = tiles_u8.to(device).permute(0, 3, 1, 2).contiguous().float()
         pixels.div_(255).sub_(mean[:, None, None]).div_(std[:, None, None])
         return pixels.to(self.dtype)

@@ -1,0 +1,40 @@
+// Ends a product: the sums of a panel of outputs become outputs.
+#pragma once
+
+#include "kernels.hpp"
+#include "numbers.hpp"
+
+namespace ivl {
+namespace IVL_VARIANT {
+
+// Sums (num_rows, PANEL) to outputs [first, first + PANEL), as many as there are.
+template <int64_t PANEL>
+IVL_INLINE void write_panel(const FloatTask& task, int64_t first, const float* sums) {
+  const int64_t left = task.rows - first, width = left < PANEL ? left : PANEL;
+  const int64_t size = bytes_of(task.out_dtype);
+  for (int64_t at = 0; at < width; at += 16) {
+    const int64_t count = width - at < 16 ? width - at : 16;
+    const Floats bias = task.bias == nullptr
+                            ? zeros()
+                            : load_numbers<Dtype::float32>(task.bias + first + at, count);
+    for (int64_t row = 0; row < task.num_rows; ++row) {
+      const int64_t place = row * task.out_stride + first + at;
+      Floats y = add(load_floats(sums + row * PANEL + at), bias);
+      if (task.add) {
+        const float* before = static_cast<const float*>(task.out) + place;
+        y = add(y, load_numbers<Dtype::float32>(before, count));
+      }
+      uint8_t* to = static_cast<uint8_t*>(task.out) + place * size;
+      if (count == 16) {
+        store_numbers(to, task.out_dtype, y);
+      } else {
+        alignas(64) uint8_t whole[64];
+        store_numbers(whole, task.out_dtype, y);
+        memcpy(to, whole, static_cast<size_t>(count * size));
+      }
+    }
+  }
+}
+
+}  // namespace IVL_VARIANT
+}  // namespace ivl
