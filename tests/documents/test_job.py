@@ -319,6 +319,63 @@ def test_force_replaces_what_was_there(model: Model, scans: Path) -> None:
     assert Path("one.md").read_text().startswith("<!-- page 1 -->")
 
 
+def test_what_somebody_has_changed_is_not_lost(
+    model: Model, scans: Path, read_pages: list[tuple[str, int]]
+) -> None:
+    run(model)
+    one = Path("out/one.md")
+    one.write_text("corrected")
+    run(model)  # nothing is to be written
+    assert one.read_text() == "corrected"
+    read_pages.clear()
+    shutil.copy(scans / "sub" / "three.tif", scans / "one.png")
+    for changed in ({}, {"max_tokens": 2}):
+        with pytest.raises(RequestError, match=r"one\.md was changed since") as caught:
+            run(model, **changed)
+        assert "`force`" in caught.value.hint
+    assert (one.read_text(), read_pages) == ("corrected", [])
+    run(model, force=True)
+    assert one.read_text().startswith("<!-- page 1 -->")
+
+
+def test_a_changed_file_of_other_settings_stays_and_is_named(model: Model, scans: Path) -> None:
+    run(model)
+    one, bad = Path("out/one.md"), scans / "bad.png"
+    one.write_text("corrected")
+    (scans / "one.png").unlink()
+    bad.unlink()
+    run(model, max_tokens=2)
+    assert one.read_text() == "corrected"
+    assert run_status("out").left_alone == ("one.md",)
+    assert json.loads(Path("out/report.json").read_text())["left_alone"] == ["one.md"]
+    run(model, max_tokens=2, force=True)
+    assert not one.exists()
+
+
+def test_one_file_of_all_that_was_changed_is_not_lost(model: Model, scans: Path) -> None:
+    pages = Path("pages.jsonl")
+    run(model, "scans/sub", out="pages.jsonl")
+    pages.write_text("corrected")
+    run(model, "scans/sub", out="pages.jsonl")
+    for given in ("scans/one.png", "scans/sub/three.tif"):  # as much is known of the second
+        with pytest.raises(RequestError, match="was changed since"):
+            run(model, given, out="pages.jsonl", pages="1")
+    assert pages.read_text() == "corrected"
+
+
+def test_what_was_changed_during_a_run_is_not_lost(model: Model, scans: Path) -> None:
+    run(model)
+    more = {"format": "TIFF", "save_all": True, "append_images": [picture(8)]}
+    picture(7).save(scans / "one.png", **more)
+    picture(9).save(scans / "bad.png")
+    documents = ivl.read_documents("scans", model=model, out="out", **SHORT | {"jobs": 1})
+    next(documents)
+    Path("out/one.md").write_text("corrected")
+    with pytest.raises(RequestError, match="was changed since"):
+        list(documents)
+    assert Path("out/one.md").read_text() == "corrected"
+
+
 def test_two_runs_do_not_write_to_one_place(model: Model, scans: Path) -> None:
     first = ivl.read_documents("scans", model=model, out="out", **SHORT)
     next(first)

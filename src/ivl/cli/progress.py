@@ -100,6 +100,8 @@ def print_summary(summary: RunSummary, file: TextIO) -> None:
         print(f"{page.status}: {_problem(page)}", file=file)
     if told := told_skipped(summary.skipped):
         print(told, file=file)
+    for name in summary.left_alone:
+        print(f"{name} is of other settings, and stays, since it was changed by hand", file=file)
     more = len(summary.problems) - MOST_PROBLEMS
     if more > 0:
         print(f"and {counted(more, 'page')} more; --status --json lists all", file=file)

@@ -41,7 +41,7 @@ from ivl.documents.schemas import SchemaSource, load_schema
 from ivl.engine.options import GenerationKeywords, GenerationOptions
 from ivl.engine.prompt_builder import Images, as_list
 from ivl.errors import RequestError
-from ivl.json_values import JsonObject, JsonValue
+from ivl.json_values import JsonObject
 from ivl.pages.sources import DEFAULT_MAX_PIXELS
 
 if TYPE_CHECKING:  # documents are opened before torch is imported: a wrong name is told at once
@@ -158,24 +158,25 @@ def _write_end(
 ) -> None:
     """The table, where all pages are there, and the report: from the journal, for a run does not
     keep all results."""
-    counts = {one.name: Counter[str]() for one in settings.schema.fields}
+    table = files.target.file
+    assert table is not None
+    is_csv = table.suffix.lower() == ".csv"
 
     def results() -> Iterator[ExtractResult]:
-        for sheet in run.sheets:
-            for result in _results(run, sheet, settings):
-                for name, count in counts.items():
-                    if name in result.fields:
-                        count[result.fields[name].status] += 1
-                yield result
+        return (result for sheet in run.sheets for result in _results(run, sheet, settings))
 
-    table = files.target.file
-    if table is not None and not any(sheet.left for sheet in run.sheets):
-        is_csv = table.suffix.lower() == ".csv"
-        schema = settings.schema
-        lines = table_lines(schema, results(), rows=rows) if is_csv else json_lines(results())
+    def lines() -> Iterator[str]:
+        return (
+            table_lines(settings.schema, results(), rows=rows) if is_csv else json_lines(results())
+        )
+
+    statuses: dict[str, Counter[str]] = {}
+    if not any(sheet.left for sheet in run.sheets):
         files.write(table, lines)
-    statuses = {name: dict(count) for name, count in counts.items() if count}
-    files.write_report({"fields": cast(JsonValue, statuses)})
+        for result in results():
+            for name, field in result.fields.items():
+                statuses.setdefault(name, Counter())[field.status] += 1
+    files.write_report({"fields": {name: dict(count) for name, count in statuses.items()}})
 
 
 def extract_status(out: str | os.PathLike[str]) -> RunSummary:

@@ -10,7 +10,6 @@ when all of its pages are there, so that a run holds in memory what it is readin
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -103,7 +102,8 @@ def read_documents(
     `md`. Beside the texts a folder has `report.json`, and a hidden journal: the same call again
     reads what is missing and tries failed pages again. Other settings, another model or a changed
     file are read anew, and files that were written with other settings are removed first. A file
-    that no run has written is not overwritten, unless `force`. retry_failed: pages that failed are
+    that no run has written, or that was changed since, is not overwritten, unless `force`.
+    retry_failed: pages that failed are
     tried again, and nothing else is read.
     dry_run: nothing is read or written; `found` is told what there would be to do.
     model_facts: which model it is, where `model` is not one that `ivl.load` returned; see the
@@ -160,17 +160,18 @@ def _finished(run: PageRun[PageResult], sheet: Sheet) -> DocumentResult:
     if sheet.output is None or not sheet.has_pages:
         return replace(result, output=None)
     text = "".join(render([result], run.files.target.format))
-    of = hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:16]
-    if not run.files.has(sheet.output, of):
-        run.files.write(sheet.output, [text], of)
+    run.files.write(sheet.output, lambda: [text])
     return result
 
 
 def _write_end(run: PageRun[PageResult], files: RunFiles) -> None:
     """The one file that all goes into, where there is one and all pages are there; the report."""
+    form = files.target.format
     if files.target.file is not None and not any(sheet.left for sheet in run.sheets):
-        results = (_finished(run, sheet) for sheet in run.sheets)
-        files.write(files.target.file, render(results, files.target.format))
+        files.write(
+            files.target.file,
+            lambda: render((_finished(run, sheet) for sheet in run.sheets), form),
+        )
     files.write_report()
 
 

@@ -9,8 +9,8 @@ that it was reading. Keys have in them all that a page's text depends on: the co
 its number, the model and the settings. What was read otherwise is never found.
 
 The lines are JSON: {"journal": 1} first, {"run": {...}} where a run begins, {"key": "...", "page":
-{...}} for a page, of whose key the last line counts, {"file": "...", "of": "..."} where a file was
-written.
+{...}} for a page, of whose key the last line counts, {"file": "...", "of": "...", "content": "..."}
+where a file was going to be written.
 """
 
 from __future__ import annotations
@@ -50,6 +50,7 @@ class RunJournal:
         """What was said where runs began, the last one last."""
         self.files: dict[str, str] = {}
         """The files that were written, and of what each was made last."""
+        self._contents: dict[str, list[str]] = {}
         self._end = 0
         self._places: dict[str, tuple[int, int]] = {}
         self._file: io.FileIO = _open(path, read_only=read_only)
@@ -97,10 +98,23 @@ class RunJournal:
         self.runs.append(run)
         self._write({"run": run})
 
-    def wrote(self, file: str, of: str) -> None:
-        """A file was written of what `of` stands for."""
+    def wrote(self, file: str, of: str, content: str) -> None:
+        """A file is going to have this content, given by its hash, made of what `of` stands for."""
+        self._note_file(file, of, content)
+        self._write({"file": file, "of": of, "content": content})
+
+    def last_content(self, file: str) -> str | None:
+        """The hash of what was written there last; None where nothing was."""
+        return self._contents.get(file, [None])[-1]
+
+    def has_written(self, file: str, content: str) -> bool:
+        """Whether that was ever written there. One who was killed while he wrote has left what was
+        there before."""
+        return content in self._contents.get(file, ())
+
+    def _note_file(self, file: str, of: str, content: str) -> None:
         self.files[file] = of
-        self._write({"file": file, "of": of})
+        self._contents.setdefault(file, []).append(content)
 
     def _write(self, line: JsonObject) -> tuple[int, int]:
         start = self._end
@@ -147,7 +161,7 @@ class RunJournal:
         elif "run" in entry:
             self.runs.append(cast(JsonObject, entry["run"]))
         elif "file" in entry:
-            self.files[str(entry["file"])] = str(entry["of"])
+            self._note_file(str(entry["file"]), str(entry["of"]), str(entry.get("content")))
 
 
 def _open(path: Path, *, read_only: bool) -> io.FileIO:

@@ -171,15 +171,38 @@ def _shortened(place: PurePath, form: Format) -> PurePath:
     return place.with_name(f"{stem}.{form}")
 
 
+def hash_of_text(parts: Iterable[str]) -> str:
+    """Of what `write_whole` writes."""
+    state = hashlib.sha256()
+    for part in parts:
+        state.update(_encoded(part))
+    return state.hexdigest()
+
+
+def hash_of_file(path: Path) -> str:
+    """RequestError where it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise RequestError(
+            f"{path} is in the way, and cannot be read: {error.strerror}.",
+            "Move it, or write to another place.",
+        ) from None
+
+
+def _encoded(text: str) -> bytes:
+    return text.encode(errors="backslashreplace")  # names of files need not be text
+
+
 def write_whole(path: Path, parts: Iterable[str]) -> None:
     """Writes a file that appears when it is complete. RequestError where it cannot be written."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         number, name = tempfile.mkstemp(prefix=f".{path.name[:40]}.", dir=path.parent)
         try:
-            # Names of files need not be text.
-            with open(number, "w", encoding="utf-8", errors="backslashreplace", newline="") as file:
-                file.writelines(parts)
+            with open(number, "wb") as file:
+                file.writelines(_encoded(part) for part in parts)
                 file.flush()
                 os.fsync(file.fileno())
             os.chmod(name, 0o666 & ~_umask())

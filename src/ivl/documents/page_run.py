@@ -21,7 +21,13 @@ from typing import TYPE_CHECKING, Final, Generic, Protocol, TypeVar, cast
 from ivl.documents.inputs import Document
 from ivl.documents.journal import RunJournal, journal_key
 from ivl.documents.looking import ReadSettings
-from ivl.documents.outputs import OutputTarget, plan_outputs, write_whole
+from ivl.documents.outputs import (
+    OutputTarget,
+    hash_of_file,
+    hash_of_text,
+    plan_outputs,
+    write_whole,
+)
 from ivl.documents.progress import Tally
 from ivl.documents.reading import Wanted, open_document
 from ivl.documents.results import WITHOUT_TEXT, PageResult, PageStatus
@@ -121,33 +127,78 @@ class RunFiles:
     """What a run writes: its journal, the files that are made of it, and the report."""
 
     def __init__(
-        self, target: OutputTarget, journal: RunJournal, settings: JsonObject, also: JsonValue
+        self,
+        target: OutputTarget,
+        journal: RunJournal,
+        settings: JsonObject,
+        also: JsonValue,
+        *,
+        force: bool,
     ) -> None:
-        """settings: all that pages depend on; also: what files depend on beside it."""
+        """settings: all that pages depend on; also: what files depend on beside it. force: files
+        are replaced that are not as a run has written them."""
         self.target, self.journal, self.settings = target, journal, settings
+        self.left_alone: list[str] = []
+        """Files of other settings that somebody has changed; they stay."""
         of = json.dumps([settings, also], sort_keys=True)
         self._of = hashlib.sha256(of.encode()).hexdigest()[:16]
+        self._force = force
         self._began = time.monotonic()
 
     def name(self, path: Path) -> str:
         """As the journal has it."""
         return os.path.relpath(path, self.target.folder)
 
-    def refuse_foreign(self, outputs: Sequence[Path]) -> None:
+    def refuse_foreign(self, outputs: Iterable[Path]) -> None:
         """RequestError for a file that would be overwritten, and that no run has written."""
         for path in dict.fromkeys([*outputs, self.target.report]):
-            if path.exists() and self.name(path) not in self.journal.files:
+            if path.exists() and self.name(path) not in self.journal.files and not self._force:
                 raise RequestError(
                     f"{path} exists, and no run of ivl has written it.",
                     "`force` replaces it; or write to another place.",
                 )
 
+    def refuse_changed(self, sheets: Sequence[Sheet]) -> None:
+        """RequestError for a file that this run is going to write anew, and that somebody has
+        changed since it was written."""
+        one_file = self.target.file
+        if one_file is not None:
+            sheets = [] if any(sheet.is_left_out for sheet in sheets) else sheets
+            outputs = [one_file] if any(self._is_to_be_written(sheet) for sheet in sheets) else []
+        else:
+            outputs = [
+                sheet.output
+                for sheet in sheets
+                if sheet.output and not sheet.is_left_out and self._is_to_be_written(sheet)
+            ]
+        for path in outputs:
+            self._refuse_changed(path)
+
+    def _is_to_be_written(self, sheet: Sheet) -> bool:
+        is_of_others = sheet.output and self.journal.files.get(self.name(sheet.output)) != self._of
+        return bool(sheet.left or is_of_others)
+
+    def _refuse_changed(self, path: Path) -> None:
+        if not self._force and self._is_changed(path):
+            raise RequestError(
+                f"{path} was changed since a run of ivl has written it.",
+                "Move it away, or write to another place; `force` replaces it.",
+            )
+
+    def _is_changed(self, path: Path) -> bool:
+        return path.exists() and not self.journal.has_written(self.name(path), hash_of_file(path))
+
     def begin(self, skipped: Counter[str], documents: list[JsonValue]) -> None:
         """A run over these documents begins. Files of other settings do not stand among those of
-        these, nor while it goes on."""
+        these, nor while it goes on, but for those that somebody has changed."""
         for name, of in self.journal.files.items():
-            if not of.startswith(self._of) and name != self.name(self.target.report):
-                (self.target.folder / name).unlink(missing_ok=True)
+            path = self.target.folder / name
+            if of == self._of or path == self.target.report or not path.exists():
+                continue
+            if self._is_changed(path) and not self._force:
+                self.left_alone.append(name)
+            else:
+                path.unlink()
         self._began = time.monotonic()
         self.journal.begin(
             {
@@ -155,18 +206,24 @@ class RunFiles:
                 "settings": self.settings,
                 "format": self.target.format,
                 "skipped": dict(skipped),
+                "left_alone": cast(JsonValue, self.left_alone),
                 "documents": documents,
             }
         )
 
-    def has(self, path: Path, of: str) -> bool:
-        """Whether a file stands there that was made of this, with these settings."""
-        return self.journal.files.get(self.name(path)) == f"{self._of}:{of}" and path.exists()
-
-    def write(self, path: Path, parts: Iterable[str], of: str = "") -> None:
+    def write(self, path: Path, parts: Callable[[], Iterable[str]]) -> None:
+        """Writes what `parts` gives, each time it is called, unless that was written there last:
+        what somebody has changed then stays. RequestError where his changes would be lost."""
+        name, content = self.name(path), hash_of_text(parts())
+        is_there = path.exists() and self.journal.files.get(name) == self._of
+        if is_there and self.journal.last_content(name) == content:
+            if not (self._force and self._is_changed(path)):
+                return
+        if path != self.target.report:
+            self._refuse_changed(path)
         # In this order: a run that is killed in between finds a file that it may replace.
-        self.journal.wrote(self.name(path), f"{self._of}:{of}")
-        write_whole(path, parts)
+        self.journal.wrote(name, self._of, content)
+        write_whole(path, parts())
 
     def write_report(self, more: JsonObject | None = None) -> None:
         """What the run has come to; more: what only this kind of run has to say."""
@@ -176,7 +233,8 @@ class RunFiles:
             "seconds": round(time.monotonic() - self._began, 3),
             "settings": self.settings,
         }
-        self.write(self.target.report, [json.dumps(report, indent=2), "\n"])
+        text = json.dumps(report, indent=2) + "\n"
+        self.write(self.target.report, lambda: [text])
 
 
 class PageRun(Generic[Record]):
@@ -327,7 +385,7 @@ def opened_run(
     target: None where no files are written. settings, also: as of `RunFiles`; the settings are
     asked for when there is a journal. from_dict: as of `PageRun`. force, retry_failed, dry_run: as
     of `read_documents`. RequestError for outputs that would have the same name, or that would
-    replace what no run has written.
+    replace what no run has written, or what somebody has changed since.
     """
     if target is not None:  # a file that was given twice is written once
         documents = tuple({_identity(one): one for one in documents}.values())
@@ -337,9 +395,8 @@ def opened_run(
         if target is not None and (not dry_run or target.journal.exists()):
             record = settings()
             journal = stack.enter_context(RunJournal(target.journal, read_only=dry_run))
-            files = RunFiles(target, journal, record, also)
-            if not force:
-                files.refuse_foreign(outputs)
+            files = RunFiles(target, journal, record, also, force=force)
+            files.refuse_foreign(outputs)
         run = PageRun(from_dict, files)
         run.find(
             documents,
@@ -348,6 +405,8 @@ def opened_run(
             wanted,
             retry_failed=retry_failed,
         )
+        if files is not None:
+            files.refuse_changed(run.sheets)
         yield run
 
 

@@ -19,6 +19,8 @@ class RunSummary:
     began: str
     skipped: Counter[str]
     """Files in folders that were left out, by the endings of their names."""
+    left_alone: tuple[str, ...]
+    """Files of other settings that were not removed, since somebody has changed them."""
     num_documents: int
     num_done_documents: int
     num_pages: int
@@ -44,6 +46,7 @@ class RunSummary:
             "left": self.num_left,
             "statuses": {s: self.statuses[s] for s in STATUSES if self.statuses[s]},
             "skipped": dict(self.skipped),
+            "left_alone": list(self.left_alone),
             "documents": list(self.documents),
             "problems": [
                 {k: v for k, v in page.to_dict().items() if k in _PROBLEM} for page in self.problems
@@ -85,6 +88,7 @@ def summarize(journal: RunJournal, run: JsonObject) -> RunSummary:
     return RunSummary(
         began=str(run["began"]),
         skipped=Counter(cast("dict[str, int]", run.get("skipped", {}))),
+        left_alone=tuple(cast("list[str]", run.get("left_alone", []))),
         num_documents=len(documents),
         num_done_documents=num_done,
         num_pages=num_pages,
