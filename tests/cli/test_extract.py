@@ -59,6 +59,32 @@ def test_the_same_command_does_nothing_twice(
     assert (tmp_path / "t.jsonl").read_text() == written
 
 
+def test_what_there_is_to_do_is_told_without_a_model(
+    tmp_path: Path, capsys: Output, never_loads: None
+) -> None:
+    out = tmp_path / "table.csv"
+    command = ["extract", "--schema", "receipt", RECEIPT, RECEIPT, "-o", str(out)]
+    assert run([*command, "--dry-run", "--price", "1.20"]) == 0
+    told = capsys.readouterr().out
+    assert "1 document, 1 page" in told
+    assert "GiB of memory" in told
+    assert not out.exists()
+
+
+def test_only_what_failed_is_asked_again(tmp_path: Path, capsys: Output) -> None:
+    out, late = tmp_path / "table.csv", tmp_path / "late.png"
+    command = ["extract", "--schema", "receipt", str(late), "-o", str(out), *QUICK]
+    assert run(command) == 2
+    late.write_bytes((PAGES / "receipt_1.png").read_bytes())
+    capsys.readouterr()
+    assert run([*command, RECEIPT, "--retry-failed"]) == 0
+    told = capsys.readouterr().err
+    assert ["ok", "1"] in [line.split() for line in told.splitlines()]
+    assert ["to", "be", "read", "1"] in [line.split() for line in told.splitlines()]
+    assert run([*command, RECEIPT]) == 0
+    assert [row["status"] for row in table(out)] == ["ok", "ok"]
+
+
 def test_a_schema_of_ones_own(tmp_path: Path, capsys: Output) -> None:
     schema = tmp_path / "mine.json"
     properties = {"shop": {"type": ["string", "null"]}}
@@ -73,6 +99,8 @@ def test_a_schema_of_ones_own(tmp_path: Path, capsys: Output) -> None:
     [
         (["--schema", "reciept"], "reciept cannot be read", "receipt"),
         (["--schema", "receipt", "--force"], "--force", "--out"),
+        (["--schema", "receipt", "--retry-failed"], "--retry-failed", "--out"),
+        (["--schema", "receipt", "--price", "2"], "--price", "--dry-run"),
         (["--schema", "receipt", "--rows", "items"], "--rows is for a table", "--out"),
         (["--schema", "receipt", "--retries", "9"], "--retries is 9", "0 to 2"),
         (["--schema", "receipt", "-o", "table.xlsx"], "table.xlsx", "*.csv"),

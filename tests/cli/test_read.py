@@ -40,6 +40,13 @@ def test_one_page_is_its_text_alone(
     )
 
 
+def test_the_name_of_a_file_does_not_command_a_terminal(capsys: Output) -> None:
+    assert run(["read", "gone\033]0;title\a.png"]) == 2
+    told = capsys.readouterr().err
+    assert "gone]0;title.png" in told
+    assert "\033" not in told
+
+
 def test_a_page_that_was_cut_off_is_named(tiny: Path, scan: str, capsys: Output) -> None:
     assert run(["read", scan, *SHORT]) == 0
     notes = capsys.readouterr().err.splitlines()

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import functools
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import typer
 from typer import Argument, Option
 
-from ivl.cli.inputs import given_documents, load_model, read_passwords
+from ivl.cli.inputs import facts_of_choice, given_documents, load_model, read_passwords
 from ivl.cli.options import (
     Drafting,
     MaxPixels,
@@ -21,8 +22,13 @@ from ivl.cli.options import (
     Sampling,
     with_options,
 )
-from ivl.cli.progress import PageProgress, print_summary
-from ivl.cli.read import EXIT_SOME_FAILED, facts_of_choice
+from ivl.cli.progress import (
+    EXIT_SOME_FAILED,
+    PageProgress,
+    print_plan,
+    print_summary,
+    told_when_ended,
+)
 from ivl.cli.terminal import Status
 from ivl.cli.words import print_error, spoken
 from ivl.documents.extraction import ExtractResult
@@ -32,6 +38,11 @@ from ivl.documents.schemas import READY_SCHEMAS, load_schema
 from ivl.engine.options import DEFAULT_MAX_PIXELS
 from ivl.errors import ConfigError
 from ivl.json_values import json_text
+from ivl.planner.run import TOKENS_OF_PAGE, estimate_run
+from ivl.spelling import counted
+
+TOKENS_OF_FIELDS = 200
+"""Those that the values of a page are taken to have."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,6 +98,17 @@ class Table:
     force: Annotated[
         bool, Option("--force", help="Replace a file that no run of ivl has written.")
     ] = False
+    retry_failed: Annotated[
+        bool, Option("--retry-failed", help="Only ask about the pages again that failed.")
+    ] = False
+    dry_run: Annotated[
+        bool,
+        Option("--dry-run", help="Only say how many pages there are, and what they take."),
+    ] = False
+    price: Annotated[
+        float | None,
+        Option(metavar="X", help="With --dry-run: what an hour of this machine costs."),
+    ] = None
 
 
 @with_options
@@ -111,10 +133,20 @@ def command(
     """
     sampling.options()  # what cannot be used is told before anything is opened
     load_schema(extracting.schema)
-    if table.out is None and table.force:
-        raise ConfigError("--force is for runs that write files.", "Add --out.")
+    _check(table)
     status = Status(quiet=quiet, json=table.out is None)
-    progress = PageProgress(status)
+    estimate = functools.partial(
+        estimate_run,
+        choice.model,
+        mmproj=choice.mmproj,
+        jobs=which.jobs,
+        max_tiles=max_tiles,
+        context=choice.context,
+        kv=choice.kv,
+        price_per_hour=table.price,
+        num_tokens=TOKENS_OF_FIELDS + (0 if extracting.no_check else TOKENS_OF_PAGE),
+    )
+    progress = PageProgress(status, estimate)
     results = extract(
         given_documents(files),
         schema=extracting.schema,
@@ -128,31 +160,60 @@ def command(
         out=table.out,
         rows=table.rows,
         force=table.force,
+        retry_failed=table.retry_failed,
+        dry_run=table.dry_run,
         model_facts=lambda: facts_of_choice(choice, status),
         jobs=which.jobs,
         max_tiles=max_tiles,
         max_pixels=max_pixels,
-        found=progress.begin,
+        found=functools.partial(print_plan, estimate, False) if table.dry_run else progress.begin,
         progress=progress.show,
         **sampling.given(),
     )
-    has_failed, num_doubtful = False, 0
-    for result in results:
-        has_failed = has_failed or result.has_failed
-        num_doubtful += bool(result.doubtful)
-        status.clear()
-        if table.out is None:
-            _print(result)
-            if result.error is not None:
-                print_error(result.error.message, result.error.hint)
-    status.clear()
-    if table.out is not None and not quiet:
-        print_summary(extract_status(table.out), file=sys.stderr)
-        if num_doubtful:
-            some = "1 result has" if num_doubtful == 1 else f"{num_doubtful} results have"
-            status.note(f"{some} doubtful fields.")
+    if table.out is None:
+        has_failed = _print_all(results, status)
+    else:
+        with told_when_ended(status):
+            has_failed = _write(results, table, status)
     if has_failed:
         raise typer.Exit(EXIT_SOME_FAILED)
+
+
+def _check(table: Table) -> None:
+    """ConfigError for options that mean nothing together."""
+    if table.price is not None and not (table.dry_run and table.price >= 0):
+        raise ConfigError("--price is what an hour costs.", "Use it with --dry-run.")
+    if table.out is None:
+        for name, given in (("--retry-failed", table.retry_failed), ("--force", table.force)):
+            if given:
+                raise ConfigError(f"{name} is for runs that write files.", "Add --out.")
+
+
+def _print_all(results: Iterator[ExtractResult], status: Status) -> bool:
+    """Tells whether one has failed."""
+    has_failed = False
+    for result in results:
+        has_failed = has_failed or result.has_failed
+        status.clear()
+        _print(result)
+        if result.error is not None:
+            print_error(result.error.message, result.error.hint)
+    return has_failed
+
+
+def _write(results: Iterator[ExtractResult], table: Table, status: Status) -> bool:
+    """Lets a run write its table, and tells whether a page has failed."""
+    num_doubtful = sum(bool(result.doubtful) for result in results)
+    status.clear()
+    if table.dry_run or table.out is None:
+        return False
+    summary = extract_status(table.out)
+    if not status.quiet:
+        print_summary(summary, file=sys.stderr)
+        if num_doubtful:
+            has = "has" if num_doubtful == 1 else "have"
+            status.note(f"{counted(num_doubtful, 'result')} {has} doubtful fields.")
+    return summary.has_failed
 
 
 def _print(result: ExtractResult) -> None:

@@ -14,11 +14,13 @@ from ivl.cli.dropped import SUFFIXES
 from ivl.cli.options import Drafting, ModelChoice
 from ivl.cli.terminal import Status
 from ivl.documents.inputs import Given
+from ivl.documents.job import model_facts
 from ivl.documents.views import open_shown
 from ivl.errors import CheckpointError, RequestError
 from ivl.family import find
 from ivl.host import choose_threads
 from ivl.interrupts import interrupted_at_once
+from ivl.json_values import JsonObject
 from ivl.paths import local_path, names_file
 
 if TYPE_CHECKING:
@@ -150,3 +152,18 @@ def _note_places(model: Model, status: Status) -> None:
             f"{offloaded} of {len(devices.layers)} layers run on the processor, because the GPU "
             "has no room for them; `ivl plan` says what would fit."
         )
+
+
+def facts_of_choice(choice: ModelChoice, status: Status) -> JsonObject:
+    """What of a model decides about its answers; see `model_facts`."""
+    return model_facts(
+        choice.model,
+        mmproj=choice.mmproj,
+        revision=choice.revision,
+        offline=choice.offline,
+        show_progress=status.is_seen,
+        dtype=choice.dtype,
+        kv=choice.kv,
+        vision=choice.vision,
+        context=choice.context,
+    )

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import TextIO
 
-from ivl.cli.terminal import Status
-from ivl.cli.words import spoken
+from ivl.cli.terminal import Status, print_json
+from ivl.cli.words import clean, spoken
 from ivl.documents.inputs import told_skipped
 from ivl.documents.job import RunSummary
 from ivl.documents.progress import ReadProgress
@@ -22,6 +22,8 @@ LINE_EVERY_S = 30
 """Where stderr is no terminal, a line so often."""
 MOST_PROBLEMS = 20
 MANY_PAGES = 10
+EXIT_SOME_FAILED = 2
+"""The exit code of a run in which a page has failed."""
 
 
 class PageProgress:
@@ -87,24 +89,52 @@ def estimate_text(estimate: RunEstimate) -> str:
     return text
 
 
+@contextmanager
+def told_when_ended(status: Status) -> Iterator[None]:
+    """Within it, who ends a run that writes files with Ctrl-C is told what comes of it."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        status.note("Ended. What was read is kept: the same command goes on.")
+        raise
+
+
+def print_plan(estimate: Callable[[int], RunEstimate], json: bool, progress: ReadProgress) -> None:
+    """For --dry-run: what there is to do, and what it takes."""
+    num_left = progress.num_pages - progress.num_done
+    planned = estimate(num_left)
+    if json:
+        counts = {"documents": progress.num_documents, "done": progress.num_done}
+        print_json({**counts, **planned.to_dict()})
+        return
+    documents = counted(progress.num_documents, "document")
+    done = f", {progress.num_done} of them done already" if progress.num_done else ""
+    print(f"{documents}, {counted(progress.num_pages, 'page')}{done}")
+    if num_left:
+        print(estimate_text(planned))
+
+
 def print_summary(summary: RunSummary, file: TextIO) -> None:
     """The table at the end of a run: pages by status, and those that did not come out whole."""
-    documents = counted(summary.num_documents, "document")
-    print(f"{documents}, {counted(summary.num_pages, 'page')}", file=file)
+
+    def say(text: str) -> None:
+        print(clean(text), file=file)
+
+    say(f"{counted(summary.num_documents, 'document')}, {counted(summary.num_pages, 'page')}")
     for status in STATUSES:
         if summary.statuses[status]:
-            print(f"  {status:<12}{summary.statuses[status]:>7}", file=file)
+            say(f"  {status:<12}{summary.statuses[status]:>7}")
     if summary.num_left:
-        print(f"  {'to be read':<12}{summary.num_left:>7}", file=file)
+        say(f"  {'to be read':<12}{summary.num_left:>7}")
     for page in summary.problems[:MOST_PROBLEMS]:
-        print(f"{page.status}: {_problem(page)}", file=file)
+        say(f"{page.status}: {_problem(page)}")
     if told := told_skipped(summary.skipped):
-        print(told, file=file)
+        say(told)
     for name in summary.left_alone:
-        print(f"{name} is of other settings, and stays, since it was changed by hand", file=file)
+        say(f"{name} is of other settings, and stays, since it was changed by hand")
     more = len(summary.problems) - MOST_PROBLEMS
     if more > 0:
-        print(f"and {counted(more, 'page')} more; --status --json lists all", file=file)
+        say(f"and {counted(more, 'page')} more; --status --json lists all")
 
 
 def _problem(page: PageResult) -> str:

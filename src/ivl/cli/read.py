@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 from typer import Argument, Option
 
-from ivl.cli.inputs import given_documents, load_model, read_passwords
+from ivl.cli.inputs import facts_of_choice, given_documents, load_model, read_passwords
 from ivl.cli.options import (
     AnswerForm,
     Drafting,
@@ -27,10 +27,16 @@ from ivl.cli.options import (
     Times,
     with_options,
 )
-from ivl.cli.progress import PageProgress, estimate_text, print_summary
-from ivl.cli.terminal import Status, clean, note_ending, print_json
-from ivl.cli.words import print_error, spoken
-from ivl.documents.job import model_facts, read_documents, run_status
+from ivl.cli.progress import (
+    EXIT_SOME_FAILED,
+    PageProgress,
+    print_plan,
+    print_summary,
+    told_when_ended,
+)
+from ivl.cli.terminal import Status, note_ending, print_json
+from ivl.cli.words import clean, print_error, spoken
+from ivl.documents.job import read_documents, run_status
 from ivl.documents.looking import ReadKeywords, TextLayerUse
 from ivl.documents.outputs import FORMATS, file_mark, find_target, page_mark, render
 from ivl.documents.progress import ReadProgress
@@ -40,14 +46,11 @@ from ivl.documents.results import DocumentResult, PageResult
 from ivl.engine.options import DEFAULT_MAX_PIXELS
 from ivl.errors import ConfigError
 from ivl.json_values import JsonObject, json_text
-from ivl.planner.run import TOKENS_OF_PAGE, RunEstimate, estimate_run
-from ivl.spelling import counted
+from ivl.planner.run import TOKENS_OF_PAGE, estimate_run
 
 if TYPE_CHECKING:
     from ivl.api import Model
     from ivl.documents.views import PageView
-
-EXIT_SOME_FAILED = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -207,7 +210,7 @@ def command(
         )
         has_failed = printer.print(results)
     else:
-        tell_plan = functools.partial(_tell_plan, estimate, json)
+        tell_plan = functools.partial(print_plan, estimate, json)
         documents = read_documents(
             given,
             model=load,
@@ -239,12 +242,9 @@ def _check_prompt(choice: ModelChoice, reading: Reading) -> None:
 
 def _run(documents: Iterator[DocumentResult], writing: Writing, status: Status) -> bool:
     """Lets a run write its files, and tells whether a page has failed."""
-    try:
+    with told_when_ended(status):
         for _ in documents:
             pass
-    except KeyboardInterrupt:
-        status.note("Ended. What was read is kept: the same command goes on.")
-        raise
     status.clear()
     if writing.dry_run or writing.out is None:
         return False
@@ -252,20 +252,6 @@ def _run(documents: Iterator[DocumentResult], writing: Writing, status: Status) 
     if not status.quiet:
         print_summary(summary, file=sys.stderr)
     return summary.has_failed
-
-
-def _tell_plan(estimate: Callable[[int], RunEstimate], json: bool, found: ReadProgress) -> None:
-    """For --dry-run."""
-    planned = estimate(found.num_pages - found.num_done)
-    if json:
-        counts = {"documents": found.num_documents, "done": found.num_done}
-        print_json({**counts, **planned.to_dict()})
-        return
-    documents, pages = counted(found.num_documents, "document"), counted(found.num_pages, "page")
-    done = f", {found.num_done} of them done already" if found.num_done else ""
-    print(f"{documents}, {pages}{done}")
-    if found.num_pages > found.num_done:
-        print(estimate_text(planned))
 
 
 def _check(writing: Writing, form: AnswerForm, json: bool) -> None:
@@ -295,21 +281,6 @@ def _tell_status(places: list[str], json: bool) -> None:
         print_json(summary.to_dict())
     else:
         print_summary(summary, file=sys.stdout)
-
-
-def facts_of_choice(choice: ModelChoice, status: Status) -> JsonObject:
-    """What of a model decides about its answers; see `model_facts`."""
-    return model_facts(
-        choice.model,
-        mmproj=choice.mmproj,
-        revision=choice.revision,
-        offline=choice.offline,
-        show_progress=status.is_seen,
-        dtype=choice.dtype,
-        kv=choice.kv,
-        vision=choice.vision,
-        context=choice.context,
-    )
 
 
 class _Printer:

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
+from ivl.cli.words import clean
 from ivl.engine.answer import logprob_record
 from ivl.json_values import json_text
 from ivl.spelling import counted
@@ -24,15 +25,6 @@ if TYPE_CHECKING:
 
 BAR_WIDTH = 30
 REDRAW_S = 0.1
-
-# A model repeats what it reads, and a picture may hold commands for a terminal. Of the control
-# characters only tab and newline pass.
-_CONTROLS = {code: None for code in (*range(32), *range(127, 160)) if chr(code) not in "\t\n"}
-
-
-def clean(text: str) -> str:
-    """The text without what commands a terminal."""
-    return text.translate(_CONTROLS)
 
 
 class Status:
@@ -52,7 +44,7 @@ class Status:
     def show(self, text: str) -> None:
         if self.is_seen:
             width = shutil.get_terminal_size().columns - 1
-            print(f"\r\033[K{text[:width]}", end="", file=sys.stderr, flush=True)
+            print(f"\r\033[K{clean(text)[:width]}", end="", file=sys.stderr, flush=True)
             self._shown = True
 
     def show_step(self, doing: str, done: int, total: int) -> None:
@@ -101,7 +93,7 @@ class Status:
         """A line that stays."""
         self.clear()
         if not self.quiet:
-            print(text, file=sys.stderr)
+            print(clean(text), file=sys.stderr)
 
     def note_missing_kernels(self) -> None:
         """Says, before a processor computes for long, that it could be done faster, and how."""

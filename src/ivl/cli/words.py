@@ -14,6 +14,9 @@ from contextvars import ContextVar
 
 _NAMED = re.compile(r'`([a-z_]+)(?:="?([\w.:,-]+)"?)?`')
 _ALTERNATIVE = re.compile(r",? or [^,.;`]*`([a-z_]+)`[^,.;]*")
+# A model repeats what it reads, and a picture, or the name of a file, may hold commands for a
+# terminal. Of the control characters only tab and newline pass.
+_CONTROLS = {code: None for code in (*range(32), *range(127, 160)) if chr(code) not in "\t\n"}
 _options: ContextVar[Mapping[str, str]] = ContextVar("options")
 
 
@@ -39,8 +42,13 @@ def spoken(text: str) -> str:
     return _NAMED.sub(option, _ALTERNATIVE.sub(without_what_is_not_there, text))
 
 
+def clean(text: str) -> str:
+    """The text without what commands a terminal."""
+    return text.translate(_CONTROLS)
+
+
 def print_error(message: str, hint: str) -> None:
     """What is wrong and what to do about it, on stderr."""
-    print(f"error: {spoken(message)}", file=sys.stderr)
+    print(f"error: {clean(spoken(message))}", file=sys.stderr)
     if hint:
-        print(f"hint: {spoken(hint)}", file=sys.stderr)
+        print(f"hint: {clean(spoken(hint))}", file=sys.stderr)

@@ -21,7 +21,7 @@ from ivl.checkpoint.hub import locate_pair
 from ivl.checkpoint.identity import fingerprint
 from ivl.documents.inputs import Given, find_documents
 from ivl.documents.journal import RunJournal
-from ivl.documents.looking import ReadSettings, TextLayerUse
+from ivl.documents.looking import ReadKeywords, ReadSettings
 from ivl.documents.outputs import OutputTarget, find_target, render
 from ivl.documents.page_run import (
     PageRun,
@@ -33,15 +33,12 @@ from ivl.documents.page_run import (
     settings_record,
 )
 from ivl.documents.progress import ReadProgress, Tally
-from ivl.documents.prompts import question_of
 from ivl.documents.reading import Wanted, check_jobs, check_model, passwords_of, read_pages
 from ivl.documents.results import DocumentResult, PageResult
 from ivl.documents.run_summary import RunSummary, summarize
-from ivl.engine.options import GenerationKeywords, GenerationOptions, Schema
 from ivl.engine.prompt_builder import Images, as_list
 from ivl.errors import RequestError
 from ivl.json_values import JsonObject, JsonValue
-from ivl.pages.sources import DEFAULT_MAX_PIXELS
 
 if TYPE_CHECKING:
     from ivl.documents.page_reading import Watcher
@@ -78,25 +75,14 @@ def read_documents(
     pages: str | None = None,
     passwords: Sequence[str] = (),
     jobs: int | None = None,
-    prompt: str = "text",
-    keep_headers: bool = False,
-    max_tiles: int | None = None,
-    max_pixels: int = DEFAULT_MAX_PIXELS,
-    system: str | None = None,
-    schema: Schema = None,
-    retry: bool = True,
-    skip_blank: bool = True,
-    rotate: bool = True,
-    text_layer: TextLayerUse = "auto",
     found: Callable[[ReadProgress], None] | None = None,
     progress: Callable[[ReadProgress], None] | None = None,
     watcher: Watcher | None = None,
-    **options: Unpack[GenerationKeywords],
+    **options: Unpack[ReadKeywords],
 ) -> Iterator[DocumentResult]:
     """Reads documents, and yields each when all of its pages are done.
 
-    paths, model, pages, passwords, jobs, prompt, keep_headers, retry, skip_blank, rotate,
-    text_layer, watcher and the rest: as of `read`.
+    paths, model, pages, passwords, jobs, watcher and options: as of `read`.
     out: a folder, in which the tree of the inputs is mirrored, or the file that all goes into;
     format: `md`, `txt`, `json`, `jsonl` or `html`; by default what the name of the file says, or
     `md`. Beside the texts a folder has `report.json`, and a hidden journal: the same call again
@@ -112,18 +98,7 @@ def read_documents(
     """
     check_jobs(jobs)
     check_model(model)
-    settings = ReadSettings(
-        question=question_of(prompt, keep_headers=keep_headers),
-        max_tiles=max_tiles,
-        max_pixels=max_pixels,
-        system=system,
-        schema=schema,
-        generation=GenerationOptions.of(options),
-        retry=retry,
-        skip_blank=skip_blank,
-        rotate=rotate,
-        text_layer=text_layer,
-    )
+    settings = ReadSettings.of(options)
     given = find_documents(cast("Sequence[Given]", as_list(cast("Images", paths))))
     target = None if out is None else find_target(out_path(out), format)
     tell = Tally(found, progress)

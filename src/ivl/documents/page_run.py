@@ -259,19 +259,32 @@ class PageRun(Generic[Record]):
         retry_failed: bool,
     ) -> None:
         """Opens and hashes all documents, and finds what is to be read. outputs: the file that each
-        is going to be in. retry_failed: only what has failed before is read."""
+        is going to be in. retry_failed: only what has failed before is read, and files that could
+        not be opened then."""
+        closed = self._not_opened_before()
         for document, output in zip(documents, outputs, strict=True):
             sheet = self._open(document, output, reading, wanted)
             self.sheets.append(sheet)
             for key in dict.fromkeys(page for page in sheet.pages if isinstance(page, str)):
                 status = self._status(key)
-                if status is None and retry_failed:
+                if status is None and retry_failed and document.path not in closed:
                     sheet.left.add(key)
                     sheet.is_left_out = True
                 elif status is None or status in WITHOUT_TEXT:
                     sheet.left.add(key)
                     self._waiting.setdefault(key, []).append(sheet)
         self._todo = {key: page for key, page in self._todo.items() if key in self._waiting}
+
+    def _not_opened_before(self) -> set[str]:
+        """Files that the last run could not open: it has no keys of their pages."""
+        if self.files is None or not self.files.journal.runs:
+            return set()
+        entries = cast("list[JsonObject]", self.files.journal.runs[-1]["documents"])
+        return {
+            str(entry["path"])
+            for entry in entries
+            if any(not isinstance(page, str) for page in cast("list[JsonValue]", entry["pages"]))
+        }
 
     def _open(
         self, document: Document, output: Path | None, reading: ReadSettings, wanted: Wanted
