@@ -158,23 +158,14 @@ def extract_pages(
         return
     from ivl.documents.page_talks import PageTalks  # torch comes with it
 
-    held: list[Reader] = []
-
-    def load() -> Reader:
-        held.append(model() if callable(model) else model)
-        return held[0]
-
-    def wording() -> Wording:
-        context = held[0].config.decoder.longest_context
-        return "short" if context <= SHORT_CONTEXT else "full"
-
-    def config() -> ModelConfig:
-        return held[0].config
-
     talks = PageTalks[PageFields](
-        load, settings.reading, jobs=jobs, most_pages=len(pages), schema=settings.schema.schema
+        model if callable(model) else lambda: model,
+        settings.reading,
+        jobs=jobs,
+        most_pages=len(pages),
+        schema=settings.schema.schema,
     )
-    makers = (partial(_prepare, page, settings, wording, config) for page in pages)
+    makers = (partial(_prepare, page, settings, lambda: talks.config) for page in pages)
     yield from talks.run(makers, lambda number, error: _failed(pages[number], error))
 
 
@@ -186,11 +177,13 @@ def _failed(page: Page, error: IvlError) -> PageFields:
 def _prepare(
     page: Page,
     settings: ExtractSettings,
-    wording: Callable[[], Wording],
     config: Callable[[], ModelConfig],
 ) -> Talk[PageFields] | PageFields:
     """What is going to be asked about the page; or what came of it without a model."""
     from ivl.documents.page_reading import PageReading
+
+    def wording() -> Wording:
+        return "short" if config().decoder.longest_context <= SHORT_CONTEXT else "full"
 
     seen = look_at(page, settings.reading)
     result = seen.result if isinstance(seen, Seen) else seen

@@ -74,26 +74,21 @@ def read_batch(
 ) -> Iterator[tuple[int, PageResult]]:
     """What comes of each page, with its number among `pages`, from 0, as soon as it is known; load
     and jobs as of `PageTalks`."""
-    held: list[Reader] = []
-
-    def load_once() -> Reader:
-        held.append(load())
-        return held[0]
+    talks = PageTalks[PageResult](
+        load, settings, jobs=jobs, most_pages=len(pages), schema=_schema(settings)
+    )
 
     def begin(page: Page) -> Talk[PageResult] | PageResult:
         seen = look_at(page, settings)
         if isinstance(seen, PageResult):
             return seen
-        return PageReading(seen, settings, lambda: held[0].config, watcher).talk()
+        return PageReading(seen, settings, lambda: talks.config, watcher).talk()
 
     def fail(number: int, error: IvlError) -> PageResult:
         page = pages[number]
         result = PageResult(path=page.name, number=page.number, count=page.count, status="ok")
         return failed(replace(result, label=page.label), page, error)
 
-    talks = PageTalks[PageResult](
-        load_once, settings, jobs=jobs, most_pages=len(pages), schema=_schema(settings)
-    )
     return talks.run((partial(begin, page) for page in pages), fail)
 
 

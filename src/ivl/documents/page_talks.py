@@ -153,9 +153,16 @@ class PageTalks(Generic[Result]):
         self._load, self._settings, self._schema = load, settings, schema
         self._jobs, self._most_pages = jobs, most_pages
         self._engine: Engine | None = None
+        self._config: ModelConfig | None = None
         self._grammars: dict[str, Grammar] = {}
         self._events: deque[tuple[_Open[Result], _Asked, Event]] = deque()
         self._open: dict[int, _Open[Result]] = {}
+
+    @property
+    def config(self) -> ModelConfig:
+        """Of the model, which is there when the first talk begins."""
+        assert self._config is not None
+        return self._config
 
     def run(
         self,
@@ -237,8 +244,10 @@ class PageTalks(Generic[Result]):
 
     def _start_engine(self) -> None:
         """Loads the model, and takes the place that so many pages need."""
+        model = self._load()
+        self._config = model.config
         self._jobs, self._engine = _seats(
-            self._load().engine, self._settings, self._jobs, self._most_pages or MOST_JOBS
+            model.engine, self._settings, self._jobs, self._most_pages or MOST_JOBS
         )
         if self._schema is not None:
             self._grammar(self._engine, self._schema)
