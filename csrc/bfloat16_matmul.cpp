@@ -18,13 +18,10 @@ bool has_bfloat16_products() {
   return processor().avx512bf16 && kernels().bfloat16.multiply != nullptr;
 }
 
-bool bfloat16_products_pay(int64_t num_rows) {
-  return has_bfloat16_products() && num_rows > kernels().floats.few_rows;
-}
-
-void Bfloat16Rows::resize(int64_t num_rows, int64_t columns) {
+void Bfloat16Rows::resize(int64_t num_rows, int64_t columns, bool of_prompt) {
   num_rows_ = num_rows;
   columns_ = columns;
+  are_few_ = !of_prompt && num_rows <= ivl::kernels().floats.few_rows;
   kernels_ = &ivl::kernels().bfloat16;
   memory_.reserve(static_cast<size_t>(2 * num_rows * kernels_->row_stride(columns)));
 }
@@ -39,22 +36,29 @@ void Bfloat16Rows::fill(const void* x, Dtype dtype, int64_t row_stride, int64_t 
 void bfloat16_matmul_outputs(const void* weights, int64_t rows, const float* bias,
                              const Bfloat16Rows& x, int64_t first, int64_t last, void* out,
                              Dtype out_dtype, int64_t out_stride, bool add) {
-  static thread_local Buffer scratch;
   const Bfloat16Kernels& of_isa = x.kernels();
+  const FloatTask task = {weights, Dtype::bfloat16, rows, x.columns(), x.data(), x.num_rows(),
+                          bias, out, out_dtype, out_stride, add};
+  last = std::min(last, rows);
+  if (x.are_few()) return of_isa.multiply_few(task, first, last);
+  static thread_local Buffer scratch;
   scratch.reserve(static_cast<size_t>(of_isa.scratch_bytes(x.num_rows(), x.columns())));
-  of_isa.multiply({weights, Dtype::bfloat16, rows, x.columns(), x.data(), x.num_rows(), bias, out,
-                   out_dtype, out_stride, add},
-                  first, std::min(last, rows), scratch.data());
+  of_isa.multiply(task, first, last, scratch.data());
 }
 
 void bfloat16_matmul(const FloatProduct& product) {
   static thread_local Bfloat16Rows rows;  // each thread that calls has its own
   Bfloat16Rows& x = rows;                 // and the others of the pool see the caller's
-  x.resize(product.num_rows, product.columns);
+  x.resize(product.num_rows, product.columns, false);
   const int64_t tiles = (product.num_rows + Bfloat16Rows::kTileRows - 1) / Bfloat16Rows::kTileRows;
-  parallel_for(tiles, [&](int64_t tile) {
+  const auto fill = [&](int64_t tile) {
     x.fill(product.x, product.x_dtype, product.columns, tile, 0, product.columns);
-  });
+  };
+  if (tiles == 1) {
+    fill(0);
+  } else {
+    parallel_for(tiles, fill);
+  }
   parallel_for((product.rows + kTaskOutputs - 1) / kTaskOutputs, [&](int64_t task) {
     const int64_t first = task * kTaskOutputs;
     bfloat16_matmul_outputs(product.weights, product.rows, product.bias, x, first,

@@ -1,8 +1,12 @@
-// Products of more than a few rows with weights of bfloat16, on processors that multiply pairs of
-// such numbers (AVX-512 BF16): y = x W^T + bias. Rows are rounded to bfloat16; sums are float32.
+// Products with weights of bfloat16, on processors that multiply pairs of such numbers (AVX-512
+// BF16): y = x W^T + bias. Rows are rounded to bfloat16; sums are float32.
 //
-// Weights stay as they lie in memory: 32 rows of them are turned into columns of pairs, in a buffer
-// that stays in a cache while all rows pass by.
+// Weights stay as they lie in memory. For few rows they are read once. For many, 32 rows of weights
+// are turned into columns of pairs, in a buffer that stays in a cache while all rows pass by.
+//
+// The two add up in another order. So that no bit of an answer depends on how many others are written
+// with it, a step of several answers is few rows; and so that none depends on where a prompt is cut,
+// its chunks never are.
 #pragma once
 
 #include <cstdint>
@@ -19,17 +23,14 @@ struct FloatProduct;
 // Whether such products run on this machine and in the instruction set in use. Without them, what
 // follows is not to be called.
 bool has_bfloat16_products();
-// Whether they do, and are the right ones for so many rows. A step of several answers is no more than
-// a few: its rows stay float32 (float_matmul.hpp), each sum in one order, so that no bit of an answer
-// depends on how many others are written with it.
-bool bfloat16_products_pay(int64_t num_rows);
 
 // Rows of activations in bfloat16. Can be filled again and again; the memory stays.
 class Bfloat16Rows {
  public:
   static constexpr int kTileRows = 12;
 
-  void resize(int64_t num_rows, int64_t columns);
+  // of_prompt: they are never few.
+  void resize(int64_t num_rows, int64_t columns, bool of_prompt);
   // Takes columns [first, first + count) of the rows [12 * tile, 12 * tile + 12); first is a
   // multiple of 32, and so is count, unless it is all that is left. x points to column `first` of
   // row 0.
@@ -38,6 +39,7 @@ class Bfloat16Rows {
 
   int64_t num_rows() const { return num_rows_; }
   int64_t columns() const { return columns_; }
+  bool are_few() const { return are_few_; }
   const uint16_t* data() const { return memory_.as<uint16_t>(); }
   // Those that the order is for: another instruction set may be chosen in the meantime.
   const Bfloat16Kernels& kernels() const { return *kernels_; }
@@ -45,6 +47,7 @@ class Bfloat16Rows {
  private:
   const Bfloat16Kernels* kernels_ = nullptr;  // of `resize`
   int64_t num_rows_ = 0, columns_ = 0;
+  bool are_few_ = false;
   Buffer memory_;
 };
 

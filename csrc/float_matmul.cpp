@@ -22,7 +22,7 @@ void float_matmul(const FloatProduct& product) {
   if (num_rows == 0 || product.rows == 0) return;
   // Rows that are bfloat16 already lose nothing.
   if (product.weights_dtype == Dtype::bfloat16 && product.x_dtype == Dtype::bfloat16 &&
-      columns > 0 && bfloat16_products_pay(num_rows)) {
+      columns > 0 && has_bfloat16_products()) {
     return bfloat16_matmul(product);
   }
   static thread_local Buffer memory;

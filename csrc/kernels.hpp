@@ -104,6 +104,8 @@ struct Bfloat16Kernels {
   int64_t (*scratch_bytes)(int64_t num_rows, int64_t columns);
   // Weight rows [first, last), a multiple of 32 at first.
   void (*multiply)(const FloatTask& task, int64_t first, int64_t last, uint8_t* scratch);
+  // The same for a few rows. Sums are in another order, the same for any number of rows.
+  void (*multiply_few)(const FloatTask& task, int64_t first, int64_t last);
 };
 
 // --- the layers of a decoder (decoder.hpp) ---

@@ -21,8 +21,8 @@ struct Linear {
 
 // Activations (num_rows, columns) in the forms that the layers need which read them.
 //
-// What weights of bfloat16 read depends on the number of rows: a few stay float32; more are rounded,
-// where the processor has such products, and so are those of a prompt, however few it is cut into.
+// Weights of bfloat16 read rows of bfloat16 where the processor has such products, else of float32.
+// of_prompt: all rows are of prompts (bfloat16_matmul.hpp).
 class Inputs {
  public:
   static constexpr int kTileRows = 12;

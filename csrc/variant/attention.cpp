@@ -19,10 +19,12 @@ constexpr int kRows = kFloatRows < 8 ? kFloatRows : 8;  // rows whose sums are i
 constexpr int64_t kWidth = 16 * kFloatVectors;          // numbers of a row in registers
 constexpr float kNothing = -3.0e38f;                    // the largest score of no keys
 
-// c (R, kWidth) = a (R, depth) b (depth, kWidth), added to what is in c or not.
-template <int R, bool ADD>
-void multiply_block(const float* a, int64_t a_stride, const float* b, int64_t b_stride,
+// c (R, kWidth) = a (R, depth) b (depth, kWidth), added to what is in c or not; b is of the type TYPE,
+// c of float32.
+template <Dtype TYPE, int R, bool ADD>
+void multiply_block(const float* a, int64_t a_stride, const uint8_t* b, int64_t b_stride,
                     int64_t depth, float* c, int64_t c_stride) {
+  constexpr int64_t size = bytes_of(TYPE);
   Floats acc[R][kFloatVectors];
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) {
@@ -34,7 +36,9 @@ void multiply_block(const float* a, int64_t a_stride, const float* b, int64_t b_
   for (int64_t k = 0; k < depth; ++k) {
     Floats row[kFloatVectors];
 #pragma GCC unroll 2
-    for (int v = 0; v < kFloatVectors; ++v) row[v] = load_floats(b + k * b_stride + 16 * v);
+    for (int v = 0; v < kFloatVectors; ++v) {
+      row[v] = load_numbers<TYPE>(b + (k * b_stride + 16 * v) * size);
+    }
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
       const Floats all = splat(a[r * a_stride + k]);
@@ -50,26 +54,28 @@ void multiply_block(const float* a, int64_t a_stride, const float* b, int64_t b_
 }
 
 // The same for `rows` rows, at most R, and `width` columns.
-template <bool ADD, int R>
-void multiply_rows(int64_t rows, const float* a, int64_t a_stride, const float* b,
+template <Dtype TYPE, bool ADD, int R>
+void multiply_rows(int64_t rows, const float* a, int64_t a_stride, const uint8_t* b,
                    int64_t b_stride, int64_t depth, float* c, int64_t c_stride, int64_t width) {
   if (rows == R) {
     for (int64_t at = 0; at < width; at += kWidth) {
-      multiply_block<R, ADD>(a, a_stride, b + at, b_stride, depth, c + at, c_stride);
+      multiply_block<TYPE, R, ADD>(a, a_stride, b + at * bytes_of(TYPE), b_stride, depth, c + at,
+                                   c_stride);
     }
   } else if constexpr (R > 1) {
-    multiply_rows<ADD, R - 1>(rows, a, a_stride, b, b_stride, depth, c, c_stride, width);
+    multiply_rows<TYPE, ADD, R - 1>(rows, a, a_stride, b, b_stride, depth, c, c_stride, width);
   }
 }
 
 // For any number of rows.
-template <bool ADD>
-void multiply_all(int64_t rows, const float* a, int64_t a_stride, const float* b, int64_t b_stride,
+template <bool ADD, Dtype TYPE = Dtype::float32>
+void multiply_all(int64_t rows, const float* a, int64_t a_stride, const void* b, int64_t b_stride,
                   int64_t depth, float* c, int64_t c_stride, int64_t width) {
   for (int64_t row = 0; row < rows; row += kRows) {
     const int64_t left = rows - row;
-    multiply_rows<ADD, kRows>(left < kRows ? left : kRows, a + row * a_stride, a_stride, b,
-                              b_stride, depth, c + row * c_stride, c_stride, width);
+    multiply_rows<TYPE, ADD, kRows>(left < kRows ? left : kRows, a + row * a_stride, a_stride,
+                                    static_cast<const uint8_t*>(b), b_stride, depth,
+                                    c + row * c_stride, c_stride, width);
   }
 }
 
@@ -156,26 +162,41 @@ struct Memory {
   }
 };
 
+// The head in the block of the cache that has this position.
+const uint8_t* block_at(const AttentionTask& task, int64_t position) {
+  return task.layer + task.blocks[position / kBlockTokens] * task.block_bytes + task.head_offset;
+}
+
 // Asks for a block of the cache: where it lies no processor can guess.
 void prefetch_block(const AttentionTask& task, int64_t position) {
-  const uint8_t* head =
-      task.layer + task.blocks[position / kBlockTokens] * task.block_bytes + task.head_offset;
+  const uint8_t* head = block_at(task, position);
   for (int64_t at = 0; at < task.layout.head_bytes(); at += 64) prefetch(head + at);
 }
 
 // Adds the keys [first, last), at most a chunk, to what is known of all rows.
 void attend_chunk(const AttentionTask& task, const Memory& m, int64_t first, int64_t last) {
   const int64_t rows = task.num_tokens * task.group, head_dim = task.layout.head_dim;
-  for (int64_t at = first; at < last; at += kBlockTokens) {
-    const uint8_t* head = task.layer + task.blocks[at / kBlockTokens] * task.block_bytes +
-                          task.head_offset;
-    const int64_t left = last - at, count = left < kBlockTokens ? left : kBlockTokens;
+  // Numbers that are used once are widened where they are used.
+  const bool as_they_are = task.layout.type == KVType::float16 && rows <= kRows;
+  const auto for_blocks = [&](auto&& body) {
+    for (int64_t at = first; at < last; at += kBlockTokens) {
+      const int64_t left = last - at;
+      body(block_at(task, at), at, left < kBlockTokens ? left : kBlockTokens);
+    }
+  };
+  for_blocks([&](const uint8_t* head, int64_t at, int64_t count) {
     if (at + kBlockTokens < task.last_key) prefetch_block(task, at + kBlockTokens);
+    float* scores = m.scores + at - first;
+    if (as_they_are) {
+      multiply_all<false, Dtype::float16>(rows, m.q, head_dim, head, kBlockTokens, head_dim, scores,
+                                          kChunkKeys, kBlockTokens);
+      return;
+    }
     const float* keys = widen_keys(task.layout, head, m.keys);
-    multiply_all<false>(rows, m.q, head_dim, keys, kBlockTokens, head_dim, m.scores + at - first,
-                        kChunkKeys, kBlockTokens);
+    multiply_all<false>(rows, m.q, head_dim, keys, kBlockTokens, head_dim, scores, kChunkKeys,
+                        kBlockTokens);
     widen_values(task.layout, head, count, m.values + (at - first) * head_dim);
-  }
+  });
   const int64_t keys = last - first;
   for (int64_t row = 0; row < rows; ++row) {
     const int64_t seen = task.first_position + row / task.group + 1 - first;
@@ -183,8 +204,16 @@ void attend_chunk(const AttentionTask& task, const Memory& m, int64_t first, int
     soften(m.scores + row * kChunkKeys, limit, keys, head_dim, m.most[row], m.sum[row],
            m.out + row * head_dim);
   }
-  multiply_all<true>(rows, m.scores, kChunkKeys, m.values, head_dim, keys, m.out, head_dim,
-                     head_dim);
+  if (!as_they_are) {
+    multiply_all<true>(rows, m.scores, kChunkKeys, m.values, head_dim, keys, m.out, head_dim,
+                       head_dim);
+    return;
+  }
+  for_blocks([&](const uint8_t* head, int64_t at, int64_t count) {
+    multiply_all<true, Dtype::float16>(rows, m.scores + at - first, kChunkKeys,
+                                       head + task.layout.values_at(), head_dim, count, m.out,
+                                       head_dim, head_dim);
+  });
 }
 
 void attend(const AttentionTask& task, uint8_t* scratch) {

@@ -2,7 +2,7 @@
 #include "kernels.hpp"
 
 #include "numbers.hpp"
-#include "write_panel.hpp"
+#include "write_sums.hpp"
 
 namespace ivl {
 namespace IVL_VARIANT {
@@ -21,16 +21,6 @@ constexpr int64_t kSlice = 512;                 // columns whose widened weights
 // Numbers from one row of x to the next: filled up to whole vectors, and one more, so that rows do
 // not all fall into the same set of the first cache.
 IVL_INLINE int64_t row_stride(int64_t columns) { return (columns + 15) / 16 * 16 + 16; }
-
-IVL_INLINE void store_number(void* out, Dtype dtype, int64_t at, float y) {
-  if (dtype == Dtype::float32) {
-    memcpy(static_cast<float*>(out) + at, &y, 4);
-    return;
-  }
-  alignas(64) uint8_t whole[64];
-  store_numbers(whole, dtype, splat(y));
-  memcpy(static_cast<uint8_t*>(out) + 2 * at, whole, 2);
-}
 
 // --- few rows: x is (num_rows, columns padded with zeros); a sum is kept in 16 parts ---
 
@@ -80,14 +70,7 @@ void multiply_rows(const FloatTask& task, int64_t weight_row, int64_t row) {
       for (int r = 0; r < R; ++r) sums[r][i] = total(acc[i][r]);
     }
   }
-  for (int r = 0; r < R; ++r) {
-    for (int i = 0; i < W; ++i) {
-      const float bias = task.bias == nullptr ? 0.0f : task.bias[weight_row + i];
-      const int64_t at = (row + r) * task.out_stride + weight_row + i;
-      const float before = task.add ? static_cast<const float*>(task.out)[at] : 0.0f;
-      store_number(task.out, task.out_dtype, at, sums[r][i] + bias + before);
-    }
-  }
+  write_block(task, weight_row, row, sums);
 }
 
 // The rows from `row` on times four weight rows, or one.

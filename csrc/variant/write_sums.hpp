@@ -1,4 +1,4 @@
-// Ends a product: the sums of a panel of outputs become outputs.
+// Ends a product: sums become outputs.
 #pragma once
 
 #include "kernels.hpp"
@@ -6,6 +6,33 @@
 
 namespace ivl {
 namespace IVL_VARIANT {
+
+// Sums (R, W) of the rows from `row` on to outputs [first, first + W).
+template <int W, int R>
+IVL_INLINE void write_block(const FloatTask& task, int64_t first, int64_t row,
+                            const float (&sums)[R][W]) {
+  float bias[W] = {};
+  if (task.bias != nullptr) memcpy(bias, task.bias + first, sizeof bias);
+#pragma GCC unroll 4
+  for (int r = 0; r < R; ++r) {
+    const int64_t at = (row + r) * task.out_stride + first;
+    float y[W];
+#pragma GCC unroll 4
+    for (int i = 0; i < W; ++i) y[i] = sums[r][i] + bias[i];
+    if (task.out_dtype == Dtype::float32) {
+      float* out = static_cast<float*>(task.out) + at;
+      if (task.add) {
+#pragma GCC unroll 4
+        for (int i = 0; i < W; ++i) y[i] += out[i];
+      }
+      memcpy(out, y, sizeof y);
+    } else {
+      alignas(64) uint8_t whole[64];
+      store_numbers(whole, task.out_dtype, load_numbers<Dtype::float32>(y, W));
+      memcpy(static_cast<uint8_t*>(task.out) + 2 * at, whole, 2 * W);
+    }
+  }
+}
 
 // Sums (num_rows, PANEL) to outputs [first, first + PANEL), as many as there are.
 template <int64_t PANEL>

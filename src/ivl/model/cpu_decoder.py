@@ -109,8 +109,8 @@ class CpuLayers:
         does not advance it."""
         if self._plain_types <= {torch.float32}:
             return self._extend_alike(x, _Call(segments, cos, sin))
-        # With weights of 16 bits a prompt is read in another arithmetic than a few rows. Those who
-        # are writing must not be drawn into it, nor a prompt into theirs, by who shares the step.
+        # With weights of 16 bits a prompt is added up otherwise than a few rows. Those who are
+        # writing must not be drawn into it, nor a prompt into theirs, by who shares the step.
         prompts = [segment for segment in segments if segment.is_prompt]
         if len(prompts) in (0, len(segments)):
             return self._extend_alike(x, _Call(segments, cos, sin, of_prompt=bool(prompts)))
