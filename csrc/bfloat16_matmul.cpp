@@ -12,18 +12,23 @@ namespace {
 
 constexpr int64_t kTaskOutputs = 64;
 
-}  // namespace
-
-bool has_bfloat16_products() {
-  return processor().avx512bf16 && kernels().bfloat16.multiply != nullptr;
+bool has_products(const Kernels& of_isa) {
+  return processor().avx512bf16 && of_isa.bfloat16.multiply != nullptr;
 }
 
-void Bfloat16Rows::resize(int64_t num_rows, int64_t columns, bool of_prompt) {
+}  // namespace
+
+bool has_bfloat16_products() { return has_products(kernels()); }
+
+bool Bfloat16Rows::resize(int64_t num_rows, int64_t columns, bool of_prompt) {
+  const Kernels& of_isa = ivl::kernels();
+  if (!has_products(of_isa)) return false;
   num_rows_ = num_rows;
   columns_ = columns;
-  are_few_ = !of_prompt && num_rows <= ivl::kernels().floats.few_rows;
-  kernels_ = &ivl::kernels().bfloat16;
+  are_few_ = !of_prompt && num_rows <= of_isa.floats.few_rows;
+  kernels_ = &of_isa.bfloat16;
   memory_.reserve(static_cast<size_t>(2 * num_rows * kernels_->row_stride(columns)));
+  return true;
 }
 
 void Bfloat16Rows::fill(const void* x, Dtype dtype, int64_t row_stride, int64_t tile, int64_t first,
@@ -46,10 +51,10 @@ void bfloat16_matmul_outputs(const void* weights, int64_t rows, const float* bia
   of_isa.multiply(task, first, last, scratch.data());
 }
 
-void bfloat16_matmul(const FloatProduct& product) {
+bool bfloat16_matmul(const FloatProduct& product) {
   static thread_local Bfloat16Rows rows;  // each thread that calls has its own
   Bfloat16Rows& x = rows;                 // and the others of the pool see the caller's
-  x.resize(product.num_rows, product.columns, false);
+  if (!x.resize(product.num_rows, product.columns, false)) return false;
   const int64_t tiles = (product.num_rows + Bfloat16Rows::kTileRows - 1) / Bfloat16Rows::kTileRows;
   const auto fill = [&](int64_t tile) {
     x.fill(product.x, product.x_dtype, product.columns, tile, 0, product.columns);
@@ -65,6 +70,7 @@ void bfloat16_matmul(const FloatProduct& product) {
                             first + kTaskOutputs, product.out, product.out_dtype, product.rows,
                             false);
   });
+  return true;
 }
 
 }  // namespace ivl

@@ -20,8 +20,8 @@ struct Bfloat16Kernels;
 
 struct FloatProduct;
 
-// Whether such products run on this machine and in the instruction set in use. Without them, what
-// follows is not to be called.
+// Whether such products run on this machine and in the instruction set in use, which another thread
+// may change at any time.
 bool has_bfloat16_products();
 
 // Rows of activations in bfloat16. Can be filled again and again; the memory stays.
@@ -29,8 +29,8 @@ class Bfloat16Rows {
  public:
   static constexpr int kTileRows = 12;
 
-  // of_prompt: they are never few.
-  void resize(int64_t num_rows, int64_t columns, bool of_prompt);
+  // of_prompt: they are never few. False, and nothing may be filled, without such products.
+  bool resize(int64_t num_rows, int64_t columns, bool of_prompt);
   // Takes columns [first, first + count) of the rows [12 * tile, 12 * tile + 12); first is a
   // multiple of 32, and so is count, unless it is all that is left. x points to column `first` of
   // row 0.
@@ -58,7 +58,8 @@ void bfloat16_matmul_outputs(const void* weights, int64_t rows, const float* bia
                              const Bfloat16Rows& x, int64_t first, int64_t last, void* out,
                              Dtype out_dtype, int64_t out_stride, bool add);
 
-// A whole product whose weights are bfloat16, on all threads.
-void bfloat16_matmul(const FloatProduct& product);
+// A whole product whose weights are bfloat16, on all threads. False, and nothing done, without such
+// products.
+bool bfloat16_matmul(const FloatProduct& product);
 
 }  // namespace ivl

@@ -22,8 +22,8 @@ void float_matmul(const FloatProduct& product) {
   if (num_rows == 0 || product.rows == 0) return;
   // Rows that are bfloat16 already lose nothing.
   if (product.weights_dtype == Dtype::bfloat16 && product.x_dtype == Dtype::bfloat16 &&
-      columns > 0 && has_bfloat16_products()) {
-    return bfloat16_matmul(product);
+      columns > 0 && bfloat16_matmul(product)) {
+    return;
   }
   static thread_local Buffer memory;
   memory.reserve(static_cast<size_t>(4 * of_isa.prepared_size(num_rows, columns) + 64));

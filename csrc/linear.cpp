@@ -13,11 +13,10 @@ void Inputs::add_reader(const Linear& layer) {
 void Inputs::resize(int64_t num_rows, int64_t columns, bool of_prompt) {
   num_rows_ = num_rows;
   columns_ = columns;
-  as_bfloat16_ = reads_bfloat16_ && has_bfloat16_products();
+  as_bfloat16_ = reads_bfloat16_ && narrow_.resize(num_rows, columns, of_prompt);
   as_floats_ = reads_floats_ || (reads_bfloat16_ && !as_bfloat16_);
   if (reads_bytes_) bytes_.resize(num_rows, columns);
   if (as_floats_) floats_.resize(num_rows, columns);
-  if (as_bfloat16_) narrow_.resize(num_rows, columns, of_prompt);
 }
 
 void Inputs::fill(const float* x, int64_t tile) {

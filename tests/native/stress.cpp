@@ -101,27 +101,35 @@ Floats packed_products() {
   return all;
 }
 
+// The numbers as bfloat16, cut off.
+std::vector<uint16_t> narrowed(const Floats& numbers) {
+  std::vector<uint16_t> narrow(numbers.size());
+  for (size_t i = 0; i < numbers.size(); ++i) {
+    uint32_t bits;
+    std::memcpy(&bits, &numbers[i], 4);
+    narrow[i] = static_cast<uint16_t>(bits >> 16);
+  }
+  return narrow;
+}
+
 Floats float_products() {
   Floats all;
   constexpr int64_t kRows = 150, kColumns = 333;
-  // As numbers of 16 bits the upper and lower halves of random ones: some are huge, none is lost.
   const Floats weights = random_floats(kRows * kColumns, 5);
-  for (ivl::Dtype dtype : {ivl::Dtype::float32, ivl::Dtype::bfloat16}) {
-    std::vector<uint16_t> narrow(weights.size());
-    for (size_t i = 0; i < weights.size(); ++i) {
-      uint32_t bits;
-      std::memcpy(&bits, &weights[i], 4);
-      narrow[i] = static_cast<uint16_t>(bits >> 16);
-    }
-    const void* numbers = dtype == ivl::Dtype::float32 ? static_cast<const void*>(weights.data())
-                                                       : static_cast<const void*>(narrow.data());
-    for (int64_t num_rows : {1, 8, 29, 40}) {
-      const Floats x = random_floats(num_rows * kColumns, 6);
-      Floats out(static_cast<size_t>(num_rows * kRows));
-      ivl::float_matmul({numbers, dtype, kRows, kColumns, x.data(), ivl::Dtype::float32, num_rows,
-                         nullptr, out.data(), ivl::Dtype::float32});
-      all.insert(all.end(), out.begin(), out.end());
-    }
+  const std::vector<uint16_t> narrow = narrowed(weights);
+  const auto multiply = [&](const void* numbers, ivl::Dtype dtype, const void* x,
+                            ivl::Dtype x_dtype, int64_t num_rows) {
+    Floats out(static_cast<size_t>(num_rows * kRows));
+    ivl::float_matmul({numbers, dtype, kRows, kColumns, x, x_dtype, num_rows, nullptr, out.data(),
+                       ivl::Dtype::float32});
+    all.insert(all.end(), out.begin(), out.end());
+  };
+  for (int64_t num_rows : {1, 8, 29, 40}) {
+    const Floats x = random_floats(num_rows * kColumns, 6);
+    const std::vector<uint16_t> narrow_x = narrowed(x);
+    multiply(weights.data(), ivl::Dtype::float32, x.data(), ivl::Dtype::float32, num_rows);
+    multiply(narrow.data(), ivl::Dtype::bfloat16, x.data(), ivl::Dtype::float32, num_rows);
+    multiply(narrow.data(), ivl::Dtype::bfloat16, narrow_x.data(), ivl::Dtype::bfloat16, num_rows);
   }
   return all;
 }
@@ -165,7 +173,7 @@ class Model {
     std::vector<ivl::DecoderLayer> layers;
     for (int i = 0; i < 2; ++i) {
       layers.push_back({norm_.data(), quantized(12, shape.q_width(), kHidden),
-                        plain(shape.kv_width(), kHidden), quantized(8, shape.kv_width(), kHidden),
+                        narrow(shape.kv_width(), kHidden), quantized(8, shape.kv_width(), kHidden),
                         quantized(14, kHidden, shape.q_width()), norm_.data(),
                         quantized(12, kInner, kHidden), quantized(2, kInner, kHidden),
                         i ? plain(kHidden, kInner) : quantized(14, kHidden, kInner)});
@@ -208,9 +216,16 @@ class Model {
     return {nullptr, numbers_.back().data(), ivl::Dtype::float32, rows, columns, nullptr};
   }
 
+  ivl::Linear narrow(int64_t rows, int64_t columns) {
+    const auto seed = static_cast<unsigned>(80 + narrow_.size());
+    narrow_.push_back(narrowed(random_floats(rows * columns, seed)));
+    return {nullptr, narrow_.back().data(), ivl::Dtype::bfloat16, rows, columns, nullptr};
+  }
+
   Floats norm_;
   std::vector<std::unique_ptr<ivl::PackedMatrix>> matrices_;
   std::vector<Floats> numbers_;
+  std::vector<std::vector<uint16_t>> narrow_;
   std::vector<std::vector<uint8_t>> memory_;
   std::vector<int32_t> blocks_[2];
   ivl::CacheView cache_;
