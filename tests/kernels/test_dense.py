@@ -145,7 +145,7 @@ def test_norms_and_what_follows_a_product_are_torchs(isa: str) -> None:
         torch.testing.assert_close(added, x + weight * ours, atol=2e-6, rtol=1e-5)
 
 
-@pytest.mark.parametrize("arithmetic", ["float16", "bfloat16"])
+@pytest.mark.parametrize("arithmetic", ["float16", "bfloat16", "int8"])
 @pytest.mark.parametrize(
     ("positions", "heads", "head_dim"), [(17, 3, 16), (65, 2, 64), (150, 1, 128)]
 )
@@ -161,7 +161,16 @@ def test_attention_between_positions_is_torchs(
     expected = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
     out = torch.empty(2, positions, heads * head_dim)
     ours = tile_attention(qkv, heads, out, arithmetic)
-    assert error(ours, expected) < (6e-3 if arithmetic == "bfloat16" else 2e-3)
+    assert error(ours, expected) < (2e-3 if arithmetic == "float16" else 6e-3)
+
+
+def test_with_products_of_int8_attention_is_of_16_bits_where_there_are_such(isa: str) -> None:
+    has = [one for one in ("float16", "bfloat16") if one in arithmetics()]
+    if not has:
+        pytest.skip("no products of 16 bits")
+    qkv = torch.randn(1, 65, 3 * 128, generator=torch.Generator().manual_seed(2))
+    of_bytes = tile_attention(qkv, 2, torch.empty(1, 65, 128), "int8")
+    assert torch.equal(of_bytes, tile_attention(qkv, 2, torch.empty(1, 65, 128), has[0]))
 
 
 def test_a_wrong_shape_is_refused_before_anything_is_written() -> None:

@@ -102,22 +102,23 @@ class DenseMatrix:
         return out
 
 
+_ATTENTION: tuple[Arithmetic, ...] = ("float16", "bfloat16")
+"""What attention is computed in where the products are of int8; the first is more exact."""
+
+
 def tile_attention(qkv: Tensor, num_heads: int, out: Tensor, arithmetic: Arithmetic) -> Tensor:
     """Attention of every position of a tile to every other, from float32 to float32.
 
     qkv (tiles, positions, 3 * width) -> out (tiles, positions, width). By products of the
-    arithmetic, or of float16 where that is int8, if the processor has them and heads are whole
+    arithmetic, or of 16 bits where that is int8, if the processor has them and heads are whole
     panels; otherwise by torch.
     """
     tiles, positions, width = out.shape
     module = cpu.extension()
-    wanted = "float16" if arithmetic == "int8" else arithmetic
-    if (
-        module is not None
-        and wanted in arithmetics()
-        and width // num_heads % module.DensePanels.part_outputs == 0
-    ):
-        module.tile_attention(wanted, qkv, num_heads, out)
+    wanted = _ATTENTION if arithmetic == "int8" else (arithmetic,)
+    usable = [one for one in wanted if one in arithmetics()]
+    if module is not None and usable and width // num_heads % module.DensePanels.part_outputs == 0:
+        module.tile_attention(usable[0], qkv, num_heads, out)
         return out
     q, k, v = qkv.view(tiles, positions, 3, num_heads, -1).permute(2, 0, 3, 1, 4)
     heads = F.scaled_dot_product_attention(q, k, v)
