@@ -204,6 +204,26 @@ def test_failed_pages_are_tried_again(
     assert read_pages[1:] == [("new.png", 1)]
 
 
+def test_trying_failed_pages_again_needs_a_run_with_these_settings(
+    model: Model, scans: Path
+) -> None:
+    with pytest.raises(RequestError, match="No run has written to out"):
+        run(model, retry_failed=True)
+    run(model)
+    before = sorted(Path("out").rglob("*.md"))
+    with pytest.raises(RequestError, match="other settings"):
+        run(model, retry_failed=True, max_tokens=2)
+    assert sorted(Path("out").rglob("*.md")) == before  # which would have gone, for nothing
+    run(model, retry_failed=True)
+
+
+def test_a_page_that_is_wanted_twice_is_read_once(model: Model, scans: Path) -> None:
+    for out in (None, "out"):
+        options = SHORT | {"pages": "1,1,2", "out": out}
+        [document] = ivl.read_documents("scans/sub", model=model, **options)
+        assert [page.number for page in document.pages] == [1, 2]
+
+
 def test_names_that_clash_are_refused_before_anything_runs(model: Model, scans: Path) -> None:
     shutil.copy(scans / "one.png", scans / "one.tif")
     shutil.copy(scans / "one.png", scans / "REPORT.png")

@@ -19,12 +19,14 @@ from ivl.cli.options import (
     ModelChoice,
     PageChoice,
     Quiet,
+    RunChoice,
     Sampling,
     with_options,
 )
 from ivl.cli.progress import (
     EXIT_SOME_FAILED,
     PageProgress,
+    estimator,
     print_plan,
     print_summary,
     told_when_ended,
@@ -36,9 +38,8 @@ from ivl.documents.extraction_job import extract, extract_status
 from ivl.documents.field_values import DEFAULT_MIN_CONFIDENCE
 from ivl.documents.schemas import READY_SCHEMAS, load_schema
 from ivl.engine.options import DEFAULT_MAX_PIXELS
-from ivl.errors import ConfigError
 from ivl.json_values import json_text
-from ivl.planner.run import TOKENS_OF_PAGE, estimate_run
+from ivl.planner.run import TOKENS_OF_PAGE
 from ivl.spelling import counted
 
 TOKENS_OF_FIELDS = 200
@@ -95,20 +96,6 @@ class Table:
         str | None,
         Option(metavar="LIST", help="A row of the .csv file for each element of this list."),
     ] = None
-    force: Annotated[
-        bool, Option("--force", help="Replace a file that no run of ivl has written.")
-    ] = False
-    retry_failed: Annotated[
-        bool, Option("--retry-failed", help="Only ask about the pages again that failed.")
-    ] = False
-    dry_run: Annotated[
-        bool,
-        Option("--dry-run", help="Only say how many pages there are, and what they take."),
-    ] = False
-    price: Annotated[
-        float | None,
-        Option(metavar="X", help="With --dry-run: what an hour of this machine costs."),
-    ] = None
 
 
 @with_options
@@ -117,6 +104,7 @@ def command(
     *,
     extracting: Extracting,
     table: Table,
+    run: RunChoice,
     which: PageChoice,
     max_tiles: MaxTiles = None,
     max_pixels: MaxPixels = DEFAULT_MAX_PIXELS,
@@ -133,19 +121,10 @@ def command(
     """
     sampling.options()  # what cannot be used is told before anything is opened
     load_schema(extracting.schema)
-    _check(table)
+    run.check(table.out)
     status = Status(quiet=quiet, json=table.out is None)
-    estimate = functools.partial(
-        estimate_run,
-        choice.model,
-        mmproj=choice.mmproj,
-        jobs=which.jobs,
-        max_tiles=max_tiles,
-        context=choice.context,
-        kv=choice.kv,
-        price_per_hour=table.price,
-        num_tokens=TOKENS_OF_FIELDS + (0 if extracting.no_check else TOKENS_OF_PAGE),
-    )
+    tokens = TOKENS_OF_FIELDS + (0 if extracting.no_check else TOKENS_OF_PAGE)
+    estimate = estimator(choice, which, run, max_tiles=max_tiles, tokens=tokens)
     progress = PageProgress(status, estimate)
     results = extract(
         given_documents(files),
@@ -159,14 +138,14 @@ def command(
         retries=extracting.retries,
         out=table.out,
         rows=table.rows,
-        force=table.force,
-        retry_failed=table.retry_failed,
-        dry_run=table.dry_run,
+        force=run.force,
+        retry_failed=run.retry_failed,
+        dry_run=run.dry_run,
         model_facts=lambda: facts_of_choice(choice, status),
         jobs=which.jobs,
         max_tiles=max_tiles,
         max_pixels=max_pixels,
-        found=functools.partial(print_plan, estimate, False) if table.dry_run else progress.begin,
+        found=functools.partial(print_plan, estimate, False) if run.dry_run else progress.begin,
         progress=progress.show,
         **sampling.given(),
     )
@@ -174,19 +153,9 @@ def command(
         has_failed = _print_all(results, status)
     else:
         with told_when_ended(status):
-            has_failed = _write(results, table, status)
+            has_failed = _write(results, None if run.dry_run else table.out, status)
     if has_failed:
         raise typer.Exit(EXIT_SOME_FAILED)
-
-
-def _check(table: Table) -> None:
-    """ConfigError for options that mean nothing together."""
-    if table.price is not None and not (table.dry_run and table.price >= 0):
-        raise ConfigError("--price is what an hour costs.", "Use it with --dry-run.")
-    if table.out is None:
-        for name, given in (("--retry-failed", table.retry_failed), ("--force", table.force)):
-            if given:
-                raise ConfigError(f"{name} is for runs that write files.", "Add --out.")
 
 
 def _print_all(results: Iterator[ExtractResult], status: Status) -> bool:
@@ -201,13 +170,13 @@ def _print_all(results: Iterator[ExtractResult], status: Status) -> bool:
     return has_failed
 
 
-def _write(results: Iterator[ExtractResult], table: Table, status: Status) -> bool:
-    """Lets a run write its table, and tells whether a page has failed."""
+def _write(results: Iterator[ExtractResult], out: str | None, status: Status) -> bool:
+    """Lets a run write its table, and tells whether a page has failed; None: it writes nothing."""
     num_doubtful = sum(bool(result.doubtful) for result in results)
     status.clear()
-    if table.dry_run or table.out is None:
+    if out is None:
         return False
-    summary = extract_status(table.out)
+    summary = extract_status(out)
     if not status.quiet:
         print_summary(summary, file=sys.stderr)
         if num_doubtful:

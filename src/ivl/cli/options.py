@@ -267,6 +267,37 @@ class PageChoice:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RunChoice:
+    """What a run over documents does with what is there already, and whether it runs at all."""
+
+    force: Annotated[
+        bool,
+        Option(
+            "--force",
+            help="Replace files that no run of ivl has written, and those that were changed since.",
+        ),
+    ] = False
+    retry_failed: Annotated[
+        bool, Option("--retry-failed", help="Only try the pages again that failed.")
+    ] = False
+    dry_run: Annotated[
+        bool, Option("--dry-run", help="Only say how many pages there are, and what they take.")
+    ] = False
+    price: Annotated[
+        float | None,
+        Option(metavar="X", help="With --dry-run: what an hour of this machine costs."),
+    ] = None
+
+    def check(self, out: str | None) -> None:
+        """ConfigError for options that mean nothing together, or without files to write."""
+        if self.price is not None and not (self.dry_run and self.price >= 0):
+            raise ConfigError("--price is what an hour costs.", "Use it with --dry-run.")
+        for name, given in (("--retry-failed", self.retry_failed), ("--force", self.force)):
+            if given and out is None:
+                raise ConfigError(f"{name} is for runs that write files.", "Add --out.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AnswerForm:
     """What an answer must be, and what is told of it."""
 

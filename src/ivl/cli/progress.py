@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import TextIO
 
+from ivl.cli.options import ModelChoice, PageChoice, RunChoice
 from ivl.cli.terminal import Status, print_json
 from ivl.cli.words import clean, spoken
 from ivl.documents.inputs import told_skipped
@@ -15,7 +17,7 @@ from ivl.documents.job import RunSummary
 from ivl.documents.progress import ReadProgress
 from ivl.documents.results import STATUSES, WITHOUT_TEXT, PageResult
 from ivl.errors import IvlError
-from ivl.planner.run import RunEstimate
+from ivl.planner.run import RunEstimate, estimate_run
 from ivl.spelling import counted
 
 LINE_EVERY_S = 30
@@ -56,6 +58,23 @@ class PageProgress:
         if not sys.stderr.isatty() and now - self._told_at >= LINE_EVERY_S:
             self._told_at = now
             self.status.note(text)
+
+
+def estimator(
+    choice: ModelChoice, which: PageChoice, run: RunChoice, *, max_tiles: int | None, tokens: int
+) -> Callable[[int], RunEstimate]:
+    """Tells what so many pages take, of which each has so many tokens."""
+    return functools.partial(
+        estimate_run,
+        choice.model,
+        mmproj=choice.mmproj,
+        jobs=which.jobs,
+        max_tiles=max_tiles,
+        context=choice.context,
+        kv=choice.kv,
+        price_per_hour=run.price,
+        num_tokens=tokens,
+    )
 
 
 def progress_text(progress: ReadProgress) -> str:

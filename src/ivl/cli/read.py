@@ -23,6 +23,7 @@ from ivl.cli.options import (
     ModelChoice,
     PageChoice,
     Quiet,
+    RunChoice,
     Sampling,
     Times,
     with_options,
@@ -30,6 +31,7 @@ from ivl.cli.options import (
 from ivl.cli.progress import (
     EXIT_SOME_FAILED,
     PageProgress,
+    estimator,
     print_plan,
     print_summary,
     told_when_ended,
@@ -46,7 +48,7 @@ from ivl.documents.results import DocumentResult, PageResult
 from ivl.engine.options import DEFAULT_MAX_PIXELS
 from ivl.errors import ConfigError
 from ivl.json_values import JsonObject, json_text
-from ivl.planner.run import TOKENS_OF_PAGE, estimate_run
+from ivl.planner.run import TOKENS_OF_PAGE
 
 if TYPE_CHECKING:
     from ivl.api import Model
@@ -95,6 +97,17 @@ class Reading:
         ),
     ] = False
 
+    def keywords(self) -> ReadKeywords:
+        """As `ivl.read` takes them."""
+        return {
+            "prompt": self.prompt,
+            "keep_headers": self.keep_headers,
+            "retry": not self.no_retry,
+            "skip_blank": not self.no_skip_blank,
+            "rotate": not self.no_rotate,
+            "text_layer": cast("TextLayerUse", self.text_layer),
+        }
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Writing:
@@ -118,20 +131,6 @@ class Writing:
             help=f"{', '.join(FORMATS)}; by default what the name of the file says, or md.",
         ),
     ] = None
-    force: Annotated[
-        bool, Option("--force", help="Replace files that no run of ivl has written.")
-    ] = False
-    retry_failed: Annotated[
-        bool, Option("--retry-failed", help="Only try the pages again that failed.")
-    ] = False
-    dry_run: Annotated[
-        bool,
-        Option("--dry-run", help="Only say how many pages there are, and what reading them takes."),
-    ] = False
-    price: Annotated[
-        float | None,
-        Option(metavar="X", help="With --dry-run: what an hour of this machine costs."),
-    ] = None
     status: Annotated[
         bool, Option("--status", help="Say what a run that wrote to the given place has done.")
     ] = False
@@ -143,6 +142,7 @@ def command(
     *,
     reading: Reading,
     writing: Writing,
+    run: RunChoice,
     which: PageChoice,
     max_tiles: MaxTiles = None,
     max_pixels: MaxPixels = DEFAULT_MAX_PIXELS,
@@ -165,36 +165,22 @@ def command(
     if writing.status:
         _tell_status(files, json)
         return
-    _check(writing, form, json)
+    _check(writing, run, form, json)
     _check_prompt(choice, reading)
     status = Status(quiet=quiet, json=json)
     load = functools.cache(lambda: load_model(choice, status, drafting))
     how: ReadKeywords = {
-        "prompt": reading.prompt,
-        "keep_headers": reading.keep_headers,
-        "retry": not reading.no_retry,
-        "skip_blank": not reading.no_skip_blank,
-        "rotate": not reading.no_rotate,
-        "text_layer": cast("TextLayerUse", reading.text_layer),
+        **reading.keywords(),
         "max_tiles": max_tiles,
         "max_pixels": max_pixels,
         "schema": form.schema,
         **sampling.given(),
     }
-    estimate = functools.partial(
-        estimate_run,
-        choice.model,
-        mmproj=choice.mmproj,
-        jobs=which.jobs,
-        max_tiles=max_tiles,
-        context=choice.context,
-        kv=choice.kv,
-        price_per_hour=writing.price,
-        num_tokens=min(sampling.max_tokens or TOKENS_OF_PAGE, TOKENS_OF_PAGE),
-    )
+    tokens = min(sampling.max_tokens or TOKENS_OF_PAGE, TOKENS_OF_PAGE)
+    estimate = estimator(choice, which, run, max_tiles=max_tiles, tokens=tokens)
     progress = PageProgress(status, estimate)
     given, passwords = given_documents(files), read_passwords(which.passwords)
-    if writing.out is None and not writing.dry_run:
+    if writing.out is None and not run.dry_run:
         printer = _Printer("json" if json else writing.form, progress, sampling, times, load)
         results = read(
             given,
@@ -217,17 +203,17 @@ def command(
             model_facts=lambda: facts_of_choice(choice, status),
             out=writing.out,
             format=writing.form,
-            force=writing.force,
-            retry_failed=writing.retry_failed,
-            dry_run=writing.dry_run,
+            force=run.force,
+            retry_failed=run.retry_failed,
+            dry_run=run.dry_run,
             pages=which.pages,
             passwords=passwords,
             jobs=which.jobs,
-            found=tell_plan if writing.dry_run else progress.begin,
+            found=tell_plan if run.dry_run else progress.begin,
             progress=progress.show,
             **how,
         )
-        has_failed = _run(documents, writing, status)
+        has_failed = _run(documents, None if run.dry_run else writing.out, status)
     if has_failed:
         raise typer.Exit(EXIT_SOME_FAILED)
 
@@ -240,36 +226,30 @@ def _check_prompt(choice: ModelChoice, reading: Reading) -> None:
         )
 
 
-def _run(documents: Iterator[DocumentResult], writing: Writing, status: Status) -> bool:
-    """Lets a run write its files, and tells whether a page has failed."""
+def _run(documents: Iterator[DocumentResult], out: str | None, status: Status) -> bool:
+    """Lets a run write its files, and tells whether a page has failed; None: it writes nothing."""
     with told_when_ended(status):
         for _ in documents:
             pass
     status.clear()
-    if writing.dry_run or writing.out is None:
+    if out is None:
         return False
-    summary = run_status(writing.out)
+    summary = run_status(out)
     if not status.quiet:
         print_summary(summary, file=sys.stderr)
     return summary.has_failed
 
 
-def _check(writing: Writing, form: AnswerForm, json: bool) -> None:
+def _check(writing: Writing, run: RunChoice, form: AnswerForm, json: bool) -> None:
     """ConfigError for options that mean nothing together."""
     form.check(json or (writing.out is None and writing.form in ("json", "jsonl")))
     if writing.out == "":
         raise ConfigError("--out is empty.", "Is the variable that it comes from set?")
     find_target(Path(writing.out or "."), writing.form)
-    if writing.price is not None and not (writing.dry_run and writing.price >= 0):
-        raise ConfigError("--price is what an hour costs.", "Use it with --dry-run.")
-    if writing.out is not None:
-        if json and not writing.dry_run:
-            raise ConfigError("--json prints, and --out writes.", "Use --format json.")
-        return
-    for name, given in (("--retry-failed", writing.retry_failed), ("--force", writing.force)):
-        if given:
-            raise ConfigError(f"{name} is for runs that write files.", "Add --out.")
-    if json and writing.form not in (None, "json"):
+    run.check(writing.out)
+    if writing.out is not None and json and not run.dry_run:
+        raise ConfigError("--json prints, and --out writes.", "Use --format json.")
+    if writing.out is None and json and writing.form not in (None, "json"):
         raise ConfigError(f"--json and --format {writing.form} were given.", "Leave one out.")
 
 

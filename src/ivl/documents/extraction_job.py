@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Unpack, cast
+from typing import TYPE_CHECKING, Final, Unpack
 
 from ivl.documents.extraction import (
     MOST_ATTEMPTS,
@@ -28,18 +28,18 @@ from ivl.documents.extraction import (
 )
 from ivl.documents.extraction_tables import find_list, json_lines, table_lines
 from ivl.documents.field_values import DEFAULT_MIN_CONFIDENCE
-from ivl.documents.inputs import Given, find_documents
+from ivl.documents.inputs import Given
 from ivl.documents.job import run_status
 from ivl.documents.looking import ReadSettings
 from ivl.documents.outputs import OutputTarget
 from ivl.documents.page_run import PageRun, RunFiles, Sheet, facts_of, opened_run, out_path
 from ivl.documents.progress import ReadProgress, Tally
-from ivl.documents.reading import Wanted, check_jobs, check_model, passwords_of
+from ivl.documents.reading import Wanted, check_jobs, check_model, find_given, passwords_of
 from ivl.documents.results import PageResult
 from ivl.documents.run_summary import RunSummary
-from ivl.documents.schemas import SchemaSource, load_schema
+from ivl.documents.schemas import ExtractionSchema, SchemaSource, load_schema
 from ivl.engine.options import GenerationKeywords, GenerationOptions
-from ivl.engine.prompt_builder import Images, as_list
+from ivl.engine.prompt_builder import Images
 from ivl.errors import RequestError
 from ivl.json_values import JsonObject
 from ivl.pages.sources import DEFAULT_MAX_PIXELS
@@ -110,18 +110,13 @@ def extract(
     )
     target = None if out is None else _target(out_path(out))
     if rows is not None:
-        find_list(settings.schema, rows)
-        if target is None or target.file is None or target.file.suffix.lower() != ".csv":
-            raise RequestError(
-                "`rows` is for a table.", "Name a .csv file with `out`; other results have all."
-            )
-    given = find_documents(cast("Sequence[Given]", as_list(cast("Images", paths))))
-    tell = Tally(found, progress)
+        _check_rows(rows, settings.schema, target)
     with opened_run(
-        given.documents,
+        find_given(paths),
         settings.reading,
         Wanted(pages=pages, passwords=passwords_of(passwords)),
         target,
+        Tally(found, progress),
         settings=lambda: extraction_record(settings, facts_of(model, model_facts)),
         also=[per, rows],
         from_dict=PageFields.from_dict,
@@ -129,15 +124,22 @@ def extract(
         retry_failed=retry_failed,
         dry_run=dry_run,
     ) as run:
-        run.count(tell)
         if dry_run:
             return
-        run.begin(given.skipped)
         read = partial(extract_pages, model=model, settings=settings, jobs=jobs)
-        for sheet in run.go_in_order(read, tell):
+        for sheet in run.go_in_order(read):
             yield from _results(run, sheet, settings)
         if run.files is not None:
             _write_end(run, run.files, settings, rows)
+
+
+def _check_rows(rows: str, schema: ExtractionSchema, target: OutputTarget | None) -> None:
+    """RequestError for what is no list of the schema, and where there is no table of rows."""
+    find_list(schema, rows)
+    if target is None or target.file is None or target.file.suffix.lower() != ".csv":
+        raise RequestError(
+            "`rows` is for a table.", "Name a .csv file with `out`; other results have all."
+        )
 
 
 def _results(

@@ -15,11 +15,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Unpack, cast
+from typing import TYPE_CHECKING, Unpack
 
 from ivl.checkpoint.hub import locate_pair
 from ivl.checkpoint.identity import fingerprint
-from ivl.documents.inputs import Given, find_documents
+from ivl.documents.inputs import Given
 from ivl.documents.journal import RunJournal
 from ivl.documents.looking import ReadKeywords, ReadSettings
 from ivl.documents.outputs import OutputTarget, find_target, render
@@ -33,10 +33,17 @@ from ivl.documents.page_run import (
     settings_record,
 )
 from ivl.documents.progress import ReadProgress, Tally
-from ivl.documents.reading import Wanted, check_jobs, check_model, passwords_of, read_pages
+from ivl.documents.reading import (
+    Wanted,
+    check_jobs,
+    check_model,
+    find_given,
+    passwords_of,
+    read_pages,
+)
 from ivl.documents.results import DocumentResult, PageResult
 from ivl.documents.run_summary import RunSummary, summarize
-from ivl.engine.prompt_builder import Images, as_list
+from ivl.engine.prompt_builder import Images
 from ivl.errors import RequestError
 from ivl.json_values import JsonObject, JsonValue
 
@@ -99,26 +106,23 @@ def read_documents(
     check_jobs(jobs)
     check_model(model)
     settings = ReadSettings.of(options)
-    given = find_documents(cast("Sequence[Given]", as_list(cast("Images", paths))))
     target = None if out is None else find_target(out_path(out), format)
-    tell = Tally(found, progress)
     with opened_run(
-        given.documents,
+        find_given(paths),
         settings,
         Wanted(pages=pages, passwords=passwords_of(passwords)),
         target,
+        Tally(found, progress),
         settings=lambda: settings_record(settings, facts_of(model, model_facts)),
         from_dict=PageResult.from_dict,
         force=force,
         retry_failed=retry_failed,
         dry_run=dry_run,
     ) as run:
-        run.count(tell)
         if dry_run:
             return
-        run.begin(given.skipped)
         read = partial(read_pages, model=model, settings=settings, jobs=jobs, watcher=watcher)
-        for sheet in run.go(read, tell):
+        for sheet in run.go(read):
             yield _finished(run, sheet)
         if run.files is not None:
             _write_end(run, run.files)

@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Generic, Protocol, TypeVar, cast
 
-from ivl.documents.inputs import Document
+from ivl.documents.inputs import Document, Found
 from ivl.documents.journal import RunJournal, journal_key
 from ivl.documents.looking import ReadSettings
 from ivl.documents.outputs import (
@@ -158,6 +158,21 @@ class RunFiles:
                     "`force` replaces it; or write to another place.",
                 )
 
+    def check_last_run(self) -> None:
+        """RequestError where the last run, whose failed pages are to be tried again, was none, or
+        had other settings: its files would go, and nothing would be read."""
+        if not self.journal.runs:
+            raise RequestError(
+                f"No run has written to {self.target.file or self.target.folder}.",
+                "Leave `retry_failed` out.",
+            )
+        last = self.journal.runs[-1]["settings"]
+        if json.dumps(last, sort_keys=True) != json.dumps(self.settings, sort_keys=True):
+            raise RequestError(
+                "The last run had another model or other settings: of these no page has failed.",
+                "Give it the same options, or leave `retry_failed` out.",
+            )
+
     def refuse_changed(self, sheets: Sequence[Sheet]) -> None:
         """RequestError for a file that this run is going to write anew, and that somebody has
         changed since it was written."""
@@ -240,9 +255,11 @@ class RunFiles:
 class PageRun(Generic[Record]):
     """Everything between the first look at the files and what is made of their pages."""
 
-    def __init__(self, from_dict: Callable[[JsonObject], Record], files: RunFiles | None) -> None:
+    def __init__(
+        self, from_dict: Callable[[JsonObject], Record], files: RunFiles | None, tell: Tally
+    ) -> None:
         """from_dict: makes a record of what its `to_dict` gave. files: None without any."""
-        self.files = files
+        self.files, self._tell = files, tell
         self.sheets: list[Sheet] = []
         self._from_dict = from_dict
         self._held: dict[str, Record] = {}
@@ -307,7 +324,7 @@ class PageRun(Generic[Record]):
             pages.append(key)
         return Sheet(document, output, pages)
 
-    def count(self, tell: Tally) -> None:
+    def count(self) -> None:
         """Tells how much there is, and what of it is done; also what cannot be read at all."""
         before = Counter[PageStatus](
             page.status if isinstance(page, PageResult) else cast(PageStatus, self._status(page))
@@ -315,16 +332,14 @@ class PageRun(Generic[Record]):
             for page in sheet.pages
             if isinstance(page, PageResult) or page not in sheet.left
         )
-        tell.begin(len(self.sheets), sum(len(sheet.pages) for sheet in self.sheets), before)
+        self._tell.begin(len(self.sheets), sum(len(sheet.pages) for sheet in self.sheets), before)
 
     def begin(self, skipped: Counter[str]) -> None:
         """Says in the journal, if there is one, what is going to be done."""
         if self.files is not None:
             self.files.begin(skipped, [self._entry(sheet, self.files) for sheet in self.sheets])
 
-    def go(
-        self, read: Callable[[Sequence[Page]], Iterator[tuple[int, Record]]], tell: Tally
-    ) -> Iterator[Sheet]:
+    def go(self, read: Callable[[Sequence[Page]], Iterator[tuple[int, Record]]]) -> Iterator[Sheet]:
         """Reads what is to be read, and yields each document when all of its pages are there.
         read: gives what comes of pages, with their numbers from 0, as soon as it is known."""
         yield from (sheet for sheet in self.sheets if not sheet.left)
@@ -337,17 +352,17 @@ class PageRun(Generic[Record]):
                 self.files.journal.append(key, record.to_dict())
             for sheet in self._waiting.pop(key):
                 sheet.left.discard(key)
-                tell.count(record.status)
+                self._tell.count(record.status)
                 if not sheet.left:
                     yield sheet
 
     def go_in_order(
-        self, read: Callable[[Sequence[Page]], Iterator[tuple[int, Record]]], tell: Tally
+        self, read: Callable[[Sequence[Page]], Iterator[tuple[int, Record]]]
     ) -> Iterator[Sheet]:
         """As `go`, but no document before those that were given before it."""
         coming = (sheet for sheet in self.sheets if not sheet.is_left_out)
         following = next(coming, None)
-        for _ in self.go(read, tell):
+        for _ in self.go(read):
             while following is not None and not following.left:
                 yield following
                 following = next(coming, None)
@@ -381,10 +396,11 @@ class PageRun(Generic[Record]):
 
 @contextmanager
 def opened_run(
-    documents: Sequence[Document],
+    given: Found,
     reading: ReadSettings,
     wanted: Wanted,
     target: OutputTarget | None,
+    tell: Tally,
     *,
     settings: Callable[[], JsonObject],
     from_dict: Callable[[JsonObject], Record],
@@ -393,13 +409,16 @@ def opened_run(
     retry_failed: bool,
     dry_run: bool,
 ) -> Iterator[PageRun[Record]]:
-    """A run over these documents, of which nothing has been read yet.
+    """A run over these documents, which has begun, unless it is a `dry_run`; `tell` was told how
+    much there is to do.
 
     target: None where no files are written. settings, also: as of `RunFiles`; the settings are
     asked for when there is a journal. from_dict: as of `PageRun`. force, retry_failed, dry_run: as
     of `read_documents`. RequestError for outputs that would have the same name, or that would
-    replace what no run has written, or what somebody has changed since.
+    replace what no run has written, or what somebody has changed since; and for `retry_failed`
+    where no run with these settings has been.
     """
+    documents = given.documents
     if target is not None:  # a file that was given twice is written once
         documents = tuple({_identity(one): one for one in documents}.values())
     outputs = [] if target is None else plan_outputs(documents, target)
@@ -410,7 +429,9 @@ def opened_run(
             journal = stack.enter_context(RunJournal(target.journal, read_only=dry_run))
             files = RunFiles(target, journal, record, also, force=force)
             files.refuse_foreign(outputs)
-        run = PageRun(from_dict, files)
+        if files is not None and retry_failed:
+            files.check_last_run()
+        run = PageRun(from_dict, files, tell)
         run.find(
             documents,
             outputs or [None] * len(documents),
@@ -420,6 +441,9 @@ def opened_run(
         )
         if files is not None:
             files.refuse_changed(run.sheets)
+        run.count()
+        if not dry_run:
+            run.begin(given.skipped)
         yield run
 
 

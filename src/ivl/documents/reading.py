@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Unpack, cast
 
-from ivl.documents.inputs import Document, Given, find_documents
+from ivl.documents.inputs import Document, Found, Given, find_documents
 from ivl.documents.looking import ReadKeywords, ReadSettings
 from ivl.documents.progress import ReadProgress, Tally
 from ivl.documents.results import PageResult
@@ -56,12 +56,17 @@ def read(
     check_model(model)
     settings = ReadSettings.of(options, logprobs)
     wanted = Wanted(pages=pages, passwords=passwords_of(passwords))
-    given = find_documents(cast("Sequence[Given]", as_list(cast("Images", paths))))
+    given = find_given(paths)
     opened = [page for one in given.documents for page in open_document(one, settings, wanted)]
     tally = Tally(found, progress)
     tally.begin(len(given.documents), len(opened), Counter())
     results = read_pages(opened, model, settings, jobs=jobs, watcher=watcher)
     yield from in_order(tally.counted(results))
+
+
+def find_given(paths: Images | Sequence[Given]) -> Found:
+    """What `find_documents` finds; one source may stand for a list of them."""
+    return find_documents(cast("Sequence[Given]", as_list(cast("Images", paths))))
 
 
 def check_jobs(jobs: int | None) -> None:
