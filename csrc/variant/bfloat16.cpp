@@ -2,7 +2,7 @@
 #include "bfloat16_tile.hpp"
 #include "kernels.hpp"
 #include "numbers.hpp"
-#include "write_sums.hpp"
+#include "plain_products.hpp"
 
 namespace ivl {
 namespace IVL_VARIANT {
@@ -95,8 +95,6 @@ void multiply(const FloatTask& task, int64_t first, int64_t last, uint8_t* scrat
 
 // --- few rows: weights are read as they lie in memory; a sum is kept in 16 parts ---
 
-constexpr int64_t kPrefetchBytes = 1024;  // as for float_matmul.cpp
-
 template <int W, int R>
 __attribute__((target("avx512bf16"))) void multiply_rows(const FloatTask& task, int64_t weight_row,
                                                          int64_t row) {
@@ -110,7 +108,8 @@ __attribute__((target("avx512bf16"))) void multiply_rows(const FloatTask& task, 
 #pragma GCC unroll 4
     for (int r = 0; r < R; ++r) acc[i][r] = _mm512_setzero_ps();
   }
-  const auto add_columns = [&](int64_t k, __mmask32 some) __attribute__((target("avx512bf16"), always_inline)) {
+  const auto add_columns = [&](int64_t k, __mmask32 some)
+                               __attribute__((target("avx512bf16"), always_inline)) {
 #pragma GCC unroll 4
     for (int i = 0; i < W; ++i) {
       const uint16_t* place = weights + i * columns + k;
@@ -126,33 +125,23 @@ __attribute__((target("avx512bf16"))) void multiply_rows(const FloatTask& task, 
   int64_t k = 0;
   for (; k + 32 <= columns; k += 32) add_columns(k, ~__mmask32{0});
   if (k < columns) add_columns(k, (__mmask32{1} << (columns - k)) - 1);
-  alignas(64) float sums[R][W];
-  if constexpr (W == 4 && R == 4) {
-    totals(&acc[0][0], &sums[0][0]);
-  } else {
-#pragma GCC unroll 4
-    for (int i = 0; i < W; ++i) {
-#pragma GCC unroll 4
-      for (int r = 0; r < R; ++r) sums[r][i] = total(acc[i][r]);
-    }
-  }
-  write_block(task, weight_row, row, sums);
+  write_block(task, weight_row, row, acc);
 }
 
-// The rows [row, end) times W weight rows.
+// All rows times W weight rows.
 template <int W>
-void multiply_group(const FloatTask& task, int64_t weight_row, int64_t row, int64_t end) {
+void multiply_group(const FloatTask& task, int64_t weight_row) {
+  const int64_t end = task.num_rows;
+  int64_t row = 0;
   for (; row + 4 <= end; row += 4) multiply_rows<W, 4>(task, weight_row, row);
-  if (row + 2 <= end) multiply_rows<W, 2>(task, weight_row, row), row += 2;
+  for (; row + 2 <= end; row += 2) multiply_rows<W, 2>(task, weight_row, row);
   if (row < end) multiply_rows<W, 1>(task, weight_row, row);
 }
 
 void multiply_few(const FloatTask& task, int64_t first, int64_t last) {
   int64_t weight_row = first;
-  for (; weight_row + 4 <= last; weight_row += 4) {
-    multiply_group<4>(task, weight_row, 0, task.num_rows);
-  }
-  for (; weight_row < last; ++weight_row) multiply_group<1>(task, weight_row, 0, task.num_rows);
+  for (; weight_row + 4 <= last; weight_row += 4) multiply_group<4>(task, weight_row);
+  for (; weight_row < last; ++weight_row) multiply_group<1>(task, weight_row);
 }
 
 }  // namespace

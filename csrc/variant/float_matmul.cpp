@@ -2,20 +2,18 @@
 #include "kernels.hpp"
 
 #include "numbers.hpp"
-#include "write_sums.hpp"
+#include "plain_products.hpp"
 
 namespace ivl {
 namespace IVL_VARIANT {
 namespace {
 
-constexpr bool kHolds16Sums = kFloatRows >= 12;  // registers do, of 4 x 4 rows
 // A step of several answers is few rows too then.
 constexpr int64_t kFewRows = kHolds16Sums ? 32 : 8;
 // Up to so many rows all weights of a task are read before the next rows; beyond, four at a time.
 constexpr int64_t kOuterRows = 8;
 constexpr int64_t kTaskRows = 64;
 constexpr int64_t kPanel = 16 * kFloatVectors;  // weight rows that are multiplied at once
-constexpr int64_t kPrefetchBytes = 1024;        // how far ahead weights are asked for; measured
 constexpr int64_t kSlice = 512;                 // columns whose widened weights stay in a cache
 
 // Numbers from one row of x to the next: filled up to whole vectors, and one more, so that rows do
@@ -60,17 +58,7 @@ void multiply_rows(const FloatTask& task, int64_t weight_row, int64_t row) {
       }
     }
   }
-  alignas(64) float sums[R][W];
-  if constexpr (kHolds16Sums && W == 4 && R == 4) {
-    totals(&acc[0][0], &sums[0][0]);
-  } else {
-#pragma GCC unroll 4
-    for (int i = 0; i < W; ++i) {
-#pragma GCC unroll 8
-      for (int r = 0; r < R; ++r) sums[r][i] = total(acc[i][r]);
-    }
-  }
-  write_block(task, weight_row, row, sums);
+  write_block(task, weight_row, row, acc);
 }
 
 // The rows from `row` on times four weight rows, or one.

@@ -1,4 +1,4 @@
-// Ends a product: sums become outputs.
+// What products with plain weights share: how far ahead they read, and how sums become outputs.
 #pragma once
 
 #include "kernels.hpp"
@@ -7,10 +7,25 @@
 namespace ivl {
 namespace IVL_VARIANT {
 
-// Sums (R, W) of the rows from `row` on to outputs [first, first + W).
+// How far ahead of few rows weights are asked for; measured.
+constexpr int64_t kPrefetchBytes = 1024;
+constexpr bool kHolds16Sums = kFloatRows >= 12;  // registers do, of 4 x 4 rows
+
+// Ends a product of few rows, each of whose sums is in 16 parts: acc (W, R), of W rows of weights by
+// the R rows from `row` on, to outputs [first, first + W).
 template <int W, int R>
 IVL_INLINE void write_block(const FloatTask& task, int64_t first, int64_t row,
-                            const float (&sums)[R][W]) {
+                            const Floats (&acc)[W][R]) {
+  alignas(64) float sums[R][W];
+  if constexpr (kHolds16Sums && W == 4 && R == 4) {
+    totals(&acc[0][0], &sums[0][0]);
+  } else {
+#pragma GCC unroll 4
+    for (int i = 0; i < W; ++i) {
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r) sums[r][i] = total(acc[i][r]);
+    }
+  }
   float bias[W] = {};
   if (task.bias != nullptr) memcpy(bias, task.bias + first, sizeof bias);
 #pragma GCC unroll 4
