@@ -197,6 +197,8 @@ def run_decodes(options: argparse.Namespace, question: Question, url: str) -> No
         began = time.perf_counter()
         outcomes = asyncio.run(together(url, question, count, count))
         whole_s = time.perf_counter() - began
+        if not all(outcome.pieces_s for outcome in outcomes):
+            raise SystemExit(f"error: answers without a word: {kinds_of(outcomes)}")
         firsts = first_tokens_s(outcomes)
         rate = rate_while_all_write(outcomes)
         alone = alone or rate
